@@ -1,0 +1,3 @@
+"""swapd: replace a model in production without the clients noticing."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""swapd-cli: the command line."""

@@ -1,0 +1,89 @@
+"""One error type with stable codes.
+
+A *refusal* is a value inside core (`Problem`); at the edges it is raised as `SwapdError`. Codes are part of
+the public interface (`error.data.code`): people script against them, so a code is never reused or renamed.
+Standard library only: this module also runs in a model's interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+# --- what the caller asked for is wrong, or not possible now -----------------------------------------------
+BAD_REQUEST: Final = "BAD_REQUEST"
+UNKNOWN_METHOD: Final = "UNKNOWN_METHOD"
+UNKNOWN_SERVICE: Final = "UNKNOWN_SERVICE"
+UNKNOWN_MODEL: Final = "UNKNOWN_MODEL"
+UNKNOWN_DEVICE: Final = "UNKNOWN_DEVICE"
+UNKNOWN_SWAP: Final = "UNKNOWN_SWAP"
+UNKNOWN_WORKER: Final = "UNKNOWN_WORKER"
+UNKNOWN_REVISION: Final = "UNKNOWN_REVISION"
+CONFIG_INVALID: Final = "CONFIG_INVALID"
+SWAP_IN_PROGRESS: Final = "SWAP_IN_PROGRESS"
+ALREADY_SERVING: Final = "ALREADY_SERVING"
+NOTHING_TO_ROLL_BACK: Final = "NOTHING_TO_ROLL_BACK"
+NOTHING_TO_CANCEL: Final = "NOTHING_TO_CANCEL"
+NOT_SUPPORTED: Final = "NOT_SUPPORTED"
+SHUTTING_DOWN: Final = "SHUTTING_DOWN"
+VERSION_MISMATCH: Final = "VERSION_MISMATCH"
+# --- memory ------------------------------------------------------------------------------------------------
+VRAM_INSUFFICIENT: Final = "VRAM_INSUFFICIENT"
+DEVICE_UNKNOWN: Final = "DEVICE_UNKNOWN"  # the device's memory cannot be read: nothing is planned on it
+OUTAGE_TOO_LONG: Final = "OUTAGE_TOO_LONG"
+MEMORY_NOT_RELEASED: Final = "MEMORY_NOT_RELEASED"
+OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
+# --- a model or its worker failed --------------------------------------------------------------------------
+COMMAND_NOT_FOUND: Final = "COMMAND_NOT_FOUND"
+IMPORT_FAILED: Final = "IMPORT_FAILED"
+LOAD_FAILED: Final = "LOAD_FAILED"
+WORKER_EXITED: Final = "WORKER_EXITED"
+NOT_READY: Final = "NOT_READY"
+WARMUP_FAILED: Final = "WARMUP_FAILED"
+PROBE_FAILED: Final = "PROBE_FAILED"
+PROBE_TOO_SLOW: Final = "PROBE_TOO_SLOW"
+HAND_OVER_FAILED: Final = "HAND_OVER_FAILED"
+HOOK_FAILED: Final = "HOOK_FAILED"  # an Engine's stage, park or wake raised
+CANCELED: Final = "CANCELED"
+TIMEOUT: Final = "TIMEOUT"
+# --- the host ----------------------------------------------------------------------------------------------
+LISTEN_FAILED: Final = "LISTEN_FAILED"
+JOURNAL_FAILED: Final = "JOURNAL_FAILED"
+INTERNAL: Final = "INTERNAL"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why something was refused or failed: a stable code, a sentence that says what to do, and figures."""
+
+    code: str
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code})"
+
+
+class SwapdError(Exception):
+    """A `Problem` raised at an edge. Anything else that escapes is a bug in swapd."""
+
+    def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.problem = Problem(code, message, dict(details or {}))
+
+    @property
+    def code(self) -> str:
+        return self.problem.code
+
+    @property
+    def message(self) -> str:
+        return self.problem.message
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        return self.problem.details
+
+    @classmethod
+    def of(cls, problem: Problem) -> SwapdError:
+        return cls(problem.code, problem.message, problem.details)

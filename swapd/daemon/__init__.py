@@ -1,0 +1,1 @@
+"""The daemon: wiring, the loop that owns the state, and the executor that carries out its effects."""

@@ -1,0 +1,1 @@
+"""Bytes to values and back, for each of the three channels: control, worker, peer."""

@@ -1,0 +1,1 @@
+"""How each kind of engine loads a model and gives its memory back."""
