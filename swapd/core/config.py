@@ -1,0 +1,175 @@
+"""The configuration as values: what the daemon may rely on once `parse_config` has let a file through.
+
+Duty: one frozen dataclass per table of the file, with its defaults. `config_keys` says how each key is written,
+`config_parse` reads them, `config_views` digests, redacts and compares them. Sizes are in bytes, times in
+seconds, paths absolute as far as the file's own path was. May not know: where a file lies, whether a path exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from swapd.core.model import DeviceKind
+
+MAX_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path holds 108 with the closing NUL: unix(7)
+MAX_COUNTER_DIGITS: Final = 7  # of a worker id: ten million workers of one service before a path grows longer
+CONTROL_SOCKET: Final = "control.sock"
+HTTP_SOCKET: Final = "http.sock"
+
+MIB: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigProblem:
+    """One mistake: the file, the key's path in it (empty: the file as a whole), and what would be right."""
+
+    file: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.key}: {self.message}" if self.key else f"{self.file}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonConfig:
+    """[daemon]"""
+
+    runtime_dir: str = "/run/swapd"
+    state_dir: str = "/var/lib/swapd"
+    control: str = ""  # endpoint; empty only before parsing: the default is ipc:// in runtime_dir
+    events: str = ""
+    metrics: str | None = None
+    log_level: str = "info"
+    log_keep: int = 10  # logs of ended workers kept per service
+    history_keep: int = 1000  # finished swaps kept in the journal
+    shutdown_timeout_s: float = 60.0  # for everything at SIGTERM: drain, then end what is left
+    hand_over_timeout_s: float = 2.0  # from quiesce to STARTED; past it the source resumes
+    release_timeout_s: float = 10.0  # for device memory to be seen free after its holder has gone or parked
+    stop_timeout_s: float = 10.0  # for a worker told to stop to end by itself, before its tree is killed
+    restart_backoff_max_s: float = 30.0  # the longest pause before a dead worker is started again
+
+    def worker_dir(self, worker_id: str) -> str:
+        return f"{self.runtime_dir}/w/{worker_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConfig:
+    """[devices.NAME]"""
+
+    name: str
+    kind: DeviceKind
+    match: str | None = None  # nvml: "GPU-…", "MIG-…" or an index in digits; host: None
+    headroom_bytes: int = 512 * MIB
+    memory_bytes: int | None = None  # host: the budget; None: all that the host has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestConfig:
+    """One synthetic request, ready to be sent: `json` is already encoded, its content-type among the headers."""
+
+    method: str = "GET"
+    path: str = "/"
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)  # may hold a token
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectConfig:
+    """What the answer must be. At most one of `json_pointer` and `json_contains` is set."""
+
+    status: int = 200
+    within_s: float = 10.0  # also the deadline of the request
+    json_pointer: str | None = None  # RFC 6901: must exist in the answer
+    json_contains: Mapping[str, Any] | None = None  # must be contained in the answer, objects key by key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeConfig:
+    """[[models.NAME.probes]]"""
+
+    request: RequestConfig
+    expect: ExpectConfig = field(default_factory=ExpectConfig)
+    repeat: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyConfig:
+    """[models.NAME.ready]"""
+
+    path: str | None = None  # None: load having returned is enough; the probes still decide
+    timeout_s: float = 600.0  # for each of stage, load (with the ready path's first 2xx), park and wake
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmupConfig:
+    """[models.NAME.warmup]"""
+
+    file: str  # JSON lines, each written like a probe's request
+    concurrency: int = 4
+    timeout_s: float = 300.0  # for all of them together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """[models.NAME]"""
+
+    name: str
+    engine: str = "asgi"
+    app: str | None = None  # "module:attribute"; never None for an asgi engine
+    directory: str = "."  # cwd and import path; default: where the config file lies
+    python: str | None = None  # None: the daemon's own interpreter
+    device_memory_bytes: int | None = None  # per device; None: learned or estimated
+    weights: tuple[str, ...] = ()  # files or directories
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    env_file: str | None = None
+    env_file_values: Mapping[str, str] = field(
+        default_factory=dict, repr=False
+    )  # filled in by host.config_file
+    ready: ReadyConfig = field(default_factory=ReadyConfig)
+    probes: tuple[ProbeConfig, ...] = ()
+    warmup: WarmupConfig | None = None
+    gpus: int = 1
+    command: tuple[str, ...] = ()
+    user: str | None = None
+    read_paths: tuple[str, ...] = ()
+    write_paths: tuple[str, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the model adds to a worker's environment; `env` wins over `env_file`. Never to be shown."""
+        return {**self.env_file_values, **self.env}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceConfig:
+    """[services.NAME]"""
+
+    name: str
+    listen: tuple[str, ...]  # "127.0.0.1:8000", "[::1]:8000", "unix:/path"
+    model: str
+    devices: tuple[str, ...] | None = None  # None: auto, every device
+    strategy: str = "auto"  # "auto" | "dual" | "in-place"
+    replicas: int = 1
+    front: str = "direct"
+    protocol: str = "http"
+    drain_timeout_s: float = 60.0
+    hold_timeout_s: float = 120.0
+    max_outage_s: float = 120.0  # 0: never in-place
+    soak_s: float = 600.0
+    health_path: str = "/-/swapd/health"
+    keep_alive_s: float = 75.0
+    queue_limit: int = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole configuration. Mappings are in the order of the file, keyed by name."""
+
+    file: str
+    daemon: DaemonConfig
+    devices: Mapping[str, DeviceConfig]  # empty: found at start (every NVIDIA GPU, or the host's memory)
+    models: Mapping[str, ModelConfig]
+    services: Mapping[str, ServiceConfig]
