@@ -1,0 +1,82 @@
+"""The words of a placement decision: who holds what, and what would make room. Figures as people read them.
+
+Split from `placement` so that the decisions read without the wording. Pure; knows the ledger, no strategies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from swapd.core.ledger import (
+    after_release,
+    available_bytes,
+    charged_bytes,
+    measured_use,
+    on_device,
+    unclaimed_bytes,
+)
+from swapd.core.model import DeviceReading, Reservation
+from swapd.core.sizes import human_bytes
+
+Name = Callable[[str], str]  # worker id -> how people know it
+
+# Below this, memory that nobody we know holds is the driver's and not worth a word in a reason.
+UNACCOUNTED_WORTH_TELLING_BYTES: Final = 128 << 20
+
+
+def holders(reading: DeviceReading, reservations: Sequence[Reservation], name: Name) -> str:
+    """`a (chat-3) holds 20.0 of 24.0 GiB, 3.0 GiB is held outside swapd`"""
+    total, free = reading.total_bytes or 0, reading.free_bytes or 0
+    here = sorted(
+        on_device(reading, reservations), key=lambda r: (-(charged_bytes(reading, r) or 0), r.worker_id)
+    )
+    parts = []
+    for r in here:
+        used = measured_use(reading, r.worker_id)
+        verb = "holds" if r.settled or (used or 0) >= (r.bytes or 0) else "is promised"
+        parts.append(f"{name(r.worker_id)} {verb} {human_bytes(held_bytes(reading, r))}")
+    known = sum(measured_use(reading, r.worker_id) or 0 for r in here)
+    unmeasured = any(measured_use(reading, r.worker_id) is None and r.settled for r in here)
+    unaccounted = total - free - known
+    if not unmeasured and unaccounted >= UNACCOUNTED_WORTH_TELLING_BYTES:
+        parts.append(f"{human_bytes(unaccounted)} is held outside swapd")
+    if not parts:
+        return f"{human_bytes(free, down=True)} of {human_bytes(total)} is free"
+    of_total = human_bytes(total)
+    first = parts[0].removesuffix(of_total[-4:]) if of_total.endswith(parts[0][-4:]) else parts[0]
+    return ", ".join([f"{first} of {of_total}", *parts[1:]])
+
+
+def what_makes_room(
+    reading: DeviceReading, reservations: Sequence[Reservation], need_bytes: int, name: Name, own: Sequence[str]
+) -> tuple[str, ...]:
+    """What would let `need_bytes` in, on a device where they do not fit. `own` workers are not offered to be
+    stopped: they are the service's own, and stopping them is what in-place means."""
+    total, available = reading.total_bytes or 0, available_bytes(reading, reservations) or 0
+    if need_bytes > total - reading.headroom_bytes:
+        return (f"a device with at least {human_bytes(need_bytes + reading.headroom_bytes, up=True)}",)
+    changes = []
+    for r in on_device(reading, reservations):
+        if r.worker_id in own:
+            continue
+        room = available_bytes(*after_release(reading, reservations, {r.worker_id: 0}))
+        if room is not None and room >= need_bytes:
+            freed = human_bytes(held_bytes(reading, r))
+            changes.append(f"stop {name(r.worker_id)} of {r.service} (frees {freed})")
+    short = human_bytes(need_bytes - available, up=True)
+    unclaimed = unclaimed_bytes(reading, reservations)
+    if unclaimed is not None and unclaimed - reading.headroom_bytes >= need_bytes:
+        changes.append(f"reserve {short} less on {reading.name}")  # it is there, and promised to somebody
+    else:
+        changes.append(f"free {short} on {reading.name}")
+    return tuple(changes)
+
+
+def held_bytes(reading: DeviceReading, reservation: Reservation) -> int:
+    """For telling only: the larger of what a worker was promised and what it is seen to hold."""
+    return max(reservation.bytes or 0, measured_use(reading, reservation.worker_id) or 0)
+
+
+def both(names: Iterable[str]) -> str:
+    return " and ".join(names)
