@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from swapd.core.errors import Problem
+from swapd.core.states import Phase, WorkerState
+
 
 class DeviceKind(str, Enum):
     NVML = "nvml"  # an NVIDIA GPU or MIG slice
@@ -83,3 +86,186 @@ class Revision:
             other.settings_digest,
             other.fingerprint,
         )
+
+
+class Strategy(str, Enum):
+    AUTO = "auto"  # a wish only: dual where memory allows, else in-place
+    DUAL = "dual"  # the new model loads beside the old one
+    IN_PLACE = "in-place"  # the old one makes room first
+    START = "start"  # there is no old one: a first start, or a restart after a crash
+
+
+class Health(str, Enum):
+    HEALTHY = "Healthy"  # the wanted revision serves
+    DEGRADED = "Degraded"  # clients wait, or another revision than the wanted one serves
+    UNAVAILABLE = "Unavailable"  # nothing serves, and the last attempt to start failed
+
+
+class Kind(str, Enum):
+    """What stands behind a worker id: a model with a front in it, or a front alone."""
+
+    DIRECT = "asgi"
+    GATE = "gate"
+
+
+class OpKind(str, Enum):
+    """Something the executor does on the host for a worker. Each is idempotent by observation."""
+
+    SPAWN = "spawn"
+    STAGE = "stage"
+    CONFIRM = "confirm"  # wait until the device's memory is measured to be free
+    LOAD = "load"
+    WARM = "warm"  # ready path, then the warm-up requests
+    VERIFY = "verify"  # probes
+    WAKE = "wake"
+    ADOPT = "adopt"  # listeners given by the daemon: no live front holds them
+    HAND_OVER = "hand over"
+    SOURCE_DEAD = "source dead"
+    TARGET_DEAD = "target dead"
+    SUCCESSOR = "successor"
+    DRAIN = "drain"
+    PARK = "park"
+    STOP = "stop"  # ask, then end the whole process tree
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation in flight. Its result comes back as an event with the same `id`; a late one is void."""
+
+    id: int
+    kind: OpKind
+    service: str
+    worker: str
+    target: str | None = None  # HAND_OVER, SUCCESSOR: who receives
+    epoch: int = 0
+    deadline_s: float = 0.0  # DRAIN: how long requests in flight may still take
+    force: bool = False  # STOP: without asking. DRAIN: stop accepting first (the front is an owner)
+    step: str | None = None  # the step of the service's swap that this belongs to
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a revision stands and what it needs there."""
+
+    device: str
+    need_bytes: int | None
+    can_stage: bool = False  # declared: import and `stage` hook need no device memory
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    id: str
+    service: str
+    kind: Kind
+    revision: int  # 0 for a gate
+    state: WorkerState
+    op: Op | None = None
+    connected: bool = False  # its process answers on its control channel
+    not_before: float = 0.0  # wall time; a restart waits here with backoff
+    confirmed: bool = False  # its memory was measured to be free
+    warmed: bool = False
+    verified: bool = False  # every probe passed: clients may reach it
+    drained: bool = False
+    hooks: frozenset[str] = frozenset()
+    ready_at: float | None = None
+
+    @property
+    def ending(self) -> bool:
+        return self.state in (WorkerState.STOPPING, WorkerState.GONE)
+
+    @property
+    def can_serve(self) -> bool:
+        """It may own the service's listeners: a gate that is up, or a model that has proved itself."""
+        if self.state not in (WorkerState.LOADED, WorkerState.SERVING, WorkerState.QUIESCED):
+            return False
+        return self.kind is Kind.GATE or self.verified
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    name: str
+    status: str  # running | done | failed | canceled
+    started_at: float
+    finished_at: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    id: int
+    service: str
+    source: Revision | None
+    target: Revision
+    strategy: Strategy
+    why: str
+    phase: Phase
+    actor: str
+    asked_reason: str
+    created_at: float
+    reason: str = ""  # what the phase means now, for people
+    error: Problem | None = None
+    log_tail: tuple[str, ...] = ()
+    end_phase: Phase | None = None  # where RollingBack leads: Canceled or Failed
+    released: bool = False  # in-place: the old revision has given up its memory (the point of no return)
+    finished_at: float | None = None
+    soak_until: float | None = None
+    held_at_mono_s: float | None = None
+    outage_ms: float | None = None
+    cutover_ms: float | None = None
+    cut_requests: int = 0
+    steps: tuple[StepRecord, ...] = ()
+    peak_memory_bytes: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """What of a service's configuration decisions need."""
+
+    strategy: Strategy = Strategy.AUTO
+    max_outage_s: float = 120.0
+    drain_timeout_s: float = 60.0
+    soak_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    name: str
+    settings: ServiceSettings
+    config_model: str
+    revisions: tuple[Revision, ...] = ()
+    stable: int = 0  # the revision that clients are meant to be served by; 0: none has yet
+    previous: int = 0  # what a rollback returns to
+    owner: str | None = None  # the worker whose front holds the listeners
+    epoch: int = 0
+    slots: tuple[tuple[int, Slot], ...] = ()
+    swap: Swap | None = None
+    failures: int = 0
+    problem: Problem | None = None
+    measuring: bool = False
+    retry_at: float | None = None
+
+    def revision(self, number: int) -> Revision | None:
+        return next((r for r in self.revisions if r.number == number), None)
+
+    def slot(self, number: int) -> Slot | None:
+        return next((slot for n, slot in self.slots if n == number), None)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    services: tuple[Service, ...] = ()
+    workers: tuple[Worker, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
+    next_op: int = 1
+    next_worker: int = 1
+    next_swap: int = 1
+    stopping: bool = False
+
+    def service(self, name: str) -> Service | None:
+        return next((s for s in self.services if s.name == name), None)
+
+    def worker(self, worker_id: str | None) -> Worker | None:
+        return next((w for w in self.workers if w.id == worker_id), None)
+
+    def workers_of(self, service: str) -> tuple[Worker, ...]:
+        return tuple(w for w in self.workers if w.service == service)

@@ -1,0 +1,388 @@
+"""What a service needs next: given what is, and what is wanted, the operations to begin now.
+
+`advance` is level-triggered. It never asks how a state came to be, so the forward way, the way back, a crash and
+a first start all run through the same few rules, and being called once too often changes nothing:
+
+1. A worker of the wanted revision is made ready, one operation at a time, once memory is reserved for it.
+2. In place, memory is reserved only when the worker it replaces has let go: that one hands its clients to a gate
+   that holds them, drains, and parks or stops.
+3. The listeners go to the wanted worker as soon as it has proved itself; where nobody owns them, a gate holds.
+4. Whoever is no longer wanted drains and is stopped.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from swapd.core.draft import Draft
+from swapd.core.events import Exit, Measure
+from swapd.core.model import Kind, OpKind, Revision, Service, Strategy, Swap, Worker
+from swapd.core.states import Phase, WorkerState
+
+FORWARD: Final = frozenset({Phase.PENDING, Phase.PREPARING, Phase.PROGRESSING})
+
+
+def advance(d: Draft, name: str) -> None:
+    """Begin whatever the service needs now."""
+    if d.stopping:
+        _shut_down(d, d.services[name])
+        return
+    _end_soak(d, d.services[name])
+    _end_rollback(d, d.services[name])
+    service = d.services[name]
+    goal = _goal(service)
+    leaving = _leaving(d, service)
+    worker = _ensure(d, service, goal) if goal is not None else None
+    if worker is not None:
+        if _has_memory(d, worker):
+            _make_ready(d, worker)
+        else:
+            _make_room(d, service, worker, leaving)
+    if leaving is not None and _both_resident(d, service, leaving):
+        _make_ready(d, leaving)  # a stable revision that died while its successor was being prepared
+    _route(d, name, goal)
+    _retire(d, name, goal)
+    _release_gate(d, name)
+
+
+def _goal(service: Service) -> Revision | None:
+    """The revision that clients shall be served by."""
+    swap = service.swap
+    if swap is None:
+        return service.revision(service.stable)
+    return swap.source if swap.phase is Phase.ROLLING_BACK else swap.target
+
+
+def _leaving(d: Draft, service: Service) -> Worker | None:
+    """The worker that the goal's worker replaces, while a swap is between the two."""
+    swap = service.swap
+    if swap is None or swap.phase is Phase.SOAKING:
+        return None
+    other = swap.target if swap.phase is Phase.ROLLING_BACK else swap.source
+    return d.worker_of(service.name, other.number) if other is not None else None
+
+
+def _has_memory(d: Draft, worker: Worker) -> bool:
+    """Its memory is reserved. A parked worker's reservation is only for what it keeps while parked."""
+    reservation = d.reservations.get(worker.id)
+    return reservation is not None and not (worker.state is WorkerState.PARKED and reservation.settled)
+
+
+def _both_resident(d: Draft, service: Service, leaving: Worker) -> bool:
+    swap = service.swap
+    dual = swap is not None and swap.phase in FORWARD and swap.strategy is Strategy.DUAL
+    return dual and _has_memory(d, leaving)
+
+
+# --- 1. a worker is made ready ---------------------------------------------------------------------------------
+
+
+def _ensure(d: Draft, service: Service, goal: Revision) -> Worker | None:
+    """The goal's worker; begun if it is not there and it is known where it may stand."""
+    worker = d.worker_of(service.name, goal.number)
+    if worker is not None:
+        return worker
+    slot = service.slot(goal.number)
+    if slot is None:
+        if not service.measuring and (service.retry_at is None or d.at >= service.retry_at):
+            d.set_service(service.name, measuring=True, retry_at=None)
+            d.effects.append(Measure(service.name, goal.number))
+        elif service.retry_at is not None:
+            d.wake_at(service.name, service.retry_at)
+        return None
+    worker = d.add_worker(service.name, Kind.DIRECT, goal.number, service.retry_at or 0.0)
+    if _memory_is_ours(d, service, goal):
+        d.reserve(worker, slot)
+    return worker
+
+
+def _memory_is_ours(d: Draft, service: Service, goal: Revision) -> bool:
+    """May the goal's memory be reserved at once? Yes, unless a swap's other worker still stands in its place."""
+    swap = service.swap
+    if swap is not None and swap.phase in FORWARD:
+        return False  # `rollout` reserved it with the decision (dual), or _make_room does (in-place)
+    others = [w for w in d.workers_of(service.name) if w.id in d.reservations and w.revision != goal.number]
+    return not others and not _being_freed(d, service)
+
+
+def _being_freed(d: Draft, service: Service) -> bool:
+    """A process tree of this service that is not gone yet still holds memory."""
+    return any(w.ending and w.id in d.reservations for w in d.workers_of(service.name))
+
+
+def _make_ready(d: Draft, worker: Worker) -> None:
+    """The next operation towards serving. At most one at a time."""
+    if worker.op is not None or worker.ending or worker.can_serve:
+        return
+    if not worker.connected:
+        if d.at >= worker.not_before:
+            d.run(OpKind.SPAWN, worker, step=_step(d, worker, "spawn"))
+        else:
+            d.wake_at(worker.service, worker.not_before)
+    elif worker.kind is Kind.GATE:
+        return
+    elif not worker.confirmed:
+        others = [w for w in d.workers_of(worker.service) if w.id != worker.id and w.kind is not Kind.GATE]
+        patience_s = d.services[worker.service].settings.drain_timeout_s if any(map(_going, others)) else 0.0
+        d.run(OpKind.CONFIRM, worker, step=_step(d, worker, "confirm"), deadline_s=patience_s)
+    elif worker.state is WorkerState.PARKED:
+        d.run(OpKind.WAKE, worker, step=_step(d, worker, "wake"))
+    elif worker.state in (WorkerState.SPAWNED, WorkerState.STAGED):
+        d.run(OpKind.LOAD, worker, step=_step(d, worker, "load"))
+    elif not worker.warmed:
+        d.run(OpKind.WARM, worker, step=_step(d, worker, "warm"))
+    elif not worker.verified:
+        d.run(OpKind.VERIFY, worker, step=_step(d, worker, "verify"))
+
+
+def _going(worker: Worker) -> bool:
+    """It is about to give its memory back, but may first finish what is in flight."""
+    return worker.ending or (worker.op is not None and worker.op.kind is OpKind.DRAIN)
+
+
+def _step(d: Draft, worker: Worker, name: str) -> str | None:
+    """The name of the step in the service's swap, if this work belongs to it."""
+    swap = d.services[worker.service].swap
+    if swap is None or swap.phase is Phase.SOAKING:
+        return None
+    back = swap.phase is Phase.ROLLING_BACK
+    if worker.kind is not Kind.GATE and (worker.revision == swap.target.number) is back:
+        return None  # the other side of the swap: its own restart, or its end
+    return f"restore: {name}" if back else name
+
+
+# --- 2. room in place ------------------------------------------------------------------------------------------
+
+
+def _make_room(d: Draft, service: Service, worker: Worker, leaving: Worker | None) -> None:
+    """Bring the worker that stands in the way to let go, then reserve its memory for `worker`."""
+    slot = service.slot(worker.revision)
+    assert slot is not None
+    if leaving is None or leaving.state is WorkerState.PARKED:
+        if _being_freed(d, service):
+            return
+        d.reserve(worker, slot)
+        if service.swap is not None and service.swap.phase in FORWARD:
+            d.set_swap(service.name, released=True)
+        _make_ready(d, d.workers[worker.id])
+        return
+    forward = service.swap is not None and service.swap.phase in FORWARD
+    if forward and not _prepared(d, worker, slot.can_stage):
+        return
+    if service.owner == leaving.id:
+        gate = _gate(d, service)
+        if gate is not None and gate.can_serve and not d.transferring(service.name):
+            if forward and service.swap is not None and service.swap.phase is Phase.PREPARING:
+                d.set_phase(service.name, Phase.PROGRESSING, reason="clients are held")
+            _hand_over(d, service, leaving, gate, "hold" if forward else "restore: hold")
+        return
+    _let_go(d, service, leaving, may_park=forward)
+
+
+def _prepared(d: Draft, worker: Worker, can_stage: bool) -> bool:
+    """Everything is done that needs no device memory. Begins the next such operation otherwise."""
+    if worker.op is not None:
+        return False
+    if not worker.connected:
+        _make_ready(d, worker)
+        return False
+    if can_stage and "stage" in worker.hooks and worker.state is WorkerState.SPAWNED:
+        d.run(OpKind.STAGE, worker, step="stage")
+        return False
+    return True
+
+
+def _let_go(d: Draft, service: Service, leaving: Worker, *, may_park: bool) -> None:
+    """Drain, then park or stop. The caller comes back until it is parked or gone."""
+    if leaving.op is not None or leaving.ending:
+        return
+    prefix = "" if may_park else "restore: "
+    if leaving.state is WorkerState.QUIESCED and not leaving.drained:
+        deadline_s = service.settings.drain_timeout_s
+        d.run(OpKind.DRAIN, leaving, step=f"{prefix}drain", deadline_s=deadline_s)
+    elif may_park and "park" in leaving.hooks and leaving.state is WorkerState.QUIESCED:
+        d.run(OpKind.PARK, leaving, step="park")
+    else:
+        d.stop(leaving, force=not leaving.connected, step=f"{prefix}stop")
+
+
+# --- 3. who owns the listeners ---------------------------------------------------------------------------------
+
+
+def _route(d: Draft, name: str, goal: Revision | None) -> None:
+    """Give the listeners to the best worker that can serve; where nobody owns them, to a gate."""
+    if d.transferring(name):
+        return
+    service = d.services[name]
+    owner = d.workers.get(service.owner or "")
+    worker = d.worker_of(name, goal.number) if goal is not None else None
+    if worker is not None and worker.can_serve and (worker.op is None or worker.op.kind is OpKind.DRAIN):
+        if owner is None:
+            _adopt(d, service, worker)
+        elif owner.id != worker.id and not owner.ending:
+            if service.swap is not None and service.swap.phase is Phase.PREPARING:
+                d.set_phase(name, Phase.PROGRESSING, reason="clients are switched")
+            _hand_over(d, service, owner, worker, _step(d, worker, "switch"))
+        return
+    stand_in = _stand_in(d, service)
+    if owner is None or (owner.kind is Kind.GATE and stand_in is not None):
+        if stand_in is not None and owner is None:
+            _adopt(d, service, stand_in)
+        elif stand_in is not None and owner is not None:
+            _hand_over(d, service, owner, stand_in, None)
+        else:
+            gate = _gate(d, service)
+            if gate is not None and gate.can_serve:
+                _adopt(d, service, gate)
+
+
+def _stand_in(d: Draft, service: Service) -> Worker | None:
+    """The old revision's worker, while its successor is being prepared beside it."""
+    swap = service.swap
+    if swap is None or swap.phase not in FORWARD or swap.source is None:
+        return None
+    worker = d.worker_of(service.name, swap.source.number)
+    target = d.worker_of(service.name, swap.target.number)
+    if worker is None or worker.op is not None or not worker.can_serve:
+        return None
+    return worker if target is None or target.id in d.reservations else None
+
+
+def _gate(d: Draft, service: Service) -> Worker | None:
+    """The service's gate; begun if there is none."""
+    gate = d.gate_of(service.name)
+    if gate is None:
+        gate = d.add_worker(service.name, Kind.GATE, 0, 0.0)
+    if not gate.connected and gate.op is None:
+        if d.at >= gate.not_before:
+            d.run(OpKind.SPAWN, gate)
+        else:
+            d.wake_at(service.name, gate.not_before)
+        return None
+    return gate
+
+
+def _adopt(d: Draft, service: Service, worker: Worker) -> None:
+    epoch = service.epoch + 1
+    d.set_service(service.name, epoch=epoch)
+    d.run(OpKind.ADOPT, worker, epoch=epoch, step=_step(d, worker, "switch") if worker.revision else None)
+
+
+def _hand_over(d: Draft, service: Service, source: Worker, target: Worker, step: str | None) -> None:
+    epoch = service.epoch + 1
+    d.set_service(service.name, epoch=epoch)
+    d.run(OpKind.HAND_OVER, source, target=target.id, epoch=epoch, step=step)
+
+
+# --- 4. whoever is no longer wanted ----------------------------------------------------------------------------
+
+
+def _retire(d: Draft, name: str, goal: Revision | None) -> None:
+    service = d.services[name]
+    swap = service.swap
+    wanted = {goal.number} if goal is not None else set()
+    if swap is not None and swap.phase is not Phase.ROLLING_BACK and swap.source is not None:
+        wanted.add(swap.source.number)
+    for worker in d.workers_of(name):
+        if worker.kind is Kind.GATE or worker.revision in wanted or worker.ending or worker.id == service.owner:
+            continue
+        if d.transferring(name) and worker.op is None and worker.state is WorkerState.QUIESCED:
+            continue
+        if worker.state is WorkerState.QUIESCED and not worker.drained:
+            if worker.op is None:
+                step = "restore: drain" if swap is not None and swap.phase is Phase.ROLLING_BACK else None
+                d.run(OpKind.DRAIN, worker, deadline_s=service.settings.drain_timeout_s, step=step)
+        elif worker.op is None or worker.op.kind not in (OpKind.DRAIN, OpKind.HAND_OVER, OpKind.SOURCE_DEAD):
+            if _is_target(d, worker):
+                continue
+            d.stop(worker, force=worker.state is not WorkerState.QUIESCED)
+
+
+def _is_target(d: Draft, worker: Worker) -> bool:
+    """A hand-over to it is in flight: its end is waited for, whichever it is."""
+    return any(
+        w.op is not None and w.op.kind is OpKind.HAND_OVER and w.op.target == worker.id
+        for w in d.workers_of(worker.service)
+    )
+
+
+def _release_gate(d: Draft, name: str) -> None:
+    """Stop the gate once a worker owns the listeners and no hold is about to begin."""
+    service = d.services[name]
+    owner = d.workers.get(service.owner or "")
+    if d.transferring(name) or owner is None or owner.kind is Kind.GATE:
+        return
+    swap = service.swap
+    if swap is not None and swap.phase is not Phase.SOAKING:
+        goal = _goal(service)
+        worker = d.worker_of(name, goal.number) if goal is not None else None
+        if worker is not None and worker.id not in d.reservations:
+            return
+    for worker in d.workers_of(name):
+        if worker.kind is Kind.GATE and not worker.ending and worker.op is None:
+            d.stop(worker, force=False)
+
+
+# --- the ends --------------------------------------------------------------------------------------------------
+
+
+def _end_soak(d: Draft, service: Service) -> None:
+    swap = service.swap
+    if swap is None or swap.phase is not Phase.SOAKING or swap.soak_until is None:
+        return
+    if d.at >= swap.soak_until:
+        d.end_step(service.name, "soak", "done")
+        d.finish_swap(service.name, Phase.SUCCEEDED, reason=f"{swap.target.model} serves")
+    else:
+        d.wake_at(service.name, swap.soak_until)
+
+
+def _end_rollback(d: Draft, service: Service) -> None:
+    """A swap that goes back has ended once the old revision serves again, or cannot and the candidate is gone."""
+    swap = service.swap
+    if swap is None or swap.phase is not Phase.ROLLING_BACK or d.transferring(service.name):
+        return
+    owner = d.workers.get(service.owner or "")
+    served = owner is not None and swap.source is not None and owner.revision == swap.source.number
+    gone = not any(w.revision == swap.target.number for w in d.workers_of(service.name))
+    if served or (gone and _hopeless(service, swap)):
+        assert swap.end_phase is not None
+        reason = swap.reason
+        if not served and swap.source is not None:
+            reason += f"; {swap.source.model} does not serve either, and is being retried"
+        d.finish_swap(service.name, swap.end_phase, reason=reason)
+
+
+def _hopeless(service: Service, swap: Swap) -> bool:
+    """The old revision has never run, or has failed to come back: the swap does not wait for it."""
+    return swap.source is None or service.slot(swap.source.number) is None or service.problem is not None
+
+
+def _shut_down(d: Draft, service: Service) -> None:
+    """Drain whoever owns the listeners, end everything else; the daemon may exit when all are gone."""
+    if service.swap is not None:
+        swap = service.swap
+        if swap.phase is Phase.SOAKING:
+            d.finish_swap(service.name, Phase.SUCCEEDED, reason=f"{swap.target.model} serves; the daemon was stopped")
+        else:
+            if swap.phase is not Phase.ROLLING_BACK:
+                d.set_phase(service.name, Phase.ROLLING_BACK, reason="the daemon was stopped")
+            d.finish_swap(service.name, Phase.CANCELED)
+    for worker in d.workers_of(service.name):
+        if worker.ending:
+            continue
+        busy = worker.op is not None and worker.op.kind in (OpKind.DRAIN, OpKind.HAND_OVER, OpKind.ADOPT)
+        if busy or _is_target(d, worker):
+            continue
+        serving = worker.state in (WorkerState.SERVING, WorkerState.QUIESCED)
+        if serving and not worker.drained:
+            d.run(
+                OpKind.DRAIN,
+                worker,
+                deadline_s=service.settings.drain_timeout_s,
+                force=worker.id == service.owner,
+            )
+        else:
+            d.stop(worker, force=not serving)
+    if not d.workers and not any(isinstance(e, Exit) for e in d.effects):
+        d.effects.append(Exit())

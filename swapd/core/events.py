@@ -1,0 +1,212 @@
+"""What can happen (events), and what is to be done about it (effects).
+
+Every event carries `at`, the wall time in seconds at which the loop took it: core has no clock of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from swapd.core.errors import Problem
+from swapd.core.model import DeviceReading, Footprint, Op, Revision, ServiceSettings, Slot, State, Strategy, Swap
+from swapd.core.placement import ExpectedTimes
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What was measured for a decision, just before it."""
+
+    footprint: Footprint
+    readings: tuple[DeviceReading, ...]  # of the devices that the service may use
+    expected: ExpectedTimes
+    can_stage: bool = False
+
+
+# --- commands ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAdded:
+    """A service of the configuration, at launch: `revision` is what shall serve."""
+
+    at: float
+    name: str
+    settings: ServiceSettings
+    config_model: str
+    revision: Revision
+    previous: Revision | None = None
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    at: float
+    service: str
+    settings: ServiceSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SwapRequested:
+    """`candidate.number` is 0: the step gives it its number. `again` allows a swap to equal content."""
+
+    at: float
+    service: str
+    candidate: Revision
+    measurement: Measurement
+    strategy: Strategy | None
+    max_outage_s: float | None
+    actor: str
+    reason: str = ""
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnRequested:
+    """Roll back a swap that is still soaking, or cancel one that is under way."""
+
+    at: float
+    service: str
+    actor: str
+    reason: str = ""
+    only_soaking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownRequested:
+    at: float
+
+
+# --- what came of effects, and what happened by itself -----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    at: float
+    service: str
+    revision: int
+    result: Measurement | Problem
+
+
+@dataclass(frozen=True, slots=True)
+class OpDone:
+    at: float
+    op: int
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OpFailed:
+    at: float
+    op: int
+    problem: Problem
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """The whole process tree of a worker is gone."""
+
+    at: float
+    worker: str
+    problem: Problem
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SuccessorNeeded:
+    at: float
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeakSeen:
+    at: float
+    service: str
+    device: str
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    at: float
+    service: str
+
+
+Event = (
+    ServiceAdded
+    | SettingsChanged
+    | SwapRequested
+    | ReturnRequested
+    | ShutdownRequested
+    | Measured
+    | OpDone
+    | OpFailed
+    | WorkerExited
+    | SuccessorNeeded
+    | PeakSeen
+    | TimerFired
+)
+
+
+# --- effects -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Carry out an operation; answer with OpDone or OpFailed. `slot` says where (SPAWN, CONFIRM)."""
+
+    op: Op
+    slot: Slot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Measure what a first start of this revision needs; answer with Measured."""
+
+    service: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Send TimerFired for this service at this wall time (replaces an earlier one)."""
+
+    service: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Tell subscribers. Published after the journal has it."""
+
+    event: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Amend:
+    """Requests were cut after the swap that left this revision had ended: add them to its record."""
+
+    service: str
+    revision: int
+    cut_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """Everything is down: the daemon may end."""
+
+
+Effect = Run | Measure | WakeAt | Publish | Amend | Exit
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The new state, what to do, and the answer to a command."""
+
+    state: State
+    effects: tuple[Effect, ...] = ()
+    finished: tuple[Swap, ...] = ()  # swaps that ended in this step, for the history
+    reply: Swap | Problem | None = None

@@ -1,0 +1,75 @@
+"""`core.rollout` against a host that fails at any step, in any order: the promises hold all the way."""
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.rollout_host import Host
+
+from swapd.core import events
+from swapd.core.errors import Problem
+from swapd.core.model import Kind
+
+ACTIONS = ["finish"] * 6 + ["fail", "crash", "swap", "cancel", "rollback", "time", "measure", "restart"]
+
+
+def act(host: Host, data: st.DataObject) -> None:
+    match data.draw(st.sampled_from(ACTIONS)):
+        case "finish" if host.pending:
+            host.finish(data.draw(st.sampled_from(sorted(host.pending))))
+        case "fail" if host.pending:
+            host.fail(data.draw(st.sampled_from(sorted(host.pending))))
+        case "crash" if host.processes:
+            host.exit(data.draw(st.sampled_from(sorted(host.processes))))
+        case "swap":
+            host.swap(data.draw(st.sampled_from(["chat", "embed"])), data.draw(st.sampled_from(["a", "b", "big"])))
+        case "restart":
+            model = host.state.service("chat").config_model
+            host.swap("chat", model, again=True)
+        case "cancel":
+            host.send(events.ReturnRequested(host.now, "chat", "t"))
+        case "rollback":
+            host.send(events.ReturnRequested(host.now, "chat", "t", only_soaking=True))
+        case "time":
+            host.pass_time(data.draw(st.sampled_from([0.1, 1.0, 40.0, 700.0])))
+        case "measure" if host.measures:
+            host.measure()
+        case _:
+            pass
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), total=st.sampled_from([24, 36, 64]), hooks=st.sampled_from([(), ("park", "wake"), ("stage",)]))
+def test_whatever_fails_in_whatever_order_somebody_proved_serves_in_the_end(data, total, hooks):
+    host = Host(total=total << 30, hooks=frozenset(hooks))
+    host.add("chat", "a")
+    host.add("embed", "b")
+    for _ in range(data.draw(st.integers(5, 80))):
+        act(host, data)
+    host.settle()
+    for service in host.state.services:
+        owner = host.state.worker(service.owner)
+        assert service.swap is None, f"{service.name}: {service.swap}"
+        assert owner is not None, f"{service.name} has no owner\n" + "\n".join(host.log[-40:])
+        if service.problem is None:
+            assert owner.kind is Kind.DIRECT
+            assert owner.revision == service.stable
+            assert host.owner[service.name] == owner.id
+        others = [w for w in host.state.workers_of(service.name) if w.id != owner.id]
+        assert not others or service.problem is not None, f"left over: {others}"
+    assert {r.worker_id for r in host.state.reservations} <= {w.id for w in host.state.workers}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_a_shutdown_at_any_moment_ends_every_worker(data):
+    host = Host()
+    host.add("chat", "a")
+    host.add("embed", "b")
+    for _ in range(data.draw(st.integers(0, 40))):
+        act(host, data)
+    host.send(events.ShutdownRequested(host.now))
+    refused = host.swap("chat", "b")
+    assert isinstance(refused, Problem)
+    assert refused.code == "SHUTTING_DOWN"
+    host.settle(until_idle=False)
+    assert host.exited
+    assert not host.processes
