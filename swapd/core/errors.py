@@ -27,6 +27,8 @@ NOTHING_TO_ROLL_BACK: Final = "NOTHING_TO_ROLL_BACK"
 NOTHING_TO_CANCEL: Final = "NOTHING_TO_CANCEL"
 NOT_SUPPORTED: Final = "NOT_SUPPORTED"
 SHUTTING_DOWN: Final = "SHUTTING_DOWN"
+BUSY: Final = "BUSY"  # too many requests at once: nothing was done, ask again
+DAEMON_UNREACHABLE: Final = "DAEMON_UNREACHABLE"  # raised by the client, never sent
 VERSION_MISMATCH: Final = "VERSION_MISMATCH"
 # --- memory ------------------------------------------------------------------------------------------------
 VRAM_INSUFFICIENT: Final = "VRAM_INSUFFICIENT"
@@ -36,6 +38,7 @@ MEMORY_NOT_RELEASED: Final = "MEMORY_NOT_RELEASED"
 OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
 # --- a model or its worker failed --------------------------------------------------------------------------
 COMMAND_NOT_FOUND: Final = "COMMAND_NOT_FOUND"
+SPAWN_FAILED: Final = "SPAWN_FAILED"  # the host refuses: too many processes, no memory, no log
 IMPORT_FAILED: Final = "IMPORT_FAILED"
 LOAD_FAILED: Final = "LOAD_FAILED"
 WORKER_EXITED: Final = "WORKER_EXITED"

@@ -1,0 +1,209 @@
+"""One process and its exit as an event; the supervisor that starts them and reaps their orphans.
+
+The status of a child is only ever taken by its pid: waitpid(-1) would steal it from asyncio and from
+subprocess.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from swapd.core.process_tree import UNKNOWN_EXIT, describe_exit
+from swapd.host.processes.start import start_process
+from swapd.host.processes.tree import MARKER, ProcessIdentity, Tree, end_tree, read_row
+
+ORPHAN_PERIOD_S: Final = 5.0  # a zombie seen in two rounds is nobody's: asyncio and subprocess reap at once
+_PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
+
+_log = logging.getLogger("swapd.processes")
+
+
+class Process:
+    """A worker's root process, made by `Supervisor.spawn`. `kill_tree` is due in the end, also if it has died."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], pidfd: int, marker: str, log_path: Path) -> None:
+        identity = ProcessIdentity.of(popen.pid)
+        assert identity is not None  # not yet reaped, so it is in the table
+        self.identity: Final = identity
+        self.marker: Final = marker
+        self.log_path: Final = log_path
+        self.exit_code: int | None = None
+        self._popen = popen
+        self._pidfd = pidfd
+        self._tree = Tree(popen.pid, marker)
+        self._signalled = False
+        self._oom_kills_before = _oom_kills()
+        self._oom_kills: int | None = None
+        self._loop = asyncio.get_running_loop()
+        self._exited: asyncio.Future[int] = self._loop.create_future()
+        self._settling: asyncio.Task[None] | None = None
+        self._loop.add_reader(pidfd, self._on_exit)
+
+    @property
+    def pid(self) -> int:
+        return self.identity.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.exit_code is None
+
+    @property
+    def reaped(self) -> bool:
+        return self._popen.returncode is not None
+
+    @property
+    def exit_text(self) -> str:
+        """How it ended, for a person: "exit code 1", "killed by SIGSEGV"."""
+        if self.exit_code is None:
+            return "still running"
+        return describe_exit(self.exit_code, oom_kills=self._oom_kills, by_swapd=self._signalled)
+
+    async def wait(self) -> int:
+        """The exit code, negative for a signal, `UNKNOWN_EXIT` if it cannot be known. Any number may wait."""
+        return await asyncio.shield(self._exited)
+
+    async def kill_tree(self, grace_s: float) -> None:
+        """Ends the whole tree: SIGTERM and up to `grace_s`, then SIGKILL. Returns when nothing of it lives.
+
+        Raises SwapdError(TIMEOUT), naming them, if processes outlive SIGKILL by `KILL_DEADLINE_S`.
+        """
+        self._signalled = self._signalled or self.alive
+        await end_tree(self._tree, grace_s)
+        await self.wait()
+        if self._settling is not None:
+            await asyncio.shield(self._settling)
+
+    def _on_exit(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        try:
+            # WNOWAIT: while it stays a zombie its pid and session are not used again, so what it left is found.
+            status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            status = None
+        if status is None:
+            self.exit_code = UNKNOWN_EXIT
+        else:
+            self.exit_code = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+        if self._oom_kills_before is not None and (after := _oom_kills()) is not None:
+            self._oom_kills = after - self._oom_kills_before
+        self._exited.set_result(self.exit_code)
+        self._settling = self._loop.create_task(self._settle())
+
+    async def _settle(self) -> None:
+        try:
+            await asyncio.to_thread(self._tree.scan)
+        finally:
+            self._popen.wait()  # a zombie already: returns at once
+
+
+def _oom_kills() -> int | None:
+    """How many processes the kernel's OOM killer has ended since boot: of any cgroup, of either version."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/vmstat", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return None
+
+
+class Supervisor:
+    """Starts processes, and reaps the orphans of those that it started. One per daemon."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, Process] = {}
+        self._orphans: set[tuple[int, int]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def become_subreaper(self) -> None:
+        """From now on orphaned descendants become children of the daemon, not of init: they stay in reach.
+
+        Needs a running loop: it also starts the rounds that reap them. `close` ends these.
+        """
+        if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+            # Inherited from whoever started us; the kernel would throw exit statuses away.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+            _log.warning("process.no_subreaper error=%s", os.strerror(ctypes.get_errno()))
+        self._next_round()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str | None,
+        log_path: Path,
+        marker: str,
+        pass_fds: Sequence[int] = (),
+    ) -> Process:
+        """Starts a command in its own session with exactly `env` and the marker, its output appended to
+        `log_path`.
+
+        Raises SwapdError(COMMAND_NOT_FOUND) when the command or its directory is not usable, SPAWN_FAILED when
+        the host refuses (no memory, too many processes, no log). The caller must end it with `kill_tree`.
+        """
+        full_env = {**env, MARKER: marker}
+        # In a thread: the program may lie on a file system that hangs.
+        starting = asyncio.get_running_loop().run_in_executor(
+            None, start_process, list(argv), full_env, cwd, log_path, tuple(pass_fds)
+        )
+        try:
+            popen = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_abandon)
+            raise
+        process = Process(popen, os.pidfd_open(popen.pid), marker, log_path)
+        self._children[process.pid] = process
+        return process
+
+    def reap_orphans(self) -> int:
+        """Takes the exit status of orphans that ended before the previous round. Returns how many."""
+        self._children = {pid: process for pid, process in self._children.items() if not process.reaped}
+        zombies = set()
+        reaped = 0
+        for pid in _children_of_self() - self._children.keys():
+            row = read_row(pid)
+            if row is None or row.alive:
+                continue
+            if (pid, row.start_time) in self._orphans:
+                with contextlib.suppress(ChildProcessError):
+                    reaped += os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None
+            else:
+                zombies.add((pid, row.start_time))
+        self._orphans = zombies
+        return reaped
+
+    def _next_round(self) -> None:
+        self.reap_orphans()
+        self._timer = asyncio.get_running_loop().call_later(ORPHAN_PERIOD_S, self._next_round)
+
+
+def _children_of_self() -> set[int]:
+    pids: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
+            pids.update(map(int, file.read().split()))
+    return pids
+
+
+def _abandon(starting: asyncio.Future[subprocess.Popen[bytes]]) -> None:
+    """The caller was cancelled while the process was being started: nobody would own it."""
+    if not starting.cancelled() and starting.exception() is None:
+        popen = starting.result()
+        popen.kill()
+        popen.wait()
