@@ -1,0 +1,116 @@
+"""What one worker is told before it starts: `spec.json` in its directory, written by the daemon.
+
+Unknown keys are ignored, so that a newer daemon can spawn an older worker's code. Knows nothing of what the
+values are used for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from swapd.core.errors import BAD_REQUEST, SwapdError
+
+PROTOCOL: Final = 1
+SPEC_NAME: Final = "spec.json"
+CONTROL_NAME: Final = "control.sock"
+HTTP_NAME: Final = "http.sock"
+MAX_SPEC_BYTES: Final = 1024 * 1024
+KINDS: Final = ("asgi", "gate")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """The worker's identity, its model, and the settings of its front."""
+
+    worker_dir: str  # absolute
+    worker_id: str
+    nonce: str
+    kind: str  # "asgi" | "gate"
+    service: str
+    revision: int
+    model: str
+    app: str
+    directory: str  # the model's cwd and import path; "" leaves the cwd as it is
+    health_path: str
+    daemon_uid: int
+    hold_timeout_s: float
+    queue_limit: int
+    keep_alive_s: float
+    retry_after_s: int
+
+    @property
+    def control_path(self) -> str:
+        return os.path.join(self.worker_dir, CONTROL_NAME)
+
+    @property
+    def http_path(self) -> str:
+        return os.path.join(self.worker_dir, HTTP_NAME)
+
+    @property
+    def is_gate(self) -> bool:
+        return self.kind == "gate"
+
+
+def read_spec(worker_dir: str) -> WorkerSpec:
+    """The spec in `worker_dir`. Raises SwapdError(BAD_REQUEST) naming the file and what is wrong in it."""
+    path = Path(worker_dir).absolute() / SPEC_NAME
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_SPEC_BYTES + 1)
+        if len(data) > MAX_SPEC_BYTES:
+            raise ValueError(f"larger than {MAX_SPEC_BYTES} bytes")
+        body = json.loads(data)
+        if not isinstance(body, dict):
+            raise ValueError("not a JSON object")
+        return decode_spec(str(path.parent), body)
+    except (OSError, ValueError, RecursionError) as error:
+        raise SwapdError(BAD_REQUEST, f"{path}: {error}") from None
+
+
+def decode_spec(worker_dir: str, body: Mapping[str, Any]) -> WorkerSpec:
+    """Raises ValueError naming the key."""
+    protocol = _take(body, "protocol", int)
+    if protocol != PROTOCOL:
+        raise ValueError(f"protocol {protocol}: this worker understands {PROTOCOL}")
+    kind = _take(body, "kind", str)
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected one of {', '.join(KINDS)}, not {kind!r}")
+    return WorkerSpec(
+        worker_dir=worker_dir,
+        worker_id=_take(body, "worker_id", str),
+        nonce=_take(body, "nonce", str),
+        kind=kind,
+        service=_take(body, "service", str),
+        revision=_take(body, "revision", int, 0 if kind == "gate" else None),
+        model=_take(body, "model", str, "" if kind == "gate" else None),
+        app=_take(body, "app", str, "" if kind == "gate" else None),
+        directory=_take(body, "directory", str, ""),
+        health_path=_take(body, "health_path", str, "/-/swapd/health"),
+        daemon_uid=_take(body, "daemon_uid", int),
+        hold_timeout_s=float(_take(body, "hold_timeout_s", float, 120.0)),
+        queue_limit=_take(body, "queue_limit", int, 4096),
+        keep_alive_s=float(_take(body, "keep_alive_s", float, 75.0)),
+        retry_after_s=_take(body, "retry_after_s", int, 5),
+    )
+
+
+def _take(body: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+    value = body.get(key, default)
+    if value is None:
+        if default is not None:
+            return default
+        raise ValueError(f"{key}: missing")
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise ValueError(f"{key}: expected {_WORDS[kind]}, not {value!r}")
+    if kind is not str and cast("float", value) < 0:
+        raise ValueError(f"{key}: must not be negative")
+    return value
+
+
+_WORDS: Final = {int: "an integer", float: "a number", str: "a string"}

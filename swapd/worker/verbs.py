@@ -1,0 +1,351 @@
+"""What each verb does: checked on the channel's thread, carried out on the loop's.
+
+`request` is called by the channel; it checks parameters, asks the table (`Life`), and schedules. `hello` and
+`stats` are answered at once, also while the model blocks the loop. docs/worker-protocol.md describes the verbs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, Final
+
+import swapd
+from swapd.core import states
+from swapd.core.errors import (
+    CANCELED,
+    INTERNAL,
+    LOAD_FAILED,
+    SHUTTING_DOWN,
+    UNKNOWN_METHOD,
+    Problem,
+    SwapdError,
+)
+from swapd.wire import worker as wire
+from swapd.worker import params
+from swapd.worker.channel import Channel, Descriptors, Link, bind_http
+from swapd.worker.direct import Front, build_direct, build_gate
+from swapd.worker.engines.asgi import AsgiEngine, Progress
+from swapd.worker.handing import Handing, Order, problem_of, report
+from swapd.worker.life import Answer, Life
+from swapd.worker.spec import WorkerSpec
+
+log = logging.getLogger("swapd.worker")
+
+TICK_S: Final = 0.1  # how finely loop_blocked_s is known
+PROGRESS_EVERY_S: Final = 0.1
+FRONT_CLOSE_S: Final = 5.0
+STATS_WITHOUT_FRONT: Final[Mapping[str, Any]] = {
+    **{"owner": False, "epoch": 0, "connections": 0, "idle": 0, "in_flight": 0, "streams": 0, "upgraded": 0},
+    **{"held": 0, "requests": 0, "cut": 0, "oldest_in_flight_s": 0.0, "stragglers": 0},
+}
+
+
+class Worker:
+    """One worker or gate: its front, its engine, and the answers to the daemon."""
+
+    channel: Channel  # set before the channel starts
+
+    def __init__(self, spec: WorkerSpec, loop: asyncio.AbstractEventLoop, engine: AsgiEngine | None) -> None:
+        self.life = Life(self._is_owner)
+        self.exit: asyncio.Future[int] = loop.create_future()
+        self.on_stop: Callable[[], None] = lambda: None  # [any thread] main's watchdog
+        self._spec = spec
+        self._loop = loop
+        self._engine = engine
+        self._front: Front | None = None
+        self._handing = Handing(loop, self.life)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_tick = time.monotonic()
+        self._missed: wire.WorkerEvent | None = None  # needs_successor, until somebody acts on it
+        self._start_time = start_time(os.getpid())
+        self._verbs: Mapping[str, Callable[[Answer, wire.Request, Descriptors], None]] = {
+            wire.ADOPT: self._adopt,
+            wire.RECEIVE: self._receive,
+            wire.HAND_OVER: self._hand_over,
+            wire.SUCCESSOR: self._successor,
+            wire.SOURCE_DEAD: self._source_dead,
+            wire.TARGET_DEAD: self._target_dead,
+            wire.DRAIN: self._drain,
+            wire.STATS: self._stats,
+            wire.STOP: self._stop,
+        }
+        self._steps: Mapping[str, Callable[[Progress], Awaitable[None]]] = {}
+        if engine is not None:
+            steps = {wire.STAGE: engine.stage, wire.PARK: engine.park, wire.WAKE: engine.wake}
+            self._steps = {**steps, wire.LOAD: self._load}
+
+    # --- on the channel's thread (it is the channel's Handler) ---
+
+    def hello(self) -> Mapping[str, Any]:
+        front = self._front
+        return {
+            "protocol": wire.PROTOCOL,
+            "min_protocol": wire.MIN_PROTOCOL,
+            "worker_id": self._spec.worker_id,
+            "nonce": self._spec.nonce,
+            "pid": os.getpid(),
+            "start_time": self._start_time,
+            "version": swapd.__version__,
+            "kind": self._spec.kind,
+            "state": self.life.state.value,
+            "hooks": self._engine.hooks if self._engine is not None else [],
+            "epoch": front.stats().epoch if front is not None else 0,
+            "capabilities": [],
+        }
+
+    def greeted(self, link: Link) -> None:
+        if self._missed is not None:
+            self.channel.send(link, self._missed)
+
+    def request(self, link: Link, request: wire.Request, fds: Descriptors) -> None:
+        answer = Answer(self.channel, link, request.id)
+        if request.verb in self._steps:
+            params.descriptors(request.verb, 0, len(fds))
+            if self.life.begin_step(request.verb, answer):
+                self._schedule(self._start_step, request.verb)
+            return
+        if request.verb not in self._verbs:
+            known = sorted({wire.HELLO, *self._verbs, *self._steps})
+            raise SwapdError(UNKNOWN_METHOD, f"no verb {request.verb!r} here; there are {', '.join(known)}")
+        self._verbs[request.verb](answer, request, fds)
+
+    def lost(self, link: Link) -> None:
+        self._handing.lost(self._front, link)
+
+    def _adopt(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
+        epoch = params.epoch(request.params)
+        names = params.listener_names(request.params, len(fds))
+        self.life.request(states.ADOPT)
+        sockets = fds.take_sockets()
+        listeners = dict(zip(names, sockets, strict=True))
+        self._schedule_answer(
+            answer,
+            request.verb,
+            lambda: {"started_at": self._need_front().adopt(epoch, listeners)},
+        )
+
+    def _receive(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
+        epoch = params.epoch(request.params)
+        params.descriptors(request.verb, 1, len(fds))
+        self.life.request(states.RECEIVE)
+        [peer] = fds.take_sockets()
+        self._schedule_answer(answer, request.verb, lambda: self._need_front().receive(epoch, peer))
+
+    def _hand_over(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
+        epoch = params.epoch(request.params)
+        deadline_s = params.deadline_s(request.params)
+        params.descriptors(request.verb, 1, len(fds))
+        self.life.request(states.HAND_OVER)
+        try:
+            [peer] = fds.take_sockets()
+        except SwapdError:
+            self.life.end_hand_over()
+            raise
+        self._handing.begin(self._need_front(), Order(answer, epoch, peer, deadline_s), self.channel)
+
+    def _successor(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
+        epoch = params.epoch(request.params)
+        params.descriptors(request.verb, 1, len(fds))
+        self.life.request(states.SUCCESSOR)
+        [peer] = fds.take_sockets()
+        self._missed = None
+        self._schedule_answer(answer, request.verb, lambda: self._need_front().successor(epoch, peer))
+
+    def _source_dead(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
+        epoch = params.epoch(request.params)
+        self.life.request(states.SOURCE_DEAD)
+        self._schedule_answer(answer, request.verb, lambda: report(self._need_front().source_dead(epoch)))
+
+    def _target_dead(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
+        epoch = params.epoch(request.params)
+        self.life.request(states.TARGET_DEAD)
+
+        def resume() -> dict[str, Any]:
+            front = self._need_front()
+            front.target_dead(epoch)
+            return {"resumed": front.stats().owner}
+
+        self._schedule_answer(answer, request.verb, resume)
+
+    def _drain(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
+        deadline_s = params.deadline_s(request.params)
+        and_close = params.flag(request.params, "and_close")
+        self.life.request(states.DRAIN_AND_CLOSE if and_close else states.DRAIN)
+        self._schedule(self._start_task, self._run_drain(answer, deadline_s, and_close))
+
+    def _stats(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
+        front = self._front
+        answer({**(STATS_WITHOUT_FRONT if front is None else report(front.stats())), **self._loop_stats()})
+
+    def _loop_stats(self) -> dict[str, Any]:
+        late_s = time.monotonic() - self._last_tick - TICK_S
+        return {"state": self.life.state.value, "loop_blocked_s": max(0.0, round(late_s, 3))}
+
+    def _stop(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
+        self.life.request(states.STOP)
+        answer({})
+        self.on_stop()
+        self._schedule(self.finish, 0)
+
+    def _schedule(self, function: Callable[..., object], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop is closed
+            raise SwapdError(SHUTTING_DOWN, "the worker is ending") from None
+
+    def _schedule_answer(self, answer: Answer, verb: str, function: Callable[[], Mapping[str, Any] | None]) -> None:
+        """Run `function` on the loop and reply what it returns."""
+
+        def run() -> None:
+            try:
+                result: dict[str, Any] | Problem = dict(function() or {})
+            except Exception as error:
+                result = problem_of(error, verb)
+            answer(result)
+
+        self._schedule(run)
+
+    # --- on the loop's thread ---
+
+    async def run(self) -> int:
+        """Until the worker is to end; the exit status."""
+        self._tick()
+        if self._spec.is_gate:
+            self._begin_gate()
+        return await self.exit
+
+    def finish(self, code: int) -> None:
+        if not self.exit.done():
+            self.exit.set_result(code)
+
+    async def terminate(self, deadline_s: float) -> None:
+        """SIGTERM: accept no more, finish what is in flight within `deadline_s`, end."""
+        with contextlib.suppress(SwapdError):
+            self.life.request(states.STOP)
+        try:
+            if self._front is not None:
+                self._front.abort_hand_over()
+                await self._front.drain(deadline_s, and_close=True)
+        except Exception as error:
+            log.warning("worker.drain_failed error=%s", problem_of(error, "drain"))
+        self.finish(0)
+
+    async def end(self) -> None:
+        """Close the front, shut the model down. Every part is bounded but a hook that blocks: main has a watchdog."""
+        for task in list(self._tasks):
+            task.cancel()
+        if self._front is not None:
+            try:
+                await asyncio.wait_for(self._front.close(), FRONT_CLOSE_S)
+            except Exception as error:
+                log.warning("worker.front_close_failed error=%r", error)
+        if self._engine is not None:
+            await self._engine.unload()
+
+    def _tick(self) -> None:
+        self._last_tick = time.monotonic()
+        self._loop.call_later(TICK_S, self._tick)
+
+    def _begin_gate(self) -> None:
+        """A gate has nothing to load."""
+        self._set_front(build_gate(self._loop, self._spec))
+        self.life.request(states.LOAD)
+        self.life.end_step(True)
+
+    def _set_front(self, front: Front) -> None:
+        front.on_needs_successor = self._needs_successor
+        self._front = front
+
+    def _needs_successor(self, epoch: int, count: int) -> None:
+        event = wire.WorkerEvent(wire.NEEDS_SUCCESSOR, {"epoch": epoch, "count": count})
+        self._missed = event  # a daemon that is away hears of it when it is back
+        self.channel.broadcast(event)
+
+    def _is_owner(self) -> bool:
+        front = self._front
+        return front is not None and bool(front.stats().owner)
+
+    def _need_front(self) -> Front:
+        if self._front is None:  # the table allows no verb of the front before `loaded`
+            raise SwapdError(INTERNAL, "the worker has no front")
+        return self._front
+
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _start_step(self, verb: str) -> None:
+        self._start_task(self._run_step(verb))
+
+    async def _run_step(self, verb: str) -> None:
+        began_at = time.monotonic()
+        result: dict[str, Any] | Problem = {}
+        try:
+            await self._steps[verb](self._progress_of(verb))
+        except asyncio.CancelledError:
+            result = Problem(CANCELED, f"{verb} was given up: the worker was told to stop")
+        except Exception as error:
+            result = problem_of(error, verb)
+        failed = isinstance(result, Problem)
+        took_ms = (time.monotonic() - began_at) * 1000
+        log.info("worker.step verb=%s result=%s ms=%.0f", verb, result if failed else "ok", took_ms)
+        for answer in self.life.end_step(not failed):
+            answer(result)
+        if self._engine is not None and self._engine.exit_code is not None:
+            log.error("worker.model_exit code=%d the model called sys.exit()", self._engine.exit_code)
+            self.finish(self._engine.exit_code)
+
+    async def _load(self, progress: Progress) -> None:
+        assert self._engine is not None
+        app = await self._engine.load(progress)
+        try:
+            private_socket = bind_http(self._spec.http_path)
+        except OSError as error:
+            raise SwapdError(LOAD_FAILED, f"cannot open the worker's own HTTP socket: {error}") from None
+        state = self._engine.lifespan_state
+        self._set_front(build_direct(self._loop, self._spec, app, state, private_socket))
+
+    async def _run_drain(self, answer: Answer, deadline_s: float, and_close: bool) -> None:
+        result: dict[str, Any] | Problem = {"finished": 0, "cut": 0, "left": 0}
+        try:
+            if self._front is not None:
+                result = report(await self._front.drain(deadline_s, and_close))
+        except asyncio.CancelledError:
+            result = Problem(CANCELED, "drain was given up: the worker was told to stop")
+        except Exception as error:
+            result = problem_of(error, wire.DRAIN)
+        answer(result)
+
+    def _progress_of(self, step: str) -> Progress:
+        """What a hook may call, from any thread and as often as it likes: the daemon hears some ten a second."""
+        last = {"at": 0.0}
+
+        def progress(done: float, total: float | None = None, unit: str = "bytes") -> None:
+            now = time.monotonic()
+            if now - last["at"] < PROGRESS_EVERY_S and done != total:
+                return
+            last["at"] = now
+            told = {"step": step, "done": number(done), "total": number(total), "unit": str(unit)[:32]}
+            self.channel.broadcast(wire.WorkerEvent(wire.PROGRESS, told), may_be_lost=True)
+
+        return progress
+
+
+def number(value: Any) -> int | float | None:
+    """A model's figure (an int, a float, a NumPy scalar) as JSON has it; None when it is none."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        as_float = float(value)
+        return int(as_float) if as_float.is_integer() else as_float
+    return None
+
+
+def start_time(pid: int) -> int:
+    """Field 22 of /proc/PID/stat, in clock ticks since boot: with the pid it names a process for good."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rsplit(b")", 1)[1].split()[19])
