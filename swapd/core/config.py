@@ -2,7 +2,7 @@
 
 Duty: one frozen dataclass per table of the file, with its defaults. `config_keys` says how each key is written,
 `config_parse` reads them, `config_views` digests, redacts and compares them. Sizes are in bytes, times in
-seconds, paths absolute as far as the file's own path was. May not know: where a file lies, whether a path exists.
+seconds, paths as absolute as the file's own path was. May not know: where a file lies, whether a path exists.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestConfig:
-    """One synthetic request, ready to be sent: `json` is already encoded, its content-type among the headers."""
+    """One synthetic request, ready to be sent: `json` is encoded, its content-type among the headers."""
 
     method: str = "GET"
     path: str = "/"
@@ -125,9 +125,7 @@ class ModelConfig:
     weights: tuple[str, ...] = ()  # files or directories
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     env_file: str | None = None
-    env_file_values: Mapping[str, str] = field(
-        default_factory=dict, repr=False
-    )  # filled in by host.config_file
+    env_file_values: Mapping[str, str] = field(default_factory=dict, repr=False)  # set by host.config_file
     ready: ReadyConfig = field(default_factory=ReadyConfig)
     probes: tuple[ProbeConfig, ...] = ()
     warmup: WarmupConfig | None = None

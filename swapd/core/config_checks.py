@@ -1,0 +1,117 @@
+"""What no single key can tell: names, references, clashing addresses, paths that grow too long.
+
+Duty: faults as (key path, message) over a whole `Config`, whose wrong or missing values may still be empty. May
+not know: how the file was read, or what the host looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+from swapd.core.config import CONTROL_SOCKET, MAX_COUNTER_DIGITS, MAX_SOCKET_PATH_BYTES, Config
+from swapd.core.config_addresses import clash
+from swapd.core.config_readers import NAME, quoted, suggest
+from swapd.core.model import DeviceKind
+
+Fault = tuple[str, str]
+
+
+def name_fault(kind: str, name: str) -> str | None:
+    """Names become directories, sockets and topics. None when the name can be one."""
+    if not NAME.fullmatch(name):
+        return "is not a name: write at most 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
+    if kind == "services" and name.endswith("-gate"):
+        return "ends in -gate, which is how swapd names its own processes: choose another name"
+    if kind == "devices" and name == "auto":
+        return 'is taken, since devices = "auto" means every device: choose another name'
+    return None
+
+
+def check_config(config: Config) -> Iterator[Fault]:
+    yield from _devices(config)
+    yield from _services(config)
+    yield from _listeners(config)
+    yield from _socket_paths(config)
+
+
+def _devices(config: Config) -> Iterator[Fault]:
+    hosts = [device for device in config.devices.values() if device.kind is DeviceKind.HOST]
+    matches: dict[str, str] = {}
+    for device in config.devices.values():
+        path = f"devices.{quoted(device.name)}"
+        if device.kind is DeviceKind.NVML:
+            if device.memory_bytes is not None:
+                yield f"{path}.memory", 'is for kind = "host" only: a GPU\'s memory is measured; leave it out'
+            if device.match is None:
+                yield (
+                    f"{path}.match",
+                    'is missing: write the UUID ("GPU-…" or "MIG-…", see nvidia-smi -L) or index ("0")',
+                )
+            elif device.match in matches:
+                yield f"{path}.match", f"is the same GPU as devices.{matches[device.match]}: leave one of them out"
+            else:
+                matches[device.match] = quoted(device.name)
+            continue
+        if device.match is not None:
+            yield f"{path}.match", 'is for kind = "nvml" only: leave it out'
+        if device.memory_bytes is None and len(hosts) > 1:
+            yield f"{path}.memory", 'is missing: with several host devices each needs its own budget, such as "8GiB"'
+        elif device.memory_bytes is not None and device.headroom_bytes >= device.memory_bytes:
+            yield f"{path}.headroom", "leaves nothing of the budget: write less than its memory"
+
+
+def _services(config: Config) -> Iterator[Fault]:
+    if not config.services:
+        yield "services", 'nothing is served: write at least one [services.NAME] with "listen" and "model"'
+    for service in config.services.values():
+        path = f"services.{quoted(service.name)}"
+        if service.model and service.model not in config.models:
+            cure = suggest(service.model, tuple(config.models))
+            yield f"{path}.model", f'there is no model "{service.model}": {cure}'
+        for index, name in enumerate(service.devices or ()):
+            if name in config.devices:
+                continue
+            cure = suggest(name, tuple(config.devices))
+            if name == "auto":
+                cure = 'write devices = "auto", without brackets'
+            elif not config.devices:
+                cure = f'write a table [devices.{name}], or devices = "auto"'
+            yield f"{path}.devices[{index}]", f'there is no device "{name}": {cure}'
+
+
+def _listeners(config: Config) -> Iterator[Fault]:
+    taken = [
+        (f"services.{quoted(service.name)}.listen" + (f"[{index}]" if len(service.listen) > 1 else ""), address)
+        for service in config.services.values()
+        for index, address in enumerate(service.listen)
+    ]
+    if config.daemon.metrics:
+        taken.insert(0, ("daemon.metrics", config.daemon.metrics))
+    for name in ("control", "events"):
+        taken.insert(0, (f"daemon.{name}", "unix:" + getattr(config.daemon, name).removeprefix("ipc://")))
+    for (first, one), (second, other) in combinations(taken, 2):
+        if clash(one, other):
+            same = f'"{other}" is already taken by {first}'
+            detail = same if one == other else f'"{other}" is already covered by "{one}" of {first}'
+            cure = "write another path" if other.startswith("unix:") else "write another port"
+            yield second, f"{detail}: {cure}"
+
+
+def _socket_paths(config: Config) -> Iterator[Fault]:
+    """The longest path that a worker of any service will bind, a gate's with a counter of many digits.
+
+    Longer than the control socket's own default path, so that one needs no check here.
+    """
+    if not config.services:
+        return
+    longest = max((*config.services,), key=lambda name: len(name.encode("utf-8", "replace")))
+    worker_id = f"{longest}-gate-{'9' * MAX_COUNTER_DIGITS}"
+    path = f"{config.daemon.worker_dir(worker_id)}/{CONTROL_SOCKET}"
+    over = len(path.encode("utf-8", "replace")) - MAX_SOCKET_PATH_BYTES
+    if over > 0:
+        yield (
+            "daemon.runtime_dir",
+            f'its workers\' sockets would have paths {over} bytes too long for a Unix socket (such as "{path}"): '
+            f"write a shorter directory, or shorten the service's name",
+        )

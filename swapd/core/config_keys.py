@@ -1,0 +1,188 @@
+"""Every key of the configuration, as tables: its name, what it may be, and when a change of it takes effect.
+
+Duty: the one list that the parser, the redacted view, the comparison at `reload` and the tests of
+`etc/swapd.toml` go by. A new key is a row here and a field in `config`. May not know: how a file is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from swapd.core import config_addresses as address
+from swapd.core import config_readers as read
+from swapd.core import config_requests as request
+from swapd.core.config import MIB
+from swapd.core.config_readers import Reader
+from swapd.core.units import format_duration, format_size
+
+# When a changed value counts, after `reload`.
+NOW: Final = "now"  # from the next use on
+NEXT_SWAP: Final = "next swap"  # for the workers that the next swap (or restart) starts
+SWAP: Final = "swap"  # it asks for one
+RESTART: Final = "restart"  # only when the daemon starts again
+
+HIDDEN: Final = "…"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key. `read` is None for a table of its own; `cure` is what to write when a required key is missing."""
+
+    name: str
+    read: Reader | None
+    effect: str = NEXT_SWAP
+    field: str = ""  # of the dataclass, where it is not the key's name
+    cure: str = ""
+    show: Callable[[Any], object] = lambda value: value
+
+    @property
+    def attribute(self) -> str:
+        return self.field or self.name
+
+
+def _timeout(name: str, effect: str, low_s: float = 0.0, high_s: float = 30 * 86400.0) -> Key:
+    return Key(name, read.duration(low_s, high_s), effect, name + "_s", show=format_duration)
+
+
+def _hide_values(pairs: Any) -> object:
+    return dict.fromkeys(dict(pairs), HIDDEN)
+
+
+def _show_headers(pairs: Any) -> object:
+    harmless = ("content-type", "accept")
+    return {name: content if name in harmless else HIDDEN for name, content in pairs}
+
+
+DAEMON: Final = (
+    Key("runtime_dir", read.absolute_path, RESTART),
+    Key("state_dir", read.absolute_path, RESTART),
+    Key("control", address.endpoint, RESTART),
+    Key("events", address.endpoint, RESTART),
+    Key("metrics", address.listen_address, RESTART),
+    Key("log_level", read.choice("debug", "info", "warning", "error"), NOW),
+    Key("log_keep", read.integer(1, 10_000), NOW),
+    Key("history_keep", read.integer(1, 1_000_000), NOW),
+    _timeout("shutdown_timeout", NOW, 1.0),
+    _timeout("hand_over_timeout", NOW, 0.1, 60.0),
+    _timeout("release_timeout", NOW, 0.1, 3600.0),
+    _timeout("stop_timeout", NOW, 0.1, 3600.0),
+    _timeout("restart_backoff_max", NOW, 1.0, 3600.0),
+)
+DEVICE: Final = (
+    Key("kind", read.choice("nvml", "host"), RESTART, cure='write kind = "nvml" for a GPU, or "host"'),
+    Key("match", address.device_match, RESTART),
+    Key("headroom", read.size(), RESTART, "headroom_bytes", show=format_size),
+    Key("memory", read.size(MIB), RESTART, "memory_bytes", show=format_size),
+)
+MODEL: Final = (
+    Key("engine", read.choice("asgi", "command", "vllm", "llama-server")),
+    Key("app", read.app),
+    Key("directory", read.path),
+    Key("python", read.interpreter),
+    Key("device_memory", read.size(1), field="device_memory_bytes", show=format_size),
+    Key("weights", read.paths, show=list),
+    Key("env", read.environment, show=_hide_values),
+    Key("env_file", read.path),
+    Key("ready", None),
+    Key("probes", None),
+    Key("warmup", None),
+    Key("gpus", read.integer(1, 64)),
+    Key("command", read.command, show=list),
+    Key("user", read.text),
+    Key("read_paths", read.paths, show=list),
+    Key("write_paths", read.paths, show=list),
+)
+READY: Final = (
+    Key("path", request.url_path),
+    _timeout("timeout", NEXT_SWAP, 0.1),
+)
+PROBE: Final = (
+    Key("request", None, cure='write request = { path = "/health" }'),
+    Key("expect", None),
+    Key("repeat", read.integer(1, 1000)),
+)
+REQUEST: Final = (
+    Key("method", request.method),
+    Key("path", request.url_path, cure='write path = "/health"'),
+    Key("headers", request.headers, show=_show_headers),
+    Key("json", request.json_body, field="body", show=lambda body: body.decode("utf-8", "replace")),
+    Key("body", request.body, show=lambda body: body.decode("utf-8", "replace")),
+)
+EXPECT: Final = (
+    Key("status", read.integer(100, 599)),
+    _timeout("within", NEXT_SWAP, 0.001),
+    Key("json", request.expected_json, field="json_pointer"),  # a table goes to json_contains
+)
+WARMUP: Final = (
+    Key("file", read.path, cure='write file = "warm.jsonl"'),
+    Key("concurrency", read.integer(1, 1024)),
+    _timeout("timeout", NEXT_SWAP, 0.1),
+)
+SERVICE: Final = (
+    Key("listen", address.listen, RESTART, cure='write listen = "127.0.0.1:8000"', show=list),
+    Key("model", read.text, SWAP, cure='write model = "NAME", the [models.NAME] to serve at first'),
+    Key("devices", read.device_names, show=list),
+    Key("strategy", read.strategy, NOW),
+    Key("replicas", read.integer(1, 256)),
+    Key("front", read.choice("direct", "gate")),
+    Key("protocol", read.choice("http", "tcp"), RESTART),
+    _timeout("drain_timeout", NOW),
+    _timeout("hold_timeout", NOW, 1.0),
+    _timeout("max_outage", NOW),
+    _timeout("soak", NOW),
+    Key("health_path", request.health_path),
+    _timeout("keep_alive", NEXT_SWAP, 1.0, 86400.0),
+    Key("queue_limit", read.integer(1, 100_000)),
+)
+SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
+    "daemon": DAEMON,
+    "devices": DEVICE,
+    "models": MODEL,
+    "ready": READY,
+    "probes": PROBE,
+    "request": REQUEST,
+    "expect": EXPECT,
+    "warmup": WARMUP,
+    "services": SERVICE,
+}
+TABLES: Final = ("daemon", "devices", "models", "services", "strategies")  # at the top of the file
+
+
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """A key that belongs to the design and cannot be honoured yet; values in `honoured` can."""
+
+    section: str
+    key: str
+    honoured: tuple[object, ...] = ()
+
+
+# Whoever builds one of these deletes its row, and nothing else here.
+NOT_YET: Final = (
+    NotYet("", "strategies"),
+    NotYet("daemon", "metrics"),
+    NotYet("models", "engine", ("asgi",)),
+    NotYet("models", "command"),
+    NotYet("models", "gpus", (1,)),
+    NotYet("models", "user"),
+    NotYet("models", "read_paths"),
+    NotYet("models", "write_paths"),
+    NotYet("services", "strategy", ("auto", "dual", "in-place")),
+    NotYet("services", "replicas", (1,)),
+    NotYet("services", "front", ("direct",)),
+    NotYet("services", "protocol", ("http",)),
+)
+
+
+def not_yet(section: str, key: str, value: object) -> str | None:
+    """Why the value cannot be honoured by this version; None when it can."""
+    for row in NOT_YET:
+        if (row.section, row.key) == (section, key) and value not in row.honoured:
+            if not row.honoured:
+                return "is not supported yet by this version of swapd: leave it out"
+            options = " or ".join(f'"{word}"' if isinstance(word, str) else str(word) for word in row.honoured)
+            word = f'"{value}"' if isinstance(value, str) else value
+            return f"{word} is not supported yet by this version of swapd: write {options}"
+    return None

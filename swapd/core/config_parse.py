@@ -1,0 +1,219 @@
+"""The configuration file's tables to a `Config`, or everything that is wrong with them.
+
+Duty: read each table by the rows of `config_keys` and go on after a mistake, so that one run names them all.
+Total: whatever the tables hold, nothing is raised. May not know: the disk; `host.config_file` reads the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from swapd.core import config_keys as keys
+from swapd.core.config import (
+    MIB,
+    Config,
+    ConfigProblem,
+    DaemonConfig,
+    DeviceConfig,
+    ExpectConfig,
+    ModelConfig,
+    ProbeConfig,
+    ReadyConfig,
+    RequestConfig,
+    ServiceConfig,
+    WarmupConfig,
+)
+from swapd.core.config_checks import check_config, name_fault
+from swapd.core.config_keys import Key
+from swapd.core.config_readers import Wrong, kind_of, quoted, suggest
+from swapd.core.model import DeviceKind
+
+T = TypeVar("T")
+
+
+def parse_config(
+    tables: Mapping[str, Any], *, file: str, model_files: Mapping[str, str] | None = None
+) -> Config | list[ConfigProblem]:
+    """`file` is named in problems, and relative paths start from its directory. `model_files` tells which model
+    was read from another file (models.d), so that its mistakes are looked for there."""
+    report = _Report(file, str(PurePosixPath(file).parent), dict(model_files or {}))
+    config = Config(
+        file=file,
+        daemon=_daemon(report, tables.get("daemon", {})),
+        devices=_named(report, tables, "devices", _device),
+        models=_named(report, tables, "models", _model),
+        services=_named(report, tables, "services", _service),
+    )
+    for name, content in tables.items():
+        if name not in keys.TABLES:
+            report.unknown("", str(name), keys.TABLES, "table")
+        elif refusal := keys.not_yet("", name, content):
+            report.add(quoted(name), refusal)
+    for key, message in check_config(config):
+        report.add(key, message)
+    return report.problems or config
+
+
+def parse_request(content: object, *, file: str, key: str) -> RequestConfig | list[ConfigProblem]:
+    """One request written like a probe's, such as a line of a warm-up file; `key` says where it stands."""
+    report = _Report(file, str(PurePosixPath(file).parent), {})
+    request = _request(report, key, content)
+    return report.problems or request
+
+
+@dataclass(slots=True)
+class _Report:
+    """Collects problems, each under the file that its model came from."""
+
+    file: str
+    base: str
+    model_files: dict[str, str]
+    problems: list[ConfigProblem] = field(default_factory=list)
+
+    def add(self, key: str, message: str) -> None:
+        file = self.file
+        for model, other in self.model_files.items():
+            prefix = f"models.{quoted(model)}"
+            if key == prefix or key.startswith((prefix + ".", prefix + "[")):
+                file = other
+        problem = ConfigProblem(file, key, message)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def unknown(self, path: str, name: str, known: tuple[str, ...], what: str = "key") -> None:
+        """A key that nothing reads: where it belongs, when another table has it; else what is like it."""
+        homes = {"daemon": "[daemon]", "devices": "[devices.NAME]", "models": "[models.NAME]"}
+        homes |= {"ready": "[models.NAME.ready]", "services": "[services.NAME]"}
+        elsewhere = [home for section, home in homes.items() if name in {key.name for key in keys.SECTIONS[section]}]
+        cure = suggest(name, known)
+        if elsewhere and not cure.startswith("did you mean"):
+            cure = f"it belongs in {' or '.join(elsewhere)}"
+        self.add(f"{path}.{quoted(name)}" if path else quoted(name), f"unknown {what}: {cure}")
+
+
+def _named(report: _Report, tables: Mapping[str, Any], kind: str, read: Any) -> dict[str, Any]:
+    """[kind.NAME] for every name."""
+    found = tables.get(kind, {})
+    if not isinstance(found, Mapping):
+        report.add(kind, f"expected tables [{kind}.NAME], not {kind_of(found)}")
+        return {}
+    result = {}
+    for name, content in found.items():
+        path = f"{kind}.{quoted(str(name))}"
+        if fault := name_fault(kind, str(name)):
+            report.add(path, fault)
+        if not isinstance(content, Mapping):
+            report.add(path, f"expected a table [{path}], not {kind_of(content)}")
+        else:
+            result[str(name)] = read(report, str(name), path, content)
+    return result
+
+
+def _read(report: _Report, section: str, path: str, content: object) -> dict[str, Any]:
+    """The fields that the table sets rightly. Tables within it are left to the caller, which finds them here."""
+    rows = {key.name: key for key in keys.SECTIONS[section]}
+    values: dict[str, Any] = {}
+    if not isinstance(content, Mapping):
+        report.add(path, f"expected a table, not {kind_of(content)}")
+        return values
+    for name in content:
+        if name not in rows:
+            report.unknown(path, str(name), tuple(rows))
+    for name, key in rows.items():
+        if name not in content:
+            if key.cure:
+                report.add(f"{path}.{name}", f"is missing: {key.cure}")
+        elif key.read is None:
+            values[key.attribute] = content[name]
+        else:
+            _read_one(report, section, key, f"{path}.{name}", content[name], values)
+    return values
+
+
+def _read_one(report: _Report, section: str, key: Key, path: str, raw: object, values: dict[str, Any]) -> None:
+    assert key.read is not None
+    try:
+        value = key.read(raw, report.base)
+    except Wrong as wrong:
+        for at, message in wrong.faults:
+            report.add(path + at, message)
+        return
+    if refusal := keys.not_yet(section, key.name, value):
+        report.add(path, refusal)
+    values[key.attribute] = value
+
+
+def _make(cls: type[T], values: Mapping[str, Any], **given: Any) -> T:
+    """The dataclass of the values; `given` stands in for what is missing or wrong (a problem by now)."""
+    known = {each.name for each in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{**given, **{name: value for name, value in values.items() if name in known}})
+
+
+def _daemon(report: _Report, content: object) -> DaemonConfig:
+    values = _read(report, "daemon", "daemon", content)
+    runtime_dir = values.get("runtime_dir", DaemonConfig.__dataclass_fields__["runtime_dir"].default)
+    return _make(
+        DaemonConfig, values, control=f"ipc://{runtime_dir}/control.sock", events=f"ipc://{runtime_dir}/events.sock"
+    )
+
+
+def _device(report: _Report, name: str, path: str, content: object) -> DeviceConfig:
+    values = _read(report, "devices", path, content)
+    kind = DeviceKind(values.pop("kind", "host"))
+    # A GPU needs room for the driver's own and for fragmentation. A host budget is what the operator has already
+    # set aside, so it is planned in full; without a budget, the out-of-memory killer waits at the end of the memory.
+    headroom_bytes = 0 if kind is DeviceKind.HOST and "memory_bytes" in values else 512 * MIB
+    return _make(DeviceConfig, values, name=name, kind=kind, headroom_bytes=headroom_bytes)
+
+
+def _model(report: _Report, name: str, path: str, content: object) -> ModelConfig:
+    values = _read(report, "models", path, content)
+    values["ready"] = _make(ReadyConfig, _read(report, "ready", f"{path}.ready", values.get("ready", {})))
+    values["probes"] = _probes(report, f"{path}.probes", values.get("probes", []))
+    if "warmup" in values:
+        warmup = _read(report, "warmup", f"{path}.warmup", values["warmup"])
+        values["warmup"] = _make(WarmupConfig, warmup, file="")
+    if "app" not in values and values.get("engine", "asgi") == "asgi" and not _has(content, "app"):
+        report.add(f"{path}.app", 'is missing: write app = "module:attribute", such as "my_model:app"')
+    return _make(ModelConfig, values, name=name, directory=report.base)
+
+
+def _probes(report: _Report, path: str, content: object) -> tuple[ProbeConfig, ...]:
+    if not isinstance(content, list | tuple):
+        report.add(path, f"expected a list of tables: write [[{path}]], not {kind_of(content)}")
+        return ()
+    return tuple(_probe(report, f"{path}[{index}]", probe) for index, probe in enumerate(content))
+
+
+def _probe(report: _Report, path: str, content: object) -> ProbeConfig:
+    values = _read(report, "probes", path, content)
+    if "request" in values:
+        values["request"] = _request(report, f"{path}.request", values["request"])
+    if "expect" in values:
+        expect = _read(report, "expect", f"{path}.expect", values["expect"])
+        if isinstance(expect.get("json_pointer"), Mapping):
+            expect["json_contains"] = expect.pop("json_pointer")
+        values["expect"] = _make(ExpectConfig, expect)
+    return _make(ProbeConfig, values, request=RequestConfig())
+
+
+def _request(report: _Report, path: str, content: object) -> RequestConfig:
+    values = _read(report, "request", path, content)
+    if _has(content, "json") and _has(content, "body"):
+        report.add(f"{path}.body", 'stands beside "json", and a request has one body: leave one of them out')
+    headers = dict(values.get("headers", ()))
+    if _has(content, "json"):
+        headers.setdefault("content-type", "application/json")
+    values["headers"] = tuple(headers.items())
+    return _make(RequestConfig, values, method="POST" if "body" in values else "GET")
+
+
+def _service(report: _Report, name: str, path: str, content: object) -> ServiceConfig:
+    return _make(ServiceConfig, _read(report, "services", path, content), name=name, listen=(), model="")
+
+
+def _has(content: object, name: str) -> bool:
+    return isinstance(content, Mapping) and name in content
