@@ -216,7 +216,8 @@ class Channel:
             self._run_calls()
         for link in list(self._links):
             self._drop(link)
-        self._listener.close()
+        for sock in (self._listener, self._wake_in, self._wake_out):
+            sock.close()
         self._selector.close()
 
     def _drain_wakes(self) -> None:

@@ -46,6 +46,7 @@ class _StubFront:  # ruff: noqa: ANN
 class _StubStats:
     owner: bool = False
     epoch: int = 0
+    loop_blocked_s: float = 0.0
 
 
 def build_direct(

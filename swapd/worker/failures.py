@@ -44,7 +44,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     for each in _chain(error):
         if isinstance(each, MemoryError):
             return True
-        said = f"{type(each).__name__} {each}".lower().replace(" ", "").replace("_", "")
+        said = f"{type(each).__name__} {_text(each)}".lower().replace(" ", "").replace("_", "")
         if any(word in said for word in _MEMORY_WORDS):
             return True
     return False
@@ -89,11 +89,15 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             todo.extend(member for member in members if isinstance(member, BaseException))
 
 
-def _one_line(error: BaseException) -> str:
+def _text(error: BaseException) -> str:
     try:
-        text = " ".join(str(error).split())
+        return str(error.msg if isinstance(error, SyntaxError) else error)
     except Exception:  # a model's __str__ may fail too
-        text = ""
+        return ""
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(_text(error).split())
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
 
 

@@ -67,6 +67,11 @@ class Handing:
         else:
             self._loop.call_soon_threadsafe(front.abort_hand_over)
 
+    async def settled(self, timeout_s: float = 1.0) -> None:
+        """Wait until the order that the loop carries out has been answered."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
     def _take_back(self, front: Front, order: Order) -> None:
         front.abort_hand_over()
         self._end(order, Problem(INTERNAL, "the daemon's connection was lost"))

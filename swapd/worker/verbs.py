@@ -164,13 +164,7 @@ class Worker:
     def _target_dead(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
         epoch = params.epoch(request.params)
         self.life.request(states.TARGET_DEAD)
-
-        def resume() -> dict[str, Any]:
-            front = self._need_front()
-            front.target_dead(epoch)
-            return {"resumed": front.stats().owner}
-
-        self._schedule_answer(answer, request.verb, resume)
+        self._schedule(self._start_task, self._resume(answer, epoch))
 
     def _drain(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
         deadline_s = params.deadline_s(request.params)
@@ -180,11 +174,13 @@ class Worker:
 
     def _stats(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
         front = self._front
-        answer({**(STATS_WITHOUT_FRONT if front is None else report(front.stats())), **self._loop_stats()})
-
-    def _loop_stats(self) -> dict[str, Any]:
-        late_s = time.monotonic() - self._last_tick - TICK_S
-        return {"state": self.life.state.value, "loop_blocked_s": max(0.0, round(late_s, 3))}
+        figures: dict[str, Any]
+        if front is not None:
+            figures = report(front.stats())
+        else:
+            late_s = time.monotonic() - self._last_tick - TICK_S
+            figures = {**STATS_WITHOUT_FRONT, "loop_blocked_s": max(0.0, late_s)}
+        answer({**figures, "state": self.life.state.value})
 
     def _stop(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
         self.life.request(states.STOP)
@@ -248,8 +244,10 @@ class Worker:
             await self._engine.unload()
 
     def _tick(self) -> None:
+        """Until there is a front, which measures by itself."""
         self._last_tick = time.monotonic()
-        self._loop.call_later(TICK_S, self._tick)
+        if self._front is None:
+            self._loop.call_later(TICK_S, self._tick)
 
     def _begin_gate(self) -> None:
         """A gate has nothing to load."""
@@ -310,6 +308,19 @@ class Worker:
             raise SwapdError(LOAD_FAILED, f"cannot open the worker's own HTTP socket: {error}") from None
         state = self._engine.lifespan_state
         self._set_front(build_direct(self._loop, self._spec, app, state, private_socket))
+
+    async def _resume(self, answer: Answer, epoch: int) -> None:
+        """Reply once the hand-over has ended here too, so that the next verb finds the worker `serving`."""
+        result: dict[str, Any] | Problem
+        try:
+            front = self._need_front()
+            resumed = front.target_dead(epoch)
+            if resumed:
+                await self._handing.settled()
+            result = {"resumed": resumed or front.stats().owner}
+        except Exception as error:
+            result = problem_of(error, wire.TARGET_DEAD)
+        answer(result)
 
     async def _run_drain(self, answer: Answer, deadline_s: float, and_close: bool) -> None:
         result: dict[str, Any] | Problem = {"finished": 0, "cut": 0, "left": 0}

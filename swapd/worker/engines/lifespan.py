@@ -2,7 +2,8 @@
 
 uvicorn (0.54) swallows the exception of a failing lifespan, and in "auto" mode takes an app that fails while
 loading for one that does not speak lifespan. Here the app is watched: if it fails before it asks for the
-`lifespan.startup` message it does not speak lifespan (the ASGI specification's way to say so); afterwards, it failed.
+`lifespan.startup` message it does not speak lifespan (the ASGI specification's way to say so), nor if it answers
+with HTTP messages (it never looked at the scope's type); any other failure is a failure to load.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Lifespan:
     def __init__(self, app: AsgiApp) -> None:
         self._app = app
         self._asked = False
+        self._spoke_http = False
         self._error: BaseException | None = None
         self._said = ""
         self._ended = asyncio.Event()
@@ -61,7 +63,8 @@ class Lifespan:
                 log.debug("worker.lifespan_still_running after startup.failed")
             raise self._error or StartupFailed(self._said or "the app sent lifespan.startup.failed")
         if self._error is not None:
-            if self._asked or isinstance(self._error, (SystemExit, MemoryError)):
+            speaks_lifespan = self._asked and not self._spoke_http
+            if speaks_lifespan or isinstance(self._error, (SystemExit, MemoryError)):
                 raise self._error
             said = f"{type(self._error).__name__}: {self._error}".rstrip(": ")
             log.info("worker.no_lifespan the app does not speak lifespan (%s)", said)
@@ -81,7 +84,9 @@ class Lifespan:
             return await receive()
 
         async def watched_send(message: Any) -> None:
-            if message.get("type") == "lifespan.startup.failed":
+            kind = message.get("type", "")
+            self._spoke_http = self._spoke_http or not kind.startswith("lifespan.")
+            if kind == "lifespan.startup.failed":
                 self._said = str(message.get("message", ""))
             await send(message)
 

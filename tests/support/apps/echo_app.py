@@ -32,7 +32,7 @@ async def _http(scope, receive, send):
         if not message.get("more_body"):
             break
     if path == "/block":  # a model that does not yield: seconds in the body
-        time.sleep(float(body))
+        time.sleep(float(body))  # noqa: ASYNC251
     elif path == "/slow":
         await asyncio.sleep(float(body))
     elif path == "/stream":
