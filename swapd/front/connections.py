@@ -1,0 +1,355 @@
+"""One HTTP connection of a direct front: uvicorn's, made movable.
+
+What uvicorn's protocol does with a request stays untouched; this adds what it takes to know, at any instant,
+whether the connection may change its owner. It may when request and response are complete, the write buffer is
+empty, and every byte read past the last boundary is still at hand in raw form. Facts that shape this (all measured,
+uvicorn 0.54): megabytes may be unflushed at the end of a response; `receive()` undoes `pause_reading()`; an early
+answer leaves its body unread; a per-connection keep-alive timer fires on paused connections (so there is none: the
+front sweeps). Bytes that the parser swallowed cannot be taken back, so a request that began within a chunk (a
+pipelined one) is answered here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Final
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from swapd.front.answers import LastWords, answer, error_body, stream_error, unavailable_body
+from swapd.wire.peer import MAX_CARRIED_BYTES, MAX_HEAD_BYTES
+
+if TYPE_CHECKING:
+    from swapd.front.direct import DirectFront
+
+BOUNDARY: Final = 0  # nothing of a request has been parsed
+HEAD: Final = 1
+BODY: Final = 2
+
+CUT_FLUSH_S: Final = 2.0
+
+# Bound once: these run for every request.
+_message_begin = HttpToolsProtocol.on_message_begin
+_headers_complete = HttpToolsProtocol.on_headers_complete
+_message_complete = HttpToolsProtocol.on_message_complete
+_response_complete = HttpToolsProtocol.on_response_complete
+_send = RequestResponseCycle.send
+
+
+class Group(ServerState):
+    """What the connections of a front share. `quiesced` may be set from any thread: nothing new is parsed then."""
+
+    def __init__(self, front: DirectFront) -> None:
+        super().__init__()
+        self.front = front
+        self.quiesced = False
+        self.now = 0.0  # the loop's time, some 100 ms coarse: precise enough for timeouts, and free to read
+
+
+class GuardedFlow(FlowControl):
+    """uvicorn resumes reading in several places; on a frozen connection none of them may."""
+
+    frozen = False
+
+    def resume_reading(self) -> None:
+        if self.read_paused and not self.frozen:
+            self.read_paused = False
+            self._transport.resume_reading()
+
+
+class Cycle(RequestResponseCycle):
+    """Remembers the response's start, so that a cut at the drain's deadline can speak the stream's language."""
+
+    start: Any = None
+
+    def send(self, message: Any) -> Awaitable[None]:  # type: ignore[override]
+        if not self.response_started:
+            self.start = message
+        return _send(self, message)
+
+    def is_event_stream(self) -> bool:
+        if self.start is None or not self.chunked_encoding:
+            return False
+        return any(
+            name.lower() == b"content-type" and value.lower().startswith(b"text/event-stream")
+            for name, value in self.start.get("headers", ())
+        )
+
+
+class HttpConnection(HttpToolsProtocol):
+    cycle: RequestResponseCycle
+    flow: GuardedFlow
+
+    def __init__(
+        self,
+        config: Config,
+        group: Group,
+        app_state: dict[str, Any],
+        loop: asyncio.AbstractEventLoop,
+        fd: int,
+        read: bytes,
+    ) -> None:
+        super().__init__(config, group, app_state, loop)
+        self.group = group
+        self.fd = fd
+        self.since = group.now  # idle since, or head begun at
+        self.began_at = group.now  # of the newest request
+        self.running: RequestResponseCycle | None = None
+        self.gone = False  # closed, or given away
+        self.offered = False  # movable, and waiting for its turn or on its way to another front
+        self.upgraded = False
+        self.ending = False  # last words said
+        self._phase = BOUNDARY
+        self._fresh = False  # the chunk being parsed began at a boundary
+        self._known = True  # every byte of the head being parsed is in _head
+        self._head = b""  # raw bytes of a head that the parser has seen
+        self._unparsed = read  # raw bytes that it has not
+
+    # --- what the front asks -----------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def idle(self) -> bool:
+        return not self.busy and self._phase == BOUNDARY and not self._unparsed
+
+    @property
+    def streaming(self) -> bool:
+        return self.running is not None and self.running.response_started and not self.running.response_complete
+
+    @property
+    def answerable_only_here(self) -> bool:
+        """The parser holds bytes of a request that cannot be taken back: read on, answer it here."""
+        return self._phase == BODY or (self._phase == HEAD and not self._known)
+
+    @property
+    def unflushed(self) -> bool:
+        return self.transport.get_write_buffer_size() > 0
+
+    def carried(self) -> bytes:
+        return self._head + self._unparsed
+
+    def head_overdue(self, before: float) -> bool:
+        return self._phase == HEAD and self.began_at < before
+
+    def freeze(self) -> None:
+        """Stop reading, whatever uvicorn wishes."""
+        if not self.flow.frozen:
+            self.flow.frozen = True
+            self.flow.read_paused = True
+            self.transport.pause_reading()
+
+    def watch_if_frozen(self) -> None:
+        """A paused transport is blind to a reset."""
+        if self.flow.frozen:
+            self.group.front.hang_ups.add(self.fd, self.transport.close)
+
+    def restore(self) -> None:
+        """Read on here: the hand-over did not happen, or this front became the owner again."""
+        self.offered = False
+        if self.gone or self.ending or self.upgraded or not self.flow.frozen:
+            return
+        self._thaw()
+        self.transport.set_write_buffer_limits()
+        self.since = self.group.now
+        if self._unparsed:
+            data, self._unparsed = self._unparsed, b""
+            self.data_received(data)
+            if self.gone or self.ending or self.upgraded:
+                return
+        if not self.pipeline and (not self.busy or len(self.cycle.body) <= HIGH_WATER_LIMIT):
+            self.flow.resume_reading()
+
+    def watch_flush(self) -> None:
+        """Hear of the very end of the write buffer: with a limit of zero, `resume_writing` means empty."""
+        self.transport.set_write_buffer_limits(0)
+
+    def release(self) -> None:
+        """Another front has it: close our copy, and nothing but our copy."""
+        self.gone = True
+        self._thaw_watch()
+        self.transport.abort()
+
+    def _thaw(self) -> None:
+        self.flow.frozen = False
+        self._thaw_watch()
+
+    def _thaw_watch(self) -> None:
+        self.group.front.hang_ups.discard(self.fd)
+
+    # --- the transport's calls ---------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.flow = GuardedFlow(transport)
+        data, self._unparsed = self._unparsed, b""
+        if data:
+            self.data_received(data)
+        if self.group.quiesced or self.flow.read_paused:
+            # uvloop starts to read right after this call, whatever was paused in it.
+            self.loop.call_soon(self._pause_again)
+
+    def _pause_again(self) -> None:
+        if self.gone or self.ending or self.upgraded:
+            return
+        if self.flow.read_paused:
+            self.transport.pause_reading()
+        if self.group.quiesced:
+            self.group.front.settle(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone = True
+        self._thaw_watch()
+        for cycle, _ in self.pipeline:
+            cycle.disconnected = True
+        if self.running is not None and not self.running.response_complete:
+            self.running.disconnected = True
+            self.running.message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        group = self.group
+        quiesced = group.quiesced
+        phase = self._phase
+        if quiesced and (phase == BOUNDARY or (phase == HEAD and self._known)):
+            self._keep(data)
+            return
+        self._fresh = phase == BOUNDARY
+        if len(data) > MAX_HEAD_BYTES and phase != BODY and data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) < 0:
+            self.refuse(431, "The request's head is over 64 KiB.", "head_too_large")
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.refuse(400, "The request is not valid HTTP.", "bad_request")
+            return
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self._upgrade()
+                return
+            self._unsupported_upgrade_warning()
+        if self._phase == HEAD:
+            self._keep_head(data, phase)
+        if quiesced:
+            group.front.settle(self)
+
+    def resume_writing(self) -> None:
+        self.flow.resume_writing()
+        if self.group.quiesced and not self.gone:
+            self.group.front.settle(self)
+
+    def _keep(self, data: bytes) -> None:
+        """Quiesced: these bytes belong to the next owner."""
+        self._unparsed += data
+        if len(self._unparsed) > MAX_CARRIED_BYTES - MAX_HEAD_BYTES:
+            self.freeze()
+        self.group.front.settle(self)
+
+    def _keep_head(self, data: bytes, phase: int) -> None:
+        if phase == HEAD:
+            self._head = self._head + data if self._known else self._head
+        else:
+            self._head = data if self._known else b""
+        if len(self._head) > MAX_HEAD_BYTES:
+            self.refuse(431, "The request's head is over 64 KiB.", "head_too_large")
+
+    def _upgrade(self) -> None:
+        self.upgraded = True
+        self._thaw()
+        self.handle_websocket_upgrade()
+
+    # --- the parser's and the response's calls -----------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._phase = HEAD
+        self._known = self._fresh
+        self._fresh = False
+        self.began_at = self.group.now
+        _message_begin(self)
+
+    def on_headers_complete(self) -> None:
+        self._phase = BODY
+        self._head = b""
+        _headers_complete(self)
+        cycle = self.cycle
+        if cycle is not None:
+            cycle.__class__ = Cycle
+            if not self.pipeline:
+                self.running = cycle
+
+    def on_message_complete(self) -> None:
+        self._phase = BOUNDARY
+        _message_complete(self)
+
+    def on_response_complete(self) -> None:
+        if self.pipeline:
+            self.running = self.pipeline[-1][0]
+            _response_complete(self)  # starts the next one; arms no timer then
+            return
+        group = self.group
+        group.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.since = group.now
+        self.flow.resume_reading()
+        if group.quiesced:
+            group.front.settle(self)
+
+    # --- the end -----------------------------------------------------------------------------------------------
+
+    def refuse(self, status: int, message: str, code: str) -> None:
+        """Answer for ourselves and close. A response that is under way is finished instead, and the last one."""
+        if self.busy:
+            for cycle, _ in self.pipeline:
+                cycle.disconnected = True
+            self.pipeline.clear()
+            self.freeze()
+            self.watch_if_frozen()
+            if self.running is not None:
+                self.running.keep_alive = False
+            return
+        self._last_words(answer(status, error_body(message, "invalid_request_error", code), self._headers()))
+
+    def cut(self, retry_after_s: int) -> None:
+        """End the request in flight at a deadline, with an explicit error in whatever form is still possible."""
+        cycle = self.running
+        self.pipeline.clear()
+        for one in (cycle, self.cycle):
+            if one is not None:
+                one.disconnected = True
+                one.message_event.set()
+        self.flow.resume_writing()
+        if self.gone or self.transport.is_closing() or cycle is None:
+            return
+        message, code = "The model is being replaced, and the time to finish is over. Try again.", "model_replaced"
+        if not cycle.response_started:
+            head_only = cycle.scope["method"] == "HEAD"
+            body = unavailable_body(message, code)
+            headers = self._headers()
+            words = answer(503, body, headers, retry_after_s=retry_after_s, head_only=head_only)
+        elif isinstance(cycle, Cycle) and cycle.is_event_stream():
+            event = stream_error(message, code)
+            words = b"%x\r\n" % len(event) + event + b"\r\n"
+        else:
+            words = b""
+        self._last_words(words)
+
+    def _last_words(self, data: bytes) -> None:
+        self.ending = True
+        self._thaw()
+        if self.transport.is_closing():
+            return
+        if data:
+            self.transport.write(data)
+        LastWords(self.loop, self.transport, self)
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        return self.group.default_headers
