@@ -23,7 +23,7 @@ import uvloop
 
 from swapd.core.errors import SwapdError
 from swapd.front.direct import DirectFront
-from swapd.front.hold import GateFront
+from swapd.front.gate import GateFront
 
 
 def build_app(revision):
