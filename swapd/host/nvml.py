@@ -1,0 +1,367 @@
+"""NVIDIA GPUs and MIG slices through NVML: what there is, what is free, who holds it.
+
+Sole importer of pynvml (nvidia-ml-py). A reading is always given, never an exception: what NVML does not tell is
+`None` with the reason in `detail`, and never 0. Every call runs on one thread with a deadline, because a driver in
+trouble may not answer at all.
+
+Source: the NVML API reference; the traps are named where they are met.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+from swapd.core.devices import SeenGpu
+from swapd.core.errors import DEVICE_UNKNOWN, SwapdError
+from swapd.core.model import DeviceKind, DeviceReading
+from swapd.core.sizes import human_bytes
+
+T = TypeVar("T")
+
+# Longer than any healthy call (milliseconds; up to a second with persistence mode off, when the driver initialises
+# the card for each), shorter than anybody's patience with `swapd-cli devices`.
+DEFAULT_DEADLINE_S: Final = 2.0
+# PROC_PID_INIT_INO in the kernel: the inode of the initial PID namespace, by which NVML counts.
+_INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
+
+# What to say for errors that a person can do something about. By NVML's names, looked up in the library.
+_CURES: Final = {
+    "NVML_ERROR_LIBRARY_NOT_FOUND": "there is no NVIDIA driver here (libnvidia-ml.so.1 was not found)",
+    "NVML_ERROR_DRIVER_NOT_LOADED": "the NVIDIA driver is not loaded",
+    "NVML_ERROR_LIB_RM_VERSION_MISMATCH": "the NVIDIA driver was upgraded under its running kernel module: reboot,"
+    " or reload the module",
+    "NVML_ERROR_GPU_IS_LOST": "the GPU is lost (it fell off the bus; see `dmesg` for Xid): reset it or reboot",
+    "NVML_ERROR_RESET_REQUIRED": "the GPU needs a reset",
+    "NVML_ERROR_NO_PERMISSION": "NVML does not permit it: for a GPU with MIG, name its slices; else run as root",
+    "NVML_ERROR_NOT_FOUND": "no such GPU: `swapd-cli devices` and `nvidia-smi -L` list those there are",
+    "NVML_ERROR_INVALID_ARGUMENT": "no such GPU: `swapd-cli devices` and `nvidia-smi -L` list those there are",
+    "NVML_ERROR_NOT_SUPPORTED": "NVML does not tell its memory (integrated GPUs share the host's: use a device of"
+    ' kind = "host" with a budget)',
+}
+# No GPU at all, as opposed to one in trouble.
+_ABSENT: Final = ("NVML_ERROR_LIBRARY_NOT_FOUND", "NVML_ERROR_DRIVER_NOT_LOADED")
+# Answers, as opposed to failures: NVML is well.
+_ANSWERS: Final = (
+    "NVML_ERROR_NOT_SUPPORTED",
+    "NVML_ERROR_NO_PERMISSION",
+    "NVML_ERROR_NOT_FOUND",
+    "NVML_ERROR_INVALID_ARGUMENT",
+)
+# Ways in which old drivers and WSL refuse the second version of a call whose first one works.
+_OLDER_CALL: Final = (
+    "NVML_ERROR_FUNCTION_NOT_FOUND",
+    "NVML_ERROR_ARGUMENT_VERSION_MISMATCH",
+    "NVML_ERROR_INVALID_ARGUMENT",
+    "NVML_ERROR_NOT_SUPPORTED",
+    "NVML_ERROR_UNKNOWN",
+)
+
+
+class NvmlDeviceConfig(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def match(self) -> str | None: ...
+    @property
+    def headroom_bytes(self) -> int: ...
+
+
+class _Wedged(Exception):
+    """NVML has not answered in time, or still not come back from an earlier call."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    total_bytes: int
+    free_bytes: int
+    reserved_bytes: int | None  # by the driver; version 1 of the call does not tell
+
+
+class Nvml:
+    def __init__(
+        self, *, library: Any = None, deadline_s: float = DEFAULT_DEADLINE_S, proc: Path = Path("/proc")
+    ) -> None:
+        """`library`: what stands for the module pynvml; imported when first needed if not given."""
+        self._nvml = library
+        self._deadline_s = deadline_s
+        self._proc = proc
+        self._lock = asyncio.Lock()
+        self._pending: asyncio.Future[Any] | None = None
+        self._late = False  # the pending call has missed its deadline
+        self._initialised = False
+        self._driver = ""
+
+    async def list_devices(self) -> list[SeenGpu]:
+        """GPUs, and instead of one that is divided by MIG its slices. Empty without a driver or a GPU.
+
+        Raises SwapdError(DEVICE_UNKNOWN) when there is a driver and it is in trouble: that is not "no GPU".
+        """
+        try:
+            return await self._call(self._list)
+        except _Wedged:
+            raise SwapdError(DEVICE_UNKNOWN, f"NVML: {self._no_answer}.") from None
+
+    async def read_all(
+        self, devices: Sequence[NvmlDeviceConfig], workers: Mapping[str, AbstractSet[int]]
+    ) -> list[DeviceReading]:
+        """One reading a device, in their order. `workers`: worker id -> the pids of its process tree."""
+        wanted = [(d.name, d.match, d.headroom_bytes) for d in devices]
+        trees = {worker: frozenset(pids) for worker, pids in workers.items()}
+        try:
+            return await self._call(lambda: [self._read(*device, trees) for device in wanted])
+        except _Wedged:
+            return [_unknown(name, headroom, trees, self._no_answer) for name, _, headroom in wanted]
+
+    async def stop(self) -> None:
+        with contextlib.suppress(_Wedged):
+            await self._call(self._shut_down)
+
+    @property
+    def _no_answer(self) -> str:
+        return f"NVML did not answer in {self._deadline_s:g} s"
+
+    # --- the thread ----------------------------------------------------------------------------------------
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        """Run on a thread, with the deadline, and never on a second one while the last has not come back: a wedged
+        driver costs one thread, not one a reading. Raises _Wedged."""
+        loop = asyncio.get_running_loop()
+        async with self._lock:
+            give_up_at = loop.time() + self._deadline_s
+            if self._pending is not None and not self._pending.done():
+                if not self._late:  # a caller was cancelled; its call may well come back
+                    await asyncio.wait({self._pending}, timeout=self._deadline_s)
+                if not self._pending.done():
+                    self._late = True
+                    raise _Wedged
+            answer: asyncio.Future[tuple[T | None, Exception | None]] = loop.create_future()
+            self._pending, self._late = answer, False
+
+            def work() -> None:
+                result: tuple[T | None, Exception | None]
+                try:
+                    result = (function(), None)
+                except Exception as error:
+                    result = (None, error)
+                with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                    loop.call_soon_threadsafe(answer.set_result, result)
+
+            # A daemon thread: unlike an executor's, it does not keep a stopping process from exiting.
+            threading.Thread(target=work, name="swapd-nvml", daemon=True).start()
+            await asyncio.wait({answer}, timeout=max(0.0, give_up_at - loop.time()))
+            if not answer.done():
+                self._late = True
+                raise _Wedged
+        value, error = answer.result()
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
+
+    # --- on the thread -------------------------------------------------------------------------------------
+
+    def _initialise(self) -> None:
+        if self._initialised:
+            return
+        if self._nvml is None:
+            self._nvml = importlib.import_module("pynvml")
+        self._nvml.nvmlInit()
+        self._initialised = True
+        self._driver = ""
+        with contextlib.suppress(Exception):
+            self._driver = str(self._nvml.nvmlSystemGetDriverVersion())
+
+    def _shut_down(self) -> None:
+        if self._initialised:
+            self._initialised = False
+            with contextlib.suppress(Exception):
+                self._nvml.nvmlShutdown()
+
+    def _list(self) -> list[SeenGpu]:
+        try:
+            self._initialise()
+            count = self._nvml.nvmlDeviceGetCount()
+        except Exception as error:
+            if isinstance(error, ImportError) or self._is(error, _ABSENT):
+                return []
+            self._shut_down()
+            raise SwapdError(DEVICE_UNKNOWN, f"NVML: {self._say(error)}.") from None
+        seen: list[SeenGpu] = []
+        for index in range(count):
+            try:
+                handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
+                seen += self._slices(handle, index) if self._is_divided(handle) else [self._seen(handle, index)]
+            except Exception as error:
+                # One lost card must not hide the others, and must not be taken for a host without it either.
+                raise SwapdError(DEVICE_UNKNOWN, f"NVML, GPU {index}: {self._say(error)}.") from None
+        return seen
+
+    def _slices(self, parent: Any, index: int) -> list[SeenGpu]:
+        found: list[SeenGpu] = []
+        for number in range(self._nvml.nvmlDeviceGetMaxMigDeviceCount(parent)):
+            try:
+                handle = self._nvml.nvmlDeviceGetMigDeviceHandleByIndex(parent, number)
+            except self._nvml.NVMLError as error:
+                if self._is(error, ("NVML_ERROR_NOT_FOUND", "NVML_ERROR_INVALID_ARGUMENT")):
+                    continue  # the numbers have gaps
+                raise
+            found.append(self._seen(handle, index, number))
+        return found
+
+    def _seen(self, handle: Any, index: int, number: int | None = None) -> SeenGpu:
+        return SeenGpu(str(self._nvml.nvmlDeviceGetUUID(handle)), index, number, self._product(handle))
+
+    def _is_divided(self, handle: Any) -> bool:
+        try:
+            return bool(self._nvml.nvmlDeviceGetMigMode(handle)[0])
+        except Exception:
+            return False  # not supported: most cards, and the slices themselves
+
+    def _product(self, handle: Any) -> str:
+        with contextlib.suppress(Exception):
+            return str(self._nvml.nvmlDeviceGetName(handle))
+        return "NVIDIA GPU"
+
+    def _read(
+        self, name: str, match: str | None, headroom_bytes: int, workers: Mapping[str, AbstractSet[int]]
+    ) -> DeviceReading:
+        """Total: whatever goes wrong becomes an unknown reading that says so."""
+        try:
+            self._initialise()
+            handle = self._handle(match)
+            if self._is_divided(handle):
+                slices = ", ".join(s.uuid for s in self._slices(handle, 0)) or "none yet"
+                return _unknown(name, headroom_bytes, workers, f"it is divided by MIG: match a slice ({slices})")
+            uuid = str(self._nvml.nvmlDeviceGetUUID(handle))
+            memory = self._memory(handle)
+        except Exception as error:
+            # A lost card or an upgraded driver can come back, and NVML then wants to be initialised afresh.
+            if not isinstance(error, ValueError) and not self._is(error, _ANSWERS):
+                self._shut_down()
+            return _unknown(name, headroom_bytes, workers, self._say(error))
+        details = [self._product(handle)]
+        if self._driver:
+            details.append(f"driver {self._driver}")
+        if memory.reserved_bytes is not None:
+            details.append(f"{human_bytes(memory.reserved_bytes)} reserved by it")
+        processes = self._processes(handle)
+        if processes is None:
+            details.append("who holds its memory cannot be read")
+        used_by, foreign = self._shares(processes or {}, workers)
+        return DeviceReading(
+            name=name,
+            kind=DeviceKind.NVML,
+            headroom_bytes=headroom_bytes,
+            total_bytes=memory.total_bytes,
+            free_bytes=memory.free_bytes,
+            used_by=used_by,
+            foreign=foreign,
+            uuid=uuid,
+            detail=", ".join(details),
+        )
+
+    def _handle(self, match: str | None) -> Any:
+        if match is None or not match.strip():
+            raise ValueError('no `match` says which GPU it is: "GPU-…", "MIG-…" or an index')
+        if match.isdigit():
+            return self._nvml.nvmlDeviceGetHandleByIndex(int(match))
+        return self._nvml.nvmlDeviceGetHandleByUUID(match)
+
+    def _memory(self, handle: Any) -> _Memory:
+        """By `free`: `used` includes what the driver reserves in version 1, and sources differ on version 2."""
+        version = getattr(self._nvml, "nvmlMemory_v2", None)  # not 2: that fails with FunctionNotFound
+        raw: Any = None
+        if version is not None:
+            try:
+                raw = self._nvml.nvmlDeviceGetMemoryInfo(handle, version=version)
+            except Exception as error:
+                if not self._is(error, _OLDER_CALL):
+                    raise
+        if raw is None:
+            raw = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+        memory = _Memory(int(raw.total), int(raw.free), getattr(raw, "reserved", None))
+        if not memory.total_bytes > 0 or not 0 <= memory.free_bytes <= memory.total_bytes:
+            raise ValueError(f"NVML says {memory.free_bytes} of {memory.total_bytes} bytes are free, which cannot be")
+        return memory
+
+    def _processes(self, handle: Any) -> dict[int, int | None] | None:
+        """pid -> bytes or None (not told). None: the list itself cannot be read."""
+        compute = self._listed(handle, "nvmlDeviceGetComputeRunningProcesses")
+        if compute is None:
+            return None
+        found: dict[int, int | None] = {}
+        for process in [*compute, *(self._listed(handle, "nvmlDeviceGetGraphicsRunningProcesses") or ())]:
+            used = process.usedGpuMemory
+            if used is None or not 0 <= used < 1 << 63:  # absent, or the sentinel 2^64 - 1
+                used = None
+            pid = int(process.pid)
+            # A process that computes and draws is on both lists, with the same figure.
+            before = found.get(pid, 0)
+            found[pid] = None if used is None or before is None else max(before, used)
+        return found
+
+    def _listed(self, handle: Any, function: str) -> Iterable[Any] | None:
+        for name in (function, f"{function}_v2"):  # the library picks the newest, and older drivers lack it
+            try:
+                return list(getattr(self._nvml, name)(handle))
+            except Exception:
+                continue
+        return None
+
+    def _shares(
+        self, processes: Mapping[int, int | None], workers: Mapping[str, AbstractSet[int]]
+    ) -> tuple[tuple[tuple[str, int | None], ...], tuple[tuple[int, int | None, str], ...]]:
+        """What each worker holds, and who else is there.
+
+        A worker none of whose pids is listed is *unknown*, not 0: inside a PID namespace NVML names the host's pids,
+        or nobody's. There a number may also be another process's by chance, so a match counts only where every
+        listed pid exists.
+        """
+        trusted = self._in_initial_namespace() or all((self._proc / str(pid)).exists() for pid in processes)
+        used_by: list[tuple[str, int | None]] = []
+        ours: set[int] = set()
+        for worker in sorted(workers):
+            listed = [pid for pid in workers[worker] if pid in processes] if trusted else []
+            ours.update(listed)
+            shares = [processes[pid] for pid in listed]
+            known = [share for share in shares if share is not None]
+            used_by.append((worker, sum(known) if shares and len(known) == len(shares) else None))
+        foreign = [(pid, used, self._process_name(pid)) for pid, used in processes.items() if pid not in ours]
+        return tuple(used_by), tuple(sorted(foreign, key=lambda f: (-(f[1] or 0), f[0])))
+
+    def _in_initial_namespace(self) -> bool:
+        with contextlib.suppress(OSError):
+            return os.readlink(self._proc / "self/ns/pid") == _INITIAL_PID_NAMESPACE
+        return False
+
+    def _process_name(self, pid: int) -> str:
+        with contextlib.suppress(Exception):
+            return str(self._nvml.nvmlSystemGetProcessName(pid))
+        return ""
+
+    def _is(self, error: Exception, names: Iterable[str]) -> bool:
+        value = getattr(error, "value", None)
+        return value is not None and any(value == getattr(self._nvml, name, None) for name in names)
+
+    def _say(self, error: Exception) -> str:
+        if isinstance(error, ImportError):
+            return "nvidia-ml-py is not installed"
+        for name, cure in _CURES.items():
+            if self._is(error, (name,)):
+                return cure
+        if isinstance(error, ValueError):
+            return str(error)
+        return f"NVML failed: {error}" if str(error) else f"NVML failed: {type(error).__name__}"
+
+
+def _unknown(name: str, headroom_bytes: int, workers: Iterable[str], why: str) -> DeviceReading:
+    used_by = tuple((worker, None) for worker in sorted(workers))
+    return DeviceReading(name, DeviceKind.NVML, headroom_bytes, None, None, used_by, detail=why)
