@@ -45,7 +45,7 @@ class DaemonConfig:
     log_level: str = "info"
     log_keep: int = 10  # logs of ended workers kept per service
     history_keep: int = 1000  # finished swaps kept in the journal
-    shutdown_timeout_s: float = 60.0  # for everything at SIGTERM: drain, then end what is left
+    shutdown_timeout_s: float = 90.0  # for everything at SIGTERM: drain, stop, then end what is left
     hand_over_timeout_s: float = 2.0  # from quiesce to STARTED; past it the source resumes
     release_timeout_s: float = 10.0  # for device memory to be seen free after its holder has gone or parked
     stop_timeout_s: float = 10.0  # for a worker told to stop to end by itself, before its tree is killed

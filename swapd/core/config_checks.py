@@ -20,7 +20,7 @@ Fault = tuple[str, str]
 def name_fault(kind: str, name: str) -> str | None:
     """Names become directories, sockets and topics. None when the name can be one."""
     if not NAME.fullmatch(name):
-        return "is not a name: write at most 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
+        return "is not a usable name: write at most 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
     if kind == "services" and name.endswith("-gate"):
         return "ends in -gate, which is how swapd names its own processes: choose another name"
     if kind == "devices" and name == "auto":
@@ -95,6 +95,8 @@ def _listeners(config: Config) -> Iterator[Fault]:
             same = f'"{other}" is already taken by {first}'
             detail = same if one == other else f'"{other}" is already covered by "{one}" of {first}'
             cure = "write another path" if other.startswith("unix:") else "write another port"
+            if first.partition(".listen[")[0] == second.partition(".listen[")[0]:
+                cure = "leave one of them out"
             yield second, f"{detail}: {cure}"
 
 

@@ -39,6 +39,14 @@ def parse_config(
 ) -> Config | list[ConfigProblem]:
     """`file` is named in problems, and relative paths start from its directory. `model_files` tells which model
     was read from another file (models.d), so that its mistakes are looked for there."""
+    config, problems = parse_tables(tables, file=file, model_files=model_files)
+    return problems or config
+
+
+def parse_tables(
+    tables: Mapping[str, Any], *, file: str, model_files: Mapping[str, str] | None = None
+) -> tuple[Config, list[ConfigProblem]]:
+    """As `parse_config`, with what could be read although there are problems: good only for looking for more."""
     report = _Report(file, str(PurePosixPath(file).parent), dict(model_files or {}))
     config = Config(
         file=file,
@@ -54,14 +62,7 @@ def parse_config(
             report.add(quoted(name), refusal)
     for key, message in check_config(config):
         report.add(key, message)
-    return report.problems or config
-
-
-def parse_request(content: object, *, file: str, key: str) -> RequestConfig | list[ConfigProblem]:
-    """One request written like a probe's, such as a line of a warm-up file; `key` says where it stands."""
-    report = _Report(file, str(PurePosixPath(file).parent), {})
-    request = _request(report, key, content)
-    return report.problems or request
+    return config, report.problems
 
 
 @dataclass(slots=True)
@@ -140,6 +141,9 @@ def _read_one(report: _Report, section: str, key: Key, path: str, raw: object, v
     except Wrong as wrong:
         for at, message in wrong.faults:
             report.add(path + at, message)
+        return
+    except ValueError:  # Python's limit on the digits of an integer, which TOML has not
+        report.add(path, "is a number with too many digits: write a smaller one")
         return
     if refusal := keys.not_yet(section, key.name, value):
         report.add(path, refusal)

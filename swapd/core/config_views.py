@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -20,7 +20,6 @@ from swapd.core.config_readers import quoted
 __all__ = ["Change", "NEXT_SWAP", "NOW", "RESTART", "SWAP", "diff_config", "redacted", "settings_digest"]
 
 DIGEST_DIGITS: Final = 16
-_HOST_ONLY: Final = ("device_memory_bytes", "ready", "probes", "warmup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +48,10 @@ def settings_digest(model: ModelConfig) -> str:
     """16 hex digits over everything that makes a worker of this model what it is, secrets included.
 
     What the daemon alone goes by, such as probes and a declared footprint, counts as well: a change of it is a
-    change to prove again. The model's name does not: two names for one thing are one thing.
+    change to prove again. The model's name does not: a revision has it beside the digest. Settings at their default
+    are left out, so that a later version with more of them still gives the same digest to the same file.
     """
-    settings = {each.name: getattr(model, each.name) for each in fields(model) if each.name != "name"}
-    text = json.dumps(_plain(settings), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(_set(replace(model, name="")), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST_DIGITS]
 
 
@@ -62,6 +61,20 @@ def redacted(config: Config) -> dict[str, Any]:
     for kind in ("devices", "models", "services"):
         shown[kind] = {name: _show(kind, each) for name, each in getattr(config, kind).items()}
     return shown
+
+
+def _set(value: Any) -> Any:
+    """As `_plain`, without the fields that have their default."""
+    if isinstance(value, tuple):
+        return [_set(each) for each in value]
+    if not is_dataclass(value) or isinstance(value, type):
+        return _plain(value)
+    found = {}
+    for each in fields(value):
+        default = each.default_factory() if each.default_factory is not MISSING else each.default
+        if (content := getattr(value, each.name)) != default:
+            found[each.name] = _set(content)
+    return found
 
 
 def diff_config(old: Config, new: Config) -> tuple[Change, ...]:
@@ -116,14 +129,14 @@ def _show(section: str, owner: Any) -> dict[str, Any]:
     if section == "request":
         is_json = dict(owner.headers).get("content-type") == "application/json"
         rows.pop("body" if is_json else "json")
-    empty: tuple[object, ...] = (None, (), {})
     by_name = {key.name: key for key in SECTIONS[section]}
-    return {name: _shown(by_name[name], value) for name, value in rows.items() if value not in empty}
+    shown = {name: _shown(by_name[name], value) for name, value in rows.items()}
+    return {name: value for name, value in shown.items() if value not in (None, [], {})}
 
 
 def _shown(key: Key, value: Any) -> Any:
     if value is None:
-        return None
+        return "auto" if key.name == "devices" else None
     if key.name == "probes":
         return [_show("probes", probe) for probe in value]
     if key.read is None:
