@@ -1,0 +1,131 @@
+"""Workers' logs: their ends for people, and their bounds for the disk.
+
+Duty: read the tail of a log, follow it from an offset, remove those of workers long gone, and cut one that grows
+without end. May not know: who writes them (workers do, by descriptors opened with O_APPEND, so that no daemon has to
+live for it). Source: open(2) on O_APPEND; logrotate's copytruncate as precedent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+MAX_TAIL_BYTES: Final = 256 * 1024  # one reply on the control socket is limited to 1 MiB, and JSON may double this
+MAX_CHUNK_BYTES: Final = 64 * 1024
+_BLOCK_BYTES: Final = 16 * 1024
+_WORKER_LOG: Final = re.compile(r"(?P<service>.+)-(?P<number>\d+)\.log")
+_FORMER: Final = ".1"  # what was cut off a log lies beside it, once
+
+
+@dataclass(frozen=True, slots=True)
+class LogChunk:
+    """A piece of a log. Ask again from `offset`; `restarted`: the log was cut, and this is from its new beginning."""
+
+    text: str
+    offset: int
+    restarted: bool = False
+
+
+def tail(path: Path, lines: int, max_bytes: int = MAX_TAIL_BYTES) -> list[str]:
+    """The last lines, at most `lines` and `max_bytes`, oldest first. Empty if there is no log.
+
+    Bytes that are not UTF-8 are replaced. A line of which the limit leaves only the end is not shown, unless there is
+    no other.
+    """
+    if lines <= 0:
+        return []
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            floor = max(0, size - max_bytes)
+            start, data = size, b""
+            while start > floor and data.count(b"\n") <= lines:
+                block = min(_BLOCK_BYTES, start - floor)
+                start -= block
+                file.seek(start)
+                data = file.read(block) + data
+    except FileNotFoundError:
+        return []
+    if start > 0:
+        whole = data.partition(b"\n")[2]
+        data = whole or data
+    return data.decode(errors="replace").splitlines()[-lines:]
+
+
+def end_offset(path: Path) -> int:
+    """Where the next thing written will be: `read_from` there follows what comes."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+def read_from(path: Path, offset: int, max_bytes: int = MAX_CHUNK_BYTES) -> LogChunk:
+    """What was written since `offset`, at most `max_bytes`, in whole lines where there is one.
+
+    A line that is still being written stays for the next call, unless it alone fills the limit.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            restarted = offset > size or offset < 0
+            offset = 0 if restarted else offset
+            file.seek(offset)
+            data = file.read(max_bytes)
+    except FileNotFoundError:
+        return LogChunk("", 0, restarted=offset != 0)
+    whole, newline, _partial = data.rpartition(b"\n")
+    if newline:
+        data = whole + newline
+    elif len(data) < max_bytes:
+        data = b""
+    return LogChunk(data.decode(errors="replace"), offset + len(data), restarted)
+
+
+def prune(directory: Path, *, keep_per_service: int, running: Collection[str] = ()) -> list[str]:
+    """Removes logs of ended workers but for the newest of each service. Returns the ids whose logs went.
+
+    `running` are worker ids whose logs stay whatever their age. Numbers count up for ever, so the highest is the
+    newest. A gate's logs (`chat-gate-4`) are counted apart from the models'.
+    """
+    by_service: dict[str, list[tuple[int, Path]]] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for path in directory.iterdir():
+            match = _WORKER_LOG.fullmatch(path.name)
+            if match is not None and path.stem not in running:
+                by_service.setdefault(match["service"], []).append((int(match["number"]), path))
+    removed = []
+    for logs in by_service.values():
+        logs.sort(reverse=True)
+        for _number, path in logs[max(keep_per_service, 0) :]:
+            path.unlink(missing_ok=True)
+            path.with_name(path.name + _FORMER).unlink(missing_ok=True)
+            removed.append(path.stem)
+    return sorted(removed)
+
+
+def cap(path: Path, max_bytes: int) -> bool:
+    """Cuts a log that has grown beyond `max_bytes`: what it held is moved to `NAME.log.1`, replacing that.
+
+    The worker goes on writing at the new end, since it appends. What it writes between the copy and the cut is lost:
+    its descriptor cannot be swapped from outside. Returns whether it was cut.
+    """
+    try:
+        if path.stat().st_size <= max_bytes:
+            return False
+        former = path.with_name(path.name + _FORMER)
+        temporary = path.with_name(path.name + ".tmp")
+        with path.open("rb") as source, temporary.open("wb") as target:
+            os.fchmod(target.fileno(), 0o640)
+            source.seek(-max_bytes, os.SEEK_END)  # a log that outgrew its cap by far must not fill the disk twice
+            shutil.copyfileobj(source, target)
+        temporary.replace(former)
+        os.truncate(path, 0)
+    except FileNotFoundError:
+        return False
+    return True

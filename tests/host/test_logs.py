@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.process_waiting import wait_until
+
+from swapd.host import logs
+
+
+@pytest.fixture
+def log(tmp_path) -> Path:
+    return tmp_path / "chat-3.log"
+
+
+def write(log: Path, data: bytes) -> None:
+    with log.open("ab") as file:
+        file.write(data)
+
+
+# --- tail --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "lines", "expected"),
+    [
+        (b"", 10, []),
+        (b"a\nb\nc\n", 2, ["b", "c"]),
+        (b"a\nb\nc", 2, ["b", "c"]),
+        (b"a\nb\n", 10, ["a", "b"]),
+        (b"a\n\n\n", 2, ["", ""]),
+        (b"a\n", 0, []),
+        (b"loss \xff\xc3(\n\x00\xe2\x82", 5, ["loss \ufffd\ufffd(", "\x00\ufffd"]),
+        ("grüße\n".encode() * 3, 1, ["grüße"]),
+    ],
+)
+def test_tail_gives_the_last_lines(log, data, lines, expected):
+    write(log, data)
+    assert logs.tail(log, lines) == expected
+
+
+def test_tail_of_no_log_is_empty(log):
+    assert logs.tail(log, 10) == []
+
+
+def test_tail_reads_across_blocks(log):
+    write(log, b"".join(b"line %d\n" % number for number in range(20_000)))
+    assert logs.tail(log, 5000) == [f"line {number}" for number in range(15_000, 20_000)]
+
+
+def test_tail_is_bounded_and_shows_no_half_line(log):
+    write(log, b"x" * 1000 + b"\n" + b"y" * 80 + b"\nend\n")
+    assert logs.tail(log, 100, max_bytes=100) == ["y" * 80, "end"]
+
+
+def test_tail_shows_the_end_of_a_line_longer_than_the_bound(log):
+    write(log, b"x" * 1_000_000)
+    assert logs.tail(log, 3, max_bytes=100) == ["x" * 100]
+
+
+def test_tail_of_a_sparse_giant_reads_only_its_end(log):
+    with log.open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(1 << 40)
+        file.write(b"\nthe end\n")
+    assert logs.tail(log, 1) == ["the end"]
+
+
+# --- following ---------------------------------------------------------------------------------------------
+
+
+def test_following_gives_every_line_once_and_whole(log):
+    offset = logs.end_offset(log)
+    assert logs.read_from(log, offset) == logs.LogChunk("", 0)
+    write(log, b"a\nhal")
+    chunk = logs.read_from(log, offset)
+    assert chunk == logs.LogChunk("a\n", 2)
+    assert logs.read_from(log, chunk.offset).text == ""
+    write(log, b"f \xe2\x82")
+    assert logs.read_from(log, chunk.offset).text == ""
+    write(log, b"\xac\n")
+    assert logs.read_from(log, chunk.offset).text == "half €\n"
+    assert logs.end_offset(log) == logs.read_from(log, chunk.offset).offset
+
+
+def test_following_comes_in_bounded_pieces(log):
+    write(log, b"12345678\n" * 10 + b"x" * 50)
+    offset, texts = 0, []
+    while (chunk := logs.read_from(log, offset, max_bytes=20)).text:
+        assert len(chunk.text) <= 20
+        texts.append(chunk.text)
+        offset = chunk.offset
+    assert "".join(texts) == "12345678\n" * 10 + "x" * 40  # the last ten may still become a line
+    assert texts[0] == "12345678\n" * 2
+
+
+def test_following_a_log_that_was_cut_starts_again(log):
+    write(log, b"old\n" * 10)
+    offset = logs.end_offset(log)
+    os.truncate(log, 0)
+    write(log, b"new\n")
+    assert logs.read_from(log, offset) == logs.LogChunk("new\n", 4, restarted=True)
+    log.unlink()
+    assert logs.read_from(log, 4) == logs.LogChunk("", 0, restarted=True)
+
+
+# --- bounds ------------------------------------------------------------------------------------------------
+
+
+def test_only_the_newest_logs_of_each_service_are_kept(tmp_path):
+    for name in ("chat-1", "chat-2", "chat-10", "chat-11", "chat-gate-3", "chat-gate-4", "my-chat-1", "a-7"):
+        (tmp_path / f"{name}.log").touch()
+    (tmp_path / "chat-1.log.1").touch()
+    (tmp_path / "notes.txt").touch()
+    assert logs.prune(tmp_path, keep_per_service=1, running=["chat-2"]) == ["chat-1", "chat-10", "chat-gate-3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a-7.log",
+        "chat-11.log",
+        "chat-2.log",
+        "chat-gate-4.log",
+        "my-chat-1.log",
+        "notes.txt",
+    ]
+
+
+def test_pruning_what_is_not_there_is_no_error(tmp_path):
+    assert logs.prune(tmp_path / "none", keep_per_service=3) == []
+
+
+def test_a_log_under_its_cap_is_left_alone(log):
+    assert not logs.cap(log, 100)
+    write(log, b"x" * 100)
+    assert not logs.cap(log, 100)
+    assert log.stat().st_size == 100
+
+
+def test_a_running_worker_goes_on_in_a_log_that_was_cut(log):
+    program = "import sys\nfor line in sys.stdin: print('got', line, end='', flush=True)"
+    with log.open("ab") as file:
+        worker = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=file, text=True)
+    try:
+        print("x" * 500, file=worker.stdin, flush=True)
+        wait_until(lambda: logs.end_offset(log) > 500)
+        assert logs.cap(log, 100)
+        assert log.stat().st_size == 0
+        former = log.with_name("chat-3.log.1")
+        assert former.read_text() == "x" * 99 + "\n"  # the end of it: no more than the cap
+        assert former.stat().st_mode & 0o777 == 0o640
+        print("more", file=worker.stdin, flush=True)
+        wait_until(lambda: logs.end_offset(log))
+        assert log.read_bytes() == b"got more\n"  # at the new end, no hole of zeros before it
+    finally:
+        worker.stdin.close()
+        worker.wait()
