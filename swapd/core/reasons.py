@@ -14,7 +14,6 @@ from swapd.core.ledger import (
     charged_bytes,
     measured_use,
     on_device,
-    unclaimed_bytes,
 )
 from swapd.core.model import DeviceReading, Reservation
 from swapd.core.sizes import human_bytes
@@ -28,9 +27,7 @@ UNACCOUNTED_WORTH_TELLING_BYTES: Final = 128 << 20
 def holders(reading: DeviceReading, reservations: Sequence[Reservation], name: Name) -> str:
     """`a (chat-3) holds 20.0 of 24.0 GiB, 3.0 GiB is held outside swapd`"""
     total, free = reading.total_bytes or 0, reading.free_bytes or 0
-    here = sorted(
-        on_device(reading, reservations), key=lambda r: (-(charged_bytes(reading, r) or 0), r.worker_id)
-    )
+    here = sorted(on_device(reading, reservations), key=lambda r: (-(charged_bytes(reading, r) or 0), r.worker_id))
     parts = []
     for r in here:
         used = measured_use(reading, r.worker_id)
@@ -65,8 +62,7 @@ def what_makes_room(
             freed = human_bytes(held_bytes(reading, r))
             changes.append(f"stop {name(r.worker_id)} of {r.service} (frees {freed})")
     short = human_bytes(need_bytes - available, up=True)
-    unclaimed = unclaimed_bytes(reading, reservations)
-    if unclaimed is not None and unclaimed - reading.headroom_bytes >= need_bytes:
+    if (reading.free_bytes or 0) - reading.headroom_bytes >= need_bytes:
         changes.append(f"reserve {short} less on {reading.name}")  # it is there, and promised to somebody
     else:
         changes.append(f"free {short} on {reading.name}")

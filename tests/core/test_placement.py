@@ -1,0 +1,457 @@
+"""Placement: the ledger, the strategies, the reasons."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swapd.core.errors import (
+    DEVICE_UNKNOWN,
+    MEMORY_NOT_RELEASED,
+    OUTAGE_TOO_LONG,
+    VRAM_INSUFFICIENT,
+    Problem,
+)
+from swapd.core.ledger import after_release
+from swapd.core.model import DeviceKind, DeviceReading, Footprint, FootprintSource, Reservation
+from swapd.core.placement import (
+    ExpectedTimes,
+    Placement,
+    PlacementRequest,
+    Strategy,
+    available_bytes,
+    place,
+    room_for,
+)
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+def gpu(name="gpu0", total=24 * GIB, free=4 * GIB, used=(("chat-3", 20 * GIB),), headroom=GIB // 2, **more):
+    return DeviceReading(name, more.pop("kind", DeviceKind.NVML), headroom, total, free, tuple(used), **more)
+
+
+def held(worker="chat-3", size=20 * GIB, device="gpu0", settled=True, service="chat"):
+    return Reservation(worker, service, device, size, settled)
+
+
+def need(size, source=FootprintSource.DECLARED):
+    return Footprint(size, source)
+
+
+UNKNOWN_NEED = Footprint(None, FootprintSource.UNKNOWN)
+
+
+def request(**changes):
+    values = {
+        "service": "chat",
+        "model": "b",
+        "footprint": need(6 * GIB),
+        "readings": (gpu(),),
+        "reservations": (held(),),
+        "incumbents": ("chat-3",),
+        "model_of": (("chat-3", "a"),),
+        "expected": ExpectedTimes(drain_s=1.0, release_s=0.5, load_s=8.0, warm_s=0.5),
+    }
+    return PlacementRequest(**{**values, **changes})
+
+
+def placed(**changes) -> Placement:
+    answer = place(request(**changes))
+    assert isinstance(answer, Placement), answer
+    return answer
+
+
+def refused(code, **changes) -> Problem:
+    answer = place(request(**changes))
+    assert isinstance(answer, Problem), answer
+    assert answer.code == code
+    return answer
+
+
+# --- the ledger --------------------------------------------------------------------------------------------
+
+
+def test_two_loads_in_flight_never_count_the_same_bytes():
+    reading = gpu(free=24 * GIB, used=())
+    first = held("x-1", 10 * GIB, settled=False)
+    assert available_bytes(reading, ()) == 23.5 * GIB
+    assert available_bytes(reading, (first,)) == 13.5 * GIB
+
+
+def test_memory_already_taken_by_a_loading_worker_is_not_charged_twice():
+    reading = gpu(free=18 * GIB, used=(("x-1", 6 * GIB),))
+    assert available_bytes(reading, (held("x-1", 10 * GIB, settled=False),)) == 13.5 * GIB
+
+
+def test_foreign_use_is_respected_though_nobody_reserved_it():
+    assert available_bytes(gpu(free=5 * GIB, used=()), ()) == 4.5 * GIB
+
+
+def test_promises_are_respected_though_the_memory_is_free_at_the_moment():
+    reading = gpu(free=24 * GIB, used=(("chat-3", 0),))
+    assert available_bytes(reading, (held(settled=True),)) == 3.5 * GIB
+
+
+def test_a_worker_of_unknown_use_is_owed_its_reservation_until_it_is_settled():
+    reading = gpu(free=14 * GIB, used=(("x-1", None),))
+    assert available_bytes(reading, (held("x-1", 10 * GIB, settled=False),)) == 3.5 * GIB
+    assert available_bytes(reading, (held("x-1", 10 * GIB, settled=True),)) == 13.5 * GIB
+
+
+def test_nothing_is_admitted_beside_a_load_of_unknown_size():
+    reading = gpu(free=20 * GIB, used=(("x-1", 4 * GIB),))
+    assert available_bytes(reading, (held("x-1", None, settled=False),)) is None
+    assert available_bytes(reading, (held("x-1", None, settled=True),)) == 19.5 * GIB
+
+
+def test_an_unknown_reading_is_not_zero():
+    assert available_bytes(gpu(total=None, free=None), ()) is None
+    assert available_bytes(gpu(free=None), ()) is None
+
+
+def test_reservations_on_other_devices_do_not_count():
+    assert available_bytes(gpu(free=24 * GIB, used=()), (held(device="gpu1"),)) == 23.5 * GIB
+
+
+def test_room_is_confirmed_only_once_it_is_measured():
+    """In place: the candidate's own reservation does not stand in its way, the incumbent's memory does."""
+    reservations = (held("chat-4", 6 * GIB, settled=False),)
+    waiting = room_for(gpu(used=()), reservations, "chat-4")
+    assert waiting is not None
+    assert waiting.code == MEMORY_NOT_RELEASED
+    assert "3.5 GiB available" in waiting.message
+    assert room_for(gpu(free=23 * GIB, used=()), reservations, "chat-4") is None
+
+
+def test_room_is_not_confirmed_on_a_guess():
+    gone = gpu(total=None, free=None, used=(), detail="the GPU is lost")
+    problem = room_for(gone, (held("chat-4", GIB, settled=False),), "chat-4")
+    assert problem is not None
+    assert problem.code == DEVICE_UNKNOWN
+    assert "the GPU is lost" in problem.message
+
+
+def test_a_candidate_of_unknown_size_waits_until_it_is_alone():
+    mine = held("chat-4", None, settled=False)
+    assert room_for(gpu(), (held(), mine), "chat-4") is not None
+    assert room_for(gpu(free=24 * GIB, used=()), (mine,), "chat-4") is None
+
+
+# --- strategies --------------------------------------------------------------------------------------------
+
+
+def test_dual_where_both_fit():
+    answer = placed(footprint=need(3 * GIB))
+    assert (answer.strategy, answer.device, answer.expected_outage_s) == (Strategy.DUAL, "gpu0", 0.0)
+    assert answer.stops == answer.parks == ()
+    assert answer.would_change == ()
+    assert answer.alternatives[0].strategy is Strategy.IN_PLACE
+    assert answer.alternatives[0].possible
+
+
+def test_in_place_where_only_one_fits_with_the_reason_in_figures():
+    answer = placed()
+    assert answer.strategy is Strategy.IN_PLACE
+    assert answer.stops == ("chat-3",)
+    assert answer.expected_outage_s == pytest.approx(10.0)
+    dual = answer.alternatives[0]
+    assert not dual.possible
+    assert dual.why == (
+        "dual impossible on gpu0: a (chat-3) holds 20.0 of 24.0 GiB; b needs 6.0 GiB (declared),"
+        " 3.5 GiB available after 512 MiB headroom"
+    )
+    assert answer.why.startswith(dual.why)
+    assert answer.would_change == ("free 2.5 GiB on gpu0",)
+
+
+def test_a_need_of_one_byte_more_than_there_is_does_not_fit():
+    available = available_bytes(gpu(), (held(),))
+    assert placed(footprint=need(available)).strategy is Strategy.DUAL
+    assert placed(footprint=need(available + 1)).strategy is Strategy.IN_PLACE
+
+
+def test_the_incumbent_is_parked_where_that_is_enough():
+    answer = placed(can_park=True, parked_residue_bytes=GIB)
+    assert (answer.stops, answer.parks) == ((), ("chat-3",))
+    answer = placed(can_park=True, parked_residue_bytes=GIB, footprint=need(23 * GIB))
+    assert (answer.stops, answer.parks) == (("chat-3",), ())
+
+
+def test_an_unmeasured_parked_worker_is_taken_to_keep_2_gib_on_a_gpu():
+    assert placed(can_park=True, footprint=need(int(21.5 * GIB))).parks == ("chat-3",)
+    assert placed(can_park=True, footprint=need(int(21.5 * GIB) + 1)).stops == ("chat-3",)
+
+
+def test_parking_is_not_counted_on_where_the_device_is_the_hosts_memory():
+    host = gpu("ram", kind=DeviceKind.HOST)
+    answer = placed(readings=(host,), reservations=(held(device="ram"),), can_park=True)
+    assert answer.stops == ("chat-3",)
+
+
+def test_parking_an_incumbent_of_unknown_use_counts_its_residue():
+    answer = placed(readings=(gpu(used=(("chat-3", None),)),), can_park=True, footprint=need(22 * GIB))
+    assert answer.stops == ("chat-3",)
+
+
+def test_refused_when_not_even_an_empty_device_would_do():
+    problem = refused(VRAM_INSUFFICIENT, footprint=need(30 * GIB))
+    assert problem.details["would_change"] == ["a device with at least 30.5 GiB"]
+    assert problem.details["need_bytes"] == 30 * GIB
+    assert problem.details["devices"][0]["available_bytes"] == int(3.5 * GIB)
+
+
+def test_the_incumbent_is_forecast_to_free_its_reservation_where_its_use_is_unknown():
+    assert placed(readings=(gpu(used=(("chat-3", None),)),)).strategy is Strategy.IN_PLACE
+
+
+def test_another_service_is_named_as_what_could_be_stopped():
+    reading = gpu(free=2 * GIB, used=(("chat-3", 4 * GIB), ("other-1", 18 * GIB)))
+    reservations = (held(size=4 * GIB), held("other-1", 18 * GIB, service="other"))
+    problem = refused(VRAM_INSUFFICIENT, readings=(reading,), reservations=reservations)
+    assert "stop other-1 of other (frees 18.0 GiB)" in problem.details["would_change"]
+    assert not any("stop a" in change for change in problem.details["would_change"])
+
+
+def test_foreign_use_is_named():
+    problem = refused(VRAM_INSUFFICIENT, incumbents=(), reservations=(), readings=(gpu(free=4 * GIB, used=()),))
+    assert "20.0 GiB is held outside swapd" in problem.message
+
+
+def test_memory_that_is_free_but_promised_is_not_said_to_be_freed():
+    reading = gpu(free=24 * GIB, used=(("other-1", 0),))
+    problem = refused(
+        VRAM_INSUFFICIENT,
+        incumbents=(),
+        readings=(reading,),
+        reservations=(held("other-1", 18 * GIB, service="other", settled=False),),
+        footprint=need(10 * GIB),
+    )
+    assert "is promised 18.0 of 24.0 GiB" in problem.message
+    assert "reserve 4.5 GiB less on gpu0" in problem.details["would_change"]
+
+
+def test_an_estimate_may_be_overruled_by_a_declaration():
+    problem = refused(VRAM_INSUFFICIENT, wish=Strategy.DUAL, footprint=need(6 * GIB, FootprintSource.ESTIMATED))
+    hint = "declare device_memory for b if it needs no more than 3.5 GiB"
+    assert hint in problem.details["would_change"]
+
+
+# --- wishes and outages ------------------------------------------------------------------------------------
+
+
+def test_a_wish_for_dual_is_refused_where_memory_does_not_allow_it():
+    problem = refused(VRAM_INSUFFICIENT, wish=Strategy.DUAL)
+    assert "--strategy in-place is possible" in problem.message
+
+
+def test_a_wish_is_understood_by_its_value():
+    """The configuration has its own enum, and `is` between the two would quietly mean "auto"."""
+    refused(VRAM_INSUFFICIENT, wish="dual")
+
+
+def test_a_wish_for_in_place_is_followed_though_dual_would_fit():
+    answer = placed(wish=Strategy.IN_PLACE, footprint=need(3 * GIB))
+    assert answer.strategy is Strategy.IN_PLACE
+    assert answer.alternatives[0].possible
+
+
+def test_max_outage_0_means_never_in_place():
+    problem = refused(OUTAGE_TOO_LONG, max_outage_s=0)
+    assert "max_outage is 0" in problem.message
+    assert "raise max_outage of chat" in problem.details["would_change"]
+    assert placed(max_outage_s=0, footprint=need(GIB)).strategy is Strategy.DUAL
+
+
+def test_an_expected_outage_over_the_limit_is_refused():
+    problem = refused(OUTAGE_TOO_LONG, max_outage_s=9.0)
+    assert problem.details["expected_outage_s"] == pytest.approx(10.0)
+    assert placed(max_outage_s=10.0).strategy is Strategy.IN_PLACE
+
+
+def test_what_is_known_of_an_outage_is_enough_to_refuse_it():
+    refused(OUTAGE_TOO_LONG, max_outage_s=9.0, expected=ExpectedTimes(drain_s=20.0))
+
+
+def test_an_unknown_load_time_is_said_and_not_taken_for_zero():
+    answer = placed(expected=ExpectedTimes(drain_s=1.0), max_outage_s=9.0)
+    assert answer.expected_outage_s is None
+    assert "outage unknown" in answer.why
+
+
+def test_too_little_memory_outweighs_too_long_an_outage():
+    refused(VRAM_INSUFFICIENT, max_outage_s=0, footprint=need(30 * GIB))
+
+
+# --- first starts, soaks, unknown needs, several devices ----------------------------------------------------
+
+
+def test_a_first_start_has_nothing_to_replace():
+    answer = placed(incumbents=(), reservations=(), readings=(gpu(free=23 * GIB, used=()),))
+    assert (answer.strategy, answer.stops, answer.alternatives) == (Strategy.START, (), ())
+
+
+def test_a_new_swap_counts_on_the_end_of_the_soak():
+    reading = gpu(free=4 * GIB, used=(("chat-2", 10 * GIB), ("chat-3", 10 * GIB)))
+    reservations = (held("chat-2", 10 * GIB), held("chat-3", 10 * GIB))
+    answer = placed(readings=(reading,), reservations=reservations, retiring=("chat-2",))
+    assert (answer.strategy, answer.stops) == (Strategy.DUAL, ("chat-2",))
+    assert "once the soak of chat-2 is ended" in answer.why
+
+
+def test_a_need_that_is_unknown_is_admitted_only_alone():
+    empty = gpu("gpu1", free=24 * GIB, used=())
+    assert placed(footprint=UNKNOWN_NEED, readings=(gpu(), empty)).device == "gpu1"
+    in_place = placed(footprint=UNKNOWN_NEED, can_park=True)
+    assert (in_place.strategy, in_place.stops, in_place.parks) == (Strategy.IN_PLACE, ("chat-3",), ())
+    neighbour = held("other-1", GIB, service="other")
+    problem = refused(VRAM_INSUFFICIENT, footprint=UNKNOWN_NEED, reservations=(held(), neighbour))
+    assert "declare device_memory for b" in problem.details["would_change"]
+
+
+def test_nothing_is_planned_beside_a_load_of_unknown_size_and_it_is_said():
+    reservations = (held(), held("other-1", None, settled=False, service="other"))
+    problem = refused(VRAM_INSUFFICIENT, footprint=need(GIB), reservations=reservations)
+    assert "other-1 is loading there; its size is unknown" in problem.message
+
+
+def test_nothing_is_planned_where_memory_is_unknown():
+    problem = refused(DEVICE_UNKNOWN, readings=(gpu(total=None, free=None, detail="the GPU is lost"),))
+    assert "the GPU is lost" in problem.message
+    refused(DEVICE_UNKNOWN, readings=())
+
+
+def test_another_device_is_used_where_the_incumbents_cannot_be_read():
+    answer = placed(readings=(gpu(total=None, free=None), gpu("gpu1", free=24 * GIB, used=())))
+    assert (answer.strategy, answer.device) == (Strategy.DUAL, "gpu1")
+
+
+def test_the_incumbents_device_is_preferred_for_dual_else_the_roomiest():
+    others = (gpu("gpu1", free=10 * GIB, used=()), gpu("gpu2", free=20 * GIB, used=()))
+    assert placed(readings=(*others, gpu()), footprint=need(GIB)).device == "gpu0"
+    assert placed(readings=(*others, gpu())).device == "gpu2"
+
+
+def test_an_incumbent_outside_the_allowed_devices_cannot_make_room():
+    problem = refused(VRAM_INSUFFICIENT, readings=(gpu("gpu1", free=GIB, used=()),))
+    assert "holds nothing on gpu1 but on gpu0" in problem.message
+
+
+# --- properties --------------------------------------------------------------------------------------------
+
+sizes = st.integers(0, 40).map(lambda quarters: quarters * GIB // 4)
+maybe_sizes = st.one_of(st.none(), sizes)
+
+
+@st.composite
+def requests(draw):
+    readings, reservations = [], []
+    for index in range(draw(st.integers(1, 3))):
+        name = f"gpu{index}"
+        used = []
+        for slot in range(draw(st.integers(0, 3))):
+            worker = f"w{index}{slot}"
+            service = draw(st.sampled_from(["chat", "other"]))
+            reservations.append(Reservation(worker, service, name, draw(maybe_sizes), draw(st.booleans())))
+            if draw(st.booleans()):
+                used.append((worker, draw(maybe_sizes)))
+        total, free = draw(maybe_sizes), draw(maybe_sizes)
+        if total is not None and free is not None:
+            free = min(free, total)
+        readings.append(DeviceReading(name, DeviceKind.NVML, draw(sizes) // 8, total, free, tuple(used)))
+    own = [r.worker_id for r in reservations if r.service == "chat"]
+    split = draw(st.integers(0, len(own)))
+    size = draw(maybe_sizes)
+    return PlacementRequest(
+        service="chat",
+        model="b",
+        footprint=Footprint(size, FootprintSource.UNKNOWN if size is None else FootprintSource.DECLARED),
+        readings=tuple(readings),
+        reservations=tuple(reservations),
+        incumbents=tuple(own[:split]),
+        retiring=tuple(own[split:]),
+        wish=draw(st.sampled_from([Strategy.AUTO, Strategy.DUAL, Strategy.IN_PLACE])),
+        max_outage_s=draw(st.one_of(st.none(), st.floats(0, 20))),
+        expected=ExpectedTimes(load_s=draw(st.one_of(st.none(), st.floats(0, 20)))),
+        can_park=draw(st.booleans()),
+        parked_residue_bytes=draw(maybe_sizes),
+    )
+
+
+def forecast(asked: PlacementRequest, answer: Placement):
+    """The device and reservations once all that the answer counts on has happened."""
+    reading = next(r for r in asked.readings if r.name == answer.device)
+    residue = 2 * GIB if asked.parked_residue_bytes is None else asked.parked_residue_bytes
+    residues = {**dict.fromkeys(answer.stops, 0), **dict.fromkeys(answer.parks, residue)}
+    return after_release(reading, asked.reservations, residues)
+
+
+@given(requests())
+def test_placement_answers_every_request_the_same_way_twice(asked):
+    assert place(asked) == place(asked)
+
+
+@given(requests())
+def test_placement_never_admits_more_than_there_is(asked):
+    answer = place(asked)
+    if not isinstance(answer, Placement):
+        return
+    reading, kept = forecast(asked, answer)
+    assert reading.known
+    wanted = answer.need_bytes or 0
+    promised = sum(r.bytes or 0 for r in kept if r.device == answer.device)
+    assert promised + wanted + reading.headroom_bytes <= reading.total_bytes
+    assert wanted + reading.headroom_bytes <= reading.free_bytes
+    if answer.need_bytes is None:
+        assert not any(r.device == answer.device for r in kept)
+
+
+@given(requests())
+def test_what_beside_means_is_decided_on_what_is_free_now(asked):
+    """Without anything to release, free memory as measured must suffice: no forecast takes part."""
+    answer = place(replace(asked, retiring=(), wish=Strategy.DUAL))
+    if isinstance(answer, Placement):
+        reading = next(r for r in asked.readings if r.name == answer.device)
+        assert (answer.need_bytes or 0) + reading.headroom_bytes <= reading.free_bytes
+
+
+@given(requests(), sizes)
+def test_a_second_placement_never_gets_the_first_ones_bytes(asked, second_need):
+    first = place(asked)
+    if not isinstance(first, Placement):
+        return
+    reading, kept = forecast(asked, first)
+    reserved = Reservation("new-1", "chat", first.device, first.need_bytes)
+    second = place(PlacementRequest("other", "c", need(second_need), (reading,), (*kept, reserved), wish=Strategy.AUTO))
+    if isinstance(second, Placement):
+        assert first.need_bytes is not None, "nothing is admitted beside a load of unknown size"
+        both = first.need_bytes + second_need + reading.headroom_bytes
+        assert both <= reading.free_bytes
+        assert both + sum(r.bytes or 0 for r in kept if r.device == first.device) <= reading.total_bytes
+
+
+@given(requests(), st.integers(0, 2), sizes)
+def test_more_free_memory_never_turns_a_yes_into_a_no(asked, which, more):
+    index = which % len(asked.readings)
+    reading = asked.readings[index]
+    if not reading.known:
+        return
+    richer = replace(reading, free_bytes=min(reading.total_bytes, reading.free_bytes + more))
+    readings = tuple(richer if i == index else r for i, r in enumerate(asked.readings))
+    before, after = place(asked), place(replace(asked, readings=readings))
+    if isinstance(before, Placement):
+        assert isinstance(after, Placement)
+        assert not (before.strategy is Strategy.DUAL and after.strategy is Strategy.IN_PLACE)
+
+
+@given(requests())
+def test_a_refusal_says_why_and_what_was_needed(asked):
+    answer = place(asked)
+    if isinstance(answer, Problem):
+        assert answer.code in (VRAM_INSUFFICIENT, DEVICE_UNKNOWN, OUTAGE_TOO_LONG)
+        assert answer.message.endswith(".")
+        assert {"need_bytes", "devices"} <= set(answer.details)
