@@ -70,7 +70,7 @@ def weight_files(model: ModelConfig) -> tuple[Path, ...]:
 
 
 def _named_weights(model: ModelConfig, reader: _Reader) -> Iterator[tuple[str, Path, Path]]:
-    """("weights" or the variable's name, the path given, file), in the order of the configuration and sorted below each."""
+    """("weights" or the variable's name, the path given, file), in the configuration's order and sorted below each."""
     for name in model.weights:
         top = Path(name)
         if not top.exists():
