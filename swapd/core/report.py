@@ -1,0 +1,209 @@
+"""What users see of the state: the JSON records of `show`, `history`, `status` and `workers`.
+
+Pure. The shapes are public interface (docs/control.md); figures that only the host has (requests in flight,
+measured memory) are handed in by the daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from swapd.core.advance import FORWARD
+from swapd.core.errors import Problem
+from swapd.core.ledger import available_bytes
+from swapd.core.model import DeviceReading, Health, Kind, OpKind, Revision, Service, State, Swap, Worker
+from swapd.core.placement import Placement
+from swapd.core.states import TERMINAL, Phase, WorkerState
+
+
+def swap_record(swap: Swap) -> dict[str, Any]:
+    """The record of one swap, as `swap`, `show` and `history` answer it."""
+    return {
+        "id": swap.id,
+        "service": swap.service,
+        "from": _revision(swap.source),
+        "to": _revision(swap.target),
+        "strategy": swap.strategy.value,
+        "why": swap.why,
+        "phase": swap.phase.value,
+        "reason": swap.reason,
+        "error": _error(swap),
+        "actor": swap.actor,
+        "asked_reason": swap.asked_reason,
+        "created_at": swap.created_at,
+        "finished_at": swap.finished_at,
+        "soak_until": swap.soak_until,
+        "outage_ms": swap.outage_ms,
+        "cutover_ms": swap.cutover_ms,
+        "cut_requests": swap.cut_requests,
+        "steps": [
+            {
+                "name": s.name,
+                "status": s.status,
+                "started_at": s.started_at,
+                "ms": None if s.finished_at is None else round((s.finished_at - s.started_at) * 1000, 1),
+                "detail": s.detail,
+            }
+            for s in swap.steps
+        ],
+        "peak_memory_bytes": dict(swap.peak_memory_bytes),
+    }
+
+
+def problem_record(problem: Problem | None) -> dict[str, Any] | None:
+    if problem is None:
+        return None
+    return {"code": problem.code, "message": problem.message, "details": dict(problem.details)}
+
+
+def _error(swap: Swap) -> dict[str, Any] | None:
+    error = problem_record(swap.error)
+    if error is not None:
+        failed = next((s.name for s in reversed(swap.steps) if s.status == "failed"), None)
+        error |= {"step": failed, "log_tail": list(swap.log_tail)}
+    return error
+
+
+def _revision(revision: Revision | None) -> dict[str, Any] | None:
+    return None if revision is None else {"revision": revision.number, "model": revision.model}
+
+
+def health(state: State, service: Service) -> Health:
+    """Healthy: the wanted revision serves. Unavailable: nothing does, and starting it failed."""
+    owner = state.worker(service.owner)
+    if owner is not None and owner.kind is Kind.DIRECT and not owner.ending:
+        return Health.HEALTHY
+    if service.swap is not None and service.swap.phase not in TERMINAL:
+        return Health.DEGRADED
+    return Health.UNAVAILABLE if service.problem is not None else Health.DEGRADED
+
+
+def rollback_kind(state: State, service: Service) -> str:
+    """How long a rollback takes, in a word: instant, parked, cold, or none when there is nothing to go back to."""
+    swap = service.swap
+    if swap is not None and swap.phase is Phase.SOAKING and swap.source is not None:
+        for worker in state.workers_of(service.name):
+            if worker.revision == swap.source.number and not worker.ending:
+                return "parked" if worker.state is WorkerState.PARKED else "instant"
+        return "cold"
+    return "cold" if service.previous else "none"
+
+
+def service_record(
+    state: State, service: Service, *, listen: Sequence[str], config_model: str, stats: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    owner = state.worker(service.owner)
+    swap = service.swap
+    serving = service.revision(owner.revision) if owner is not None and owner.revision else None
+    running = service.revision(service.stable)
+    soak = None
+    if swap is not None and swap.phase is Phase.SOAKING:
+        soak = {"until": swap.soak_until, "previous": _revision(swap.source)}
+    drift = None
+    if running is not None and running.model != config_model:
+        drift = f"config {config_model}, running {running.model}"
+    front = "none" if owner is None else ("gate" if owner.kind is Kind.GATE else "direct")
+    return {
+        "name": service.name,
+        "listen": list(listen),
+        "health": health(state, service).value,
+        "model": serving.model if serving else (running.model if running else None),
+        "revision": serving.number if serving else None,
+        "config_model": config_model,
+        "drift": drift,
+        "front": front,
+        "holding": front != "direct",
+        "swap": swap_record(swap) if swap is not None else None,
+        "soak": soak,
+        "rollback": rollback_kind(state, service),
+        "workers": [w.id for w in state.workers_of(service.name)],
+        "requests": (stats or {}).get("requests"),
+        "in_flight": (stats or {}).get("in_flight"),
+        "streams": (stats or {}).get("streams"),
+        "held": (stats or {}).get("held"),
+        "failures": service.failures,
+        "retry_at": service.retry_at if health(state, service) is Health.UNAVAILABLE else None,
+        "problem": problem_record(service.problem),
+    }
+
+
+def role(service: Service, worker: Worker) -> str:
+    if worker.kind is Kind.GATE:
+        return "gate"
+    swap = service.swap
+    if swap is not None and worker.revision == swap.target.number and swap.phase in FORWARD:
+        return "candidate"
+    return "stable" if worker.revision == service.stable else "previous"
+
+
+def worker_state(worker: Worker) -> str:
+    """The state, with what is being done about it: `spawned (load)`."""
+    busy = f" ({worker.op.kind.value})" if worker.op is not None and worker.op.kind is not OpKind.STOP else ""
+    return worker.state.value + busy
+
+
+def worker_record(state: State, worker: Worker, reserved: Mapping[str, int | None]) -> dict[str, Any]:
+    service = state.service(worker.service)
+    assert service is not None
+    slot = service.slot(worker.revision)
+    revision = service.revision(worker.revision)
+    return {
+        "id": worker.id,
+        "service": worker.service,
+        "revision": worker.revision or None,
+        "model": revision.model if revision is not None else None,
+        "role": role(service, worker),
+        "state": worker_state(worker),
+        "device": slot.device if slot is not None else None,
+        "reserved_bytes": reserved.get(worker.id),
+    }
+
+
+def device_record(reading: DeviceReading, state: State) -> dict[str, Any]:
+    here = [r for r in state.reservations if r.device == reading.name]
+    used = dict(reading.used_by)
+    return {
+        "name": reading.name,
+        "kind": reading.kind.value,
+        "uuid": reading.uuid,
+        "detail": reading.detail,
+        "total_bytes": reading.total_bytes,
+        "free_bytes": reading.free_bytes,
+        "headroom_bytes": reading.headroom_bytes,
+        "reserved_bytes": sum(r.bytes or 0 for r in here),
+        "available_bytes": available_bytes(reading, state.reservations),
+        "workers": [{"id": r.worker_id, "reserved_bytes": r.bytes, "used_bytes": used.get(r.worker_id)} for r in here],
+        "foreign": [{"pid": pid, "bytes": size, "name": name} for pid, size, name in reading.foreign],
+    }
+
+
+def plan_record(
+    service: Service,
+    model: str,
+    placement: Placement,
+    *,
+    rollback: str,
+    rollback_s: float | None,
+    stats: Mapping[str, Any],
+) -> dict[str, Any]:
+    stable = service.revision(service.stable)
+    return {
+        "service": service.name,
+        "from": _revision(stable),
+        "to": {"model": model},
+        "strategy": placement.strategy.value,
+        "why": placement.why,
+        "device": placement.device,
+        "alternatives": [
+            {"strategy": a.strategy.value, "possible": a.possible, "why": a.why} for a in placement.alternatives
+        ],
+        "would_change": list(placement.would_change),
+        "need_bytes": placement.need_bytes,
+        "need_source": placement.need_source.value,
+        "expected_outage_s": placement.expected_outage_s,
+        "open_streams": stats.get("streams"),
+        "longest_stream_s": stats.get("oldest_in_flight_s"),
+        "rollback": rollback,
+        "rollback_s": rollback_s,
+    }

@@ -1,0 +1,79 @@
+"""The devices that models are placed on, read together: GPUs through NVML, the host's own memory through /proc."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from swapd.core.config import DeviceConfig
+from swapd.core.devices import default_devices
+from swapd.core.errors import UNKNOWN_DEVICE, SwapdError
+from swapd.core.model import DeviceKind, DeviceReading, State
+from swapd.daemon.workers import Workers
+from swapd.host.host_memory import HostMemory
+from swapd.host.nvml import Nvml
+from swapd.host.processes import trees_pids
+
+log = logging.getLogger("swapd.devices")
+
+
+class Devices:
+    def __init__(self, configs: Mapping[str, DeviceConfig], workers: Workers, state: Callable[[], State]) -> None:
+        self._configs = dict(configs)
+        self._workers = workers
+        self._state = state
+        self._host = HostMemory()
+        self._nvml = Nvml()
+
+    async def start(self) -> None:
+        """Find the devices if the configuration names none: every GPU, or on a host without one its memory."""
+        if not self._configs:
+            self._configs = {d.name: d for d in default_devices(await self._nvml.list_devices())}
+        for name, device in self._configs.items():
+            log.info("device.found name=%s kind=%s match=%s", name, device.kind.value, device.match or "-")
+
+    async def close(self) -> None:
+        await self._nvml.stop()
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._configs)
+
+    async def read_one(self, name: str) -> DeviceReading:
+        return (await self.read((name,)))[0]
+
+    async def read_all(self) -> list[DeviceReading]:
+        return await self.read(self.names())
+
+    async def read(self, names: Sequence[str]) -> list[DeviceReading]:
+        """The readings of the named devices, in that order. Raises SwapdError(UNKNOWN_DEVICE)."""
+        for name in names:
+            if name not in self._configs:
+                known = ", ".join(self._configs)
+                raise SwapdError(UNKNOWN_DEVICE, f"There is no device {name!r}; there are: {known}.")
+        placed = self._placed()
+        roots = {live.process.marker: live.process.pid for live in list(self._workers.live.values())}
+        trees = await asyncio.to_thread(trees_pids, roots)
+        pids = {w.id: trees.get(w.process.marker, set()) for w in list(self._workers.live.values())}
+        readings: dict[str, DeviceReading] = {}
+        for name in names:
+            config = self._configs[name]
+            if config.kind is DeviceKind.HOST:
+                here = {worker: pids.get(worker, set()) for worker, device in placed.items() if device == name}
+                reading = await self._host.read_async(name, config.memory_bytes, config.headroom_bytes, here)
+                readings[name] = reading
+        gpus = [self._configs[n] for n in names if self._configs[n].kind is DeviceKind.NVML]
+        for reading in await self._nvml.read_all(gpus, pids) if gpus else ():
+            readings[reading.name] = reading
+        return [readings[name] for name in names]
+
+    def _placed(self) -> dict[str, str]:
+        """Which worker stands on which device."""
+        state = self._state()
+        placed: dict[str, str] = {}
+        for worker in state.workers:
+            service = state.service(worker.service)
+            slot = service.slot(worker.revision) if service is not None else None
+            if slot is not None:
+                placed[worker.id] = slot.device
+        return placed

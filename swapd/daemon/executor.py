@@ -1,0 +1,362 @@
+"""The executor: carries out the core's operations on the host, and tells the loop what came of them.
+
+One method an operation; each ends in OpDone or OpFailed, always, and within a deadline. It decides nothing: a
+worker that fails is reported, and what follows from that is the core's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from swapd.core import errors
+from swapd.core.config import Config, ModelConfig
+from swapd.core.errors import Problem, SwapdError
+from swapd.core.events import Measure, Measured, OpDone, OpFailed, PeakSeen, Run, TimerFired, WakeAt
+from swapd.core.ledger import room_for
+from swapd.core.model import Kind, Op, OpKind
+from swapd.daemon.devices import Devices
+from swapd.daemon.knowledge import Knowledge
+from swapd.daemon.loop import Loop
+from swapd.daemon.workers import Live, Workers
+from swapd.host.clock import wall_s as now
+from swapd.host.probes import run_probes, run_warmup, wait_ready
+
+log = logging.getLogger("swapd.executor")
+
+REQUEST_S: Final = 5.0  # for verbs that only change who does what
+BLOCKED_LOOP_S: Final = 1.0  # on top of hand_over_timeout: a source whose loop is blocked hands over its listeners
+POLL_MEMORY_S: Final = 0.05
+SAMPLE_S: Final = 0.25
+
+
+class Executor:
+    def __init__(
+        self,
+        config: Config,
+        workers: Workers,
+        devices: Devices,
+        knowledge: Knowledge,
+        listeners: Mapping[str, Mapping[str, socket.socket]],
+        publish: Callable[[str, Mapping[str, Any]], None],
+        on_exit: Callable[[], None],
+    ) -> None:
+        self.loop: Loop  # set by main: the two know each other
+        self.config = config
+        self._workers = workers
+        self._devices = devices
+        self._knowledge = knowledge
+        self._listeners = listeners
+        self._publish = publish
+        self._on_exit = on_exit
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # by worker: what it is doing now
+        self._others: set[asyncio.Task[Any]] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._sampler: asyncio.Task[None] | None = None
+
+    # --- what the loop asks for ------------------------------------------------------------------------------------
+
+    def run(self, effect: Run) -> None:
+        op = effect.op
+        before = self._tasks.pop(op.worker, None) if op.kind is not OpKind.SUCCESSOR else None
+        task = asyncio.get_running_loop().create_task(
+            self._carry_out(effect, before), name=f"{op.kind.value} {op.worker}"
+        )
+        if op.kind is not OpKind.SUCCESSOR:
+            self._tasks[op.worker] = task
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+        if self._sampler is None and op.step is not None:
+            self._sampler = asyncio.get_running_loop().create_task(self._sample_peaks())
+
+    def measure(self, effect: Measure) -> None:
+        task = asyncio.get_running_loop().create_task(self._measure(effect))
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+
+    def wake_at(self, effect: WakeAt) -> None:
+        old = self._timers.pop(effect.service, None)
+        if old is not None:
+            old.cancel()
+
+        def fire() -> None:
+            self._timers.pop(effect.service, None)
+            self.loop.take(TimerFired(now(), effect.service))
+
+        delay_s = max(0.0, effect.at - now()) + 0.001
+        self._timers[effect.service] = asyncio.get_running_loop().call_later(delay_s, fire)
+
+    def exit(self) -> None:
+        self._on_exit()
+
+    async def close(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        tasks = [*self._others, *([self._sampler] if self._sampler is not None else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- one operation -------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, effect: Run, before: asyncio.Task[None] | None) -> None:
+        op = effect.op
+        if before is not None and not before.done():
+            before.cancel()  # what the worker was doing is void
+            await asyncio.wait({before}, timeout=REQUEST_S)
+        try:
+            result = await _METHODS[op.kind](self, effect)
+        except SwapdError as error:
+            if self._will_be_told(op, error):
+                return
+            lines = self._workers.last_lines(op.worker) if op.kind in _BY_THE_MODEL else ()
+            self.loop.take(OpFailed(now(), op.id, error.problem, lines))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # a bug of ours: the swap fails, the daemon goes on
+            log.exception("executor.bug op=%s worker=%s", op.kind.value, op.worker)
+            problem = Problem(errors.INTERNAL, f"{op.kind.value}: {type(error).__name__}: {error}")
+            self.loop.take(OpFailed(now(), op.id, problem))
+        else:
+            self.loop.take(OpDone(now(), op.id, result))
+
+    def _will_be_told(self, op: Op, error: SwapdError) -> bool:
+        """The worker is gone: WorkerExited says so in a moment, with its exit code and its last words."""
+        return error.code == errors.WORKER_EXITED and op.worker in self._workers.live
+
+    def _live(self, worker_id: str) -> Live:
+        live = self._workers.live.get(worker_id)
+        if live is None:
+            raise SwapdError(errors.WORKER_EXITED, f"{worker_id} is not running.")
+        return live
+
+    def _model(self, op: Op) -> ModelConfig:
+        worker = self.loop.state.worker(op.worker)
+        assert worker is not None
+        return self._knowledge.model_of(op.service, worker.revision)
+
+    async def _spawn(self, effect: Run) -> Mapping[str, Any]:
+        op = effect.op
+        worker = self.loop.state.worker(op.worker)
+        assert worker is not None
+        model = None if worker.kind is Kind.GATE else self._model(op)
+        reading = None
+        if effect.slot is not None and model is not None:
+            reading = await self._devices.read_one(effect.slot.device)
+        return await self._workers.spawn(worker, self.config.services[op.service], model, reading)
+
+    async def _stage(self, effect: Run) -> Mapping[str, Any]:
+        return await self._timed(effect.op, "stage")
+
+    async def _load(self, effect: Run) -> Mapping[str, Any]:
+        result = await self._timed(effect.op, "load")
+        live = self._live(effect.op.worker)
+        live.hello = await live.request("hello", _HELLO | {"worker_id": live.id}, deadline_s=REQUEST_S)
+        return {**result, "hooks": live.hello.get("hooks", ())}
+
+    async def _wake(self, effect: Run) -> Mapping[str, Any]:
+        return await self._timed(effect.op, "wake")
+
+    async def _park(self, effect: Run) -> Mapping[str, Any]:
+        return await self._timed(effect.op, "park")
+
+    async def _timed(self, op: Op, verb: str) -> Mapping[str, Any]:
+        started_s = asyncio.get_running_loop().time()
+        model = self._model(op)
+        try:
+            result = await self._live(op.worker).request(verb, deadline_s=model.ready.timeout_s)
+        except SwapdError as error:
+            if error.code != errors.TIMEOUT:
+                raise
+            text = f"{model.name} did not finish its {verb} within ready.timeout = {model.ready.timeout_s:g} s"
+            raise SwapdError(errors.NOT_READY, text) from None
+        self._knowledge.learn_time(op, verb, asyncio.get_running_loop().time() - started_s)
+        return result
+
+    async def _confirm(self, effect: Run) -> Mapping[str, Any]:
+        """Both the ledger and the measurement must allow the load, right before it."""
+        op, slot = effect.op, effect.slot
+        assert slot is not None
+        clock = asyncio.get_running_loop().time
+        started_s = clock()
+        deadline_s = started_s + self.config.daemon.release_timeout_s + op.deadline_s
+        while True:
+            reading = await self._devices.read_one(slot.device)
+            problem = room_for(reading, self.loop.state.reservations, op.worker)
+            if problem is None:
+                free = reading.free_bytes
+                return {"free_bytes": free, "waited_s": round(clock() - started_s, 3)}
+            if clock() >= deadline_s:
+                raise SwapdError.of(problem)
+            await asyncio.sleep(POLL_MEMORY_S)
+
+    async def _warm(self, effect: Run) -> Mapping[str, Any]:
+        op = effect.op
+        live, model = self._live(op.worker), self._model(op)
+        if model.ready.path is not None:
+            await wait_ready(live.http_socket, model.ready.path, deadline_s=model.ready.timeout_s, alive=live.alive)
+        if model.warmup is None:
+            return {}
+        report = await run_warmup(
+            live.http_socket, model.warmup, alive=live.alive, progress=self._progress(op, "requests")
+        )
+        return {"detail": f"{report.answers} requests"}
+
+    async def _verify(self, effect: Run) -> Mapping[str, Any]:
+        op = effect.op
+        live, model = self._live(op.worker), self._model(op)
+        started_s = asyncio.get_running_loop().time()
+        report = await run_probes(
+            live.http_socket, model.probes, alive=live.alive, progress=self._progress(op, "probes")
+        )
+        self._knowledge.learn_time(op, "verify", asyncio.get_running_loop().time() - started_s)
+        if effect.slot is not None:
+            reading = await self._devices.read_one(effect.slot.device)
+            self._knowledge.learn_footprint(op, reading)
+        return {
+            "detail": f"{report.answers} answers, slowest {report.slowest_s * 1000:.0f} ms" if report.answers else ""
+        }
+
+    async def _adopt(self, effect: Run) -> Mapping[str, Any]:
+        op = effect.op
+        listeners = self._listeners[op.service]
+        return await self._live(op.worker).request(
+            "adopt",
+            {"epoch": op.epoch, "listeners": list(listeners)},
+            fds=tuple(sock.fileno() for sock in listeners.values()),
+            deadline_s=self.config.daemon.hand_over_timeout_s,
+        )
+
+    async def _hand_over(self, effect: Run) -> Mapping[str, Any]:
+        """Introduce the two by a socketpair; from then on they need no daemon.
+
+        HAND_OVER_FAILED: the source serves on. TIMEOUT: it is open who does, until one of the two is dead.
+        """
+        op = effect.op
+        assert op.target is not None
+        source = self._live(op.worker)
+        deadline_s = self.config.daemon.hand_over_timeout_s
+        try:
+            target = self._live(op.target)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except (SwapdError, OSError) as error:
+            raise SwapdError(errors.HAND_OVER_FAILED, f"{op.target} cannot be handed to: {error}") from None
+        with ours, theirs:
+            try:
+                await target.request("receive", {"epoch": op.epoch}, fds=(theirs.fileno(),), deadline_s=deadline_s)
+            except SwapdError as error:
+                text = f"{op.target} does not take the clients: {error.message}"
+                raise SwapdError(errors.HAND_OVER_FAILED, text) from None
+            theirs.close()
+            params = {"epoch": op.epoch, "deadline_s": deadline_s}
+            patience_s = 2 * deadline_s + BLOCKED_LOOP_S
+            try:
+                return await source.request("hand_over", params, fds=(ours.fileno(),), deadline_s=patience_s)
+            except SwapdError as error:
+                if error.code in (errors.TIMEOUT, errors.WORKER_EXITED, errors.HAND_OVER_FAILED):
+                    raise
+                raise SwapdError(errors.HAND_OVER_FAILED, error.message) from None  # it was refused, not begun
+
+    async def _successor(self, effect: Run) -> Mapping[str, Any]:
+        op = effect.op
+        assert op.target is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            params = {"epoch": op.epoch}
+            await self._live(op.target).request("receive", params, fds=(theirs.fileno(),), deadline_s=REQUEST_S)
+            return await self._live(op.worker).request("successor", params, fds=(ours.fileno(),), deadline_s=REQUEST_S)
+
+    async def _source_dead(self, effect: Run) -> Mapping[str, Any]:
+        return await self._live(effect.op.worker).request(
+            "source_dead", {"epoch": effect.op.epoch}, deadline_s=REQUEST_S
+        )
+
+    async def _target_dead(self, effect: Run) -> Mapping[str, Any]:
+        return await self._live(effect.op.worker).request(
+            "target_dead", {"epoch": effect.op.epoch}, deadline_s=REQUEST_S
+        )
+
+    async def _drain(self, effect: Run) -> Mapping[str, Any]:
+        op = effect.op
+        params = {"deadline_s": op.deadline_s, "and_close": op.force}
+        result = await self._live(op.worker).request("drain", params, deadline_s=op.deadline_s + REQUEST_S)
+        cut = result.get("cut", 0)
+        return {**result, "detail": f"{cut} cut" if cut else ""}
+
+    async def _stop(self, effect: Run) -> Mapping[str, Any]:
+        await self._workers.stop(effect.op.worker, force=effect.op.force)
+        return {}
+
+    # --- measurements ------------------------------------------------------------------------------------------------
+
+    async def _measure(self, effect: Measure) -> None:
+        result: Any
+        try:
+            result = await self._knowledge.measure(effect.service, effect.revision)
+        except SwapdError as error:
+            result = error.problem
+        except Exception as error:
+            log.exception("executor.bug measuring service=%s", effect.service)
+            result = Problem(errors.INTERNAL, f"measuring failed: {type(error).__name__}: {error}")
+        self.loop.take(Measured(now(), effect.service, effect.revision, result))
+
+    async def _sample_peaks(self) -> None:
+        """While a swap is under way: the most that each device held."""
+        peaks: dict[tuple[int, str], int] = {}
+        try:
+            while active := [s for s in self.loop.state.services if s.swap is not None and s.swap.soak_until is None]:
+                readings = await self._devices.read_all()
+                for service in active:
+                    if service.swap is None:
+                        continue
+                    devices = {slot.device for _, slot in service.slots}
+                    for r in readings:
+                        if r.name in devices and r.known and r.total_bytes is not None and r.free_bytes is not None:
+                            used, key = r.total_bytes - r.free_bytes, (service.swap.id, r.name)
+                            if used > peaks.get(key, -1):
+                                peaks[key] = used
+                                self.loop.take(PeakSeen(now(), service.name, r.name, used))
+                await asyncio.sleep(SAMPLE_S)
+        finally:
+            self._sampler = None
+
+    def _progress(self, op: Op, unit: str) -> Callable[[int, int], None]:
+        def tell(done: int, total: int) -> None:
+            self.publish_progress(op.worker, {"step": op.kind.value, "done": done, "total": total, "unit": unit})
+
+        return tell
+
+    def publish_progress(self, worker_id: str, params: Mapping[str, Any]) -> None:
+        worker = self.loop.state.worker(worker_id)
+        service = self.loop.state.service(worker.service) if worker is not None else None
+        if service is not None and service.swap is not None:
+            body = {k: params.get(k) for k in ("step", "done", "total", "unit")}
+            self._publish(
+                "swap.progress", {"swap_id": service.swap.id, "service": service.name, "worker": worker_id, **body}
+            )
+
+
+_HELLO: Final = {"protocol": 1, "min_protocol": 1}
+# Failures of these are the model's own: its last log lines belong to the report.
+_BY_THE_MODEL: Final = frozenset({OpKind.SPAWN, OpKind.STAGE, OpKind.LOAD, OpKind.WARM, OpKind.VERIFY, OpKind.WAKE})
+
+_METHODS: Final[Mapping[OpKind, Callable[[Executor, Run], Awaitable[Mapping[str, Any]]]]] = {
+    OpKind.SPAWN: Executor._spawn,
+    OpKind.STAGE: Executor._stage,
+    OpKind.CONFIRM: Executor._confirm,
+    OpKind.LOAD: Executor._load,
+    OpKind.WARM: Executor._warm,
+    OpKind.VERIFY: Executor._verify,
+    OpKind.WAKE: Executor._wake,
+    OpKind.ADOPT: Executor._adopt,
+    OpKind.HAND_OVER: Executor._hand_over,
+    OpKind.SOURCE_DEAD: Executor._source_dead,
+    OpKind.TARGET_DEAD: Executor._target_dead,
+    OpKind.SUCCESSOR: Executor._successor,
+    OpKind.DRAIN: Executor._drain,
+    OpKind.PARK: Executor._park,
+    OpKind.STOP: Executor._stop,
+}

@@ -1,0 +1,307 @@
+"""`swapd`: reads the configuration, wires the parts together, and runs until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import swapd
+from swapd.core.config import Config
+from swapd.core.errors import CONFIG_INVALID, LISTEN_FAILED, Problem, SwapdError
+from swapd.core.events import ServiceAdded, ShutdownRequested, SuccessorNeeded, WorkerExited
+from swapd.core.model import State
+from swapd.core.states import Phase
+from swapd.daemon.api import Api, service_settings
+from swapd.daemon.devices import Devices
+from swapd.daemon.executor import Executor
+from swapd.daemon.knowledge import Knowledge
+from swapd.daemon.loop import Loop, revision_from
+from swapd.daemon.workers import Workers
+from swapd.host import listeners as listening
+from swapd.host.clock import wall_s as now
+from swapd.host.config_file import check, load_config
+from swapd.host.control_socket import ControlSocket, Peer
+from swapd.host.journal import Journal
+from swapd.host.service_manager import ServiceManager
+
+log = logging.getLogger("swapd")
+
+STATUS_PERIOD_S: Final = 1.0
+EXIT_CONFIG: Final = 2
+EXIT_FAILED: Final = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The entry point. Returns the exit status: 0 stopped, 1 could not start, 2 the configuration is wrong."""
+    arguments = _parse(argv)
+    if arguments.check_config:
+        mistakes = check(Path(arguments.check_config))
+        print("\n".join(mistakes) if mistakes else f"{arguments.check_config}: ok")
+        return EXIT_CONFIG if mistakes else 0
+    try:
+        config = load_config(Path(arguments.config))
+        _set_up_logging(config.daemon.log_level)
+        return asyncio.run(_run(config))
+    except SwapdError as error:
+        print(f"swapd: {error.message}", file=sys.stderr)
+        return EXIT_CONFIG if error.code == CONFIG_INVALID else EXIT_FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="swapd",
+        description="Runs model servers behind fixed addresses and replaces them without their clients noticing.",
+        epilog="Talk to it with swapd-cli. Example: swapd --config /etc/swapd/swapd.toml",
+    )
+    parser.add_argument("--config", metavar="FILE", default="/etc/swapd/swapd.toml", help="default: %(default)s")
+    parser.add_argument(
+        "--check-config", metavar="FILE", help="name every mistake in FILE, and exit (2 if there is any)"
+    )
+    parser.add_argument("--version", action="version", version=f"swapd {swapd.__version__}")
+    return parser.parse_args(argv)
+
+
+def _set_up_logging(level: str) -> None:
+    """One line an event on stderr; under systemd the journal adds the time."""
+    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    logging.basicConfig(level=level.upper(), format=f"{stamp}%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
+
+
+async def _run(config: Config) -> int:
+    async with contextlib.AsyncExitStack() as stack:
+        daemon = await _Daemon.build(config, stack)
+        return await daemon.run()
+
+
+class _Daemon:
+    """The parts, wired. `build` registers the end of each with the stack, in order."""
+
+    def __init__(
+        self, config: Config, loop: Loop, executor: Executor, knowledge: Knowledge, journal: Journal, workers: Workers
+    ) -> None:
+        self.config = config
+        self.loop = loop
+        self.executor = executor
+        self.knowledge = knowledge
+        self.journal = journal
+        self.workers = workers
+        self.manager = ServiceManager()
+        self.done = asyncio.Event()
+        self.api: Api
+        self.control: ControlSocket
+
+    @classmethod
+    async def build(cls, config: Config, stack: contextlib.AsyncExitStack) -> _Daemon:
+        _make_directories(config)
+        stack.enter_context(_only_one(config))
+        journal = Journal(Path(config.daemon.state_dir) / "journal.db")
+        stack.callback(journal.close)
+        inherited = ServiceManager().listen_fds()
+        bound = _bind_all(config, inherited)
+        for socks in bound.values():
+            for sock in socks.values():
+                stack.callback(listening.unbind, sock)
+
+        loop: Loop
+        daemon: _Daemon
+        workers = Workers(
+            config,
+            on_exit=lambda worker, problem, lines: daemon.on_worker_exit(worker, problem, lines),
+            on_event=lambda worker, name, params: daemon.on_worker_event(worker, name, params),
+            clock=now,
+        )
+        devices = Devices(config.devices, workers, lambda: loop.state)
+        knowledge = Knowledge(config, journal, devices)
+
+        def publish(event: str, body: Mapping[str, Any]) -> None:
+            daemon.control.publish(event, body)
+
+        executor = Executor(config, workers, devices, knowledge, bound, publish, lambda: daemon.done.set())
+        state = State(next_swap=journal.last_swap_id() + 1, next_worker=journal.number("next_worker"))
+        loop = Loop(state, journal, executor, publish)
+        executor.loop = knowledge.loop = loop
+        daemon = cls(config, loop, executor, knowledge, journal, workers)
+        daemon.api = Api(loop, executor, workers, devices, knowledge, journal)
+        workers.start()
+        stack.push_async_callback(workers.close)
+        await devices.start()
+        stack.push_async_callback(devices.close)
+        stack.push_async_callback(executor.close)
+        epoch = journal.boot
+        daemon.control = ControlSocket(config.daemon.control, config.daemon.events, daemon.handle, epoch=epoch)
+        await daemon.control.start()
+        stack.push_async_callback(daemon.control.close)
+        return daemon
+
+    async def handle(self, method: str, params: Mapping[str, Any], peer: Peer) -> Any:
+        return await self.api.handle(method, params, peer)
+
+    def on_worker_exit(self, worker: str, problem: Problem, log_tail: tuple[str, ...]) -> None:
+        self.loop.take(WorkerExited(now(), worker, problem, log_tail))
+
+    def on_worker_event(self, worker: str, name: str, params: Mapping[str, Any]) -> None:
+        if name == "needs_successor":
+            self.loop.take(SuccessorNeeded(now(), worker))
+        elif name == "progress":
+            self.executor.publish_progress(worker, params)
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        self._close_unfinished_swaps()
+        self.journal.prune(self.config.daemon.history_keep)
+        await self._add_services()
+        self.manager.ready()
+        log.info("daemon.ready version=%s control=%s", swapd.__version__, self.config.daemon.control)
+        tasks = [loop.create_task(self.api.poll_stats()), loop.create_task(self._report())]
+        try:
+            await self.done.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        log.info("daemon.stopped")
+        return 0
+
+    def stop(self) -> None:
+        """Drain and stop everything; the second time, at once."""
+        if self.loop.state.stopping:
+            log.warning("daemon.stop_forced")
+            self._force()
+            return
+        log.info("daemon.stopping")
+        patience_s = self.config.daemon.shutdown_timeout_s
+        self.manager.stopping()
+        self.manager.extend_timeout(patience_s + 30)
+        asyncio.get_running_loop().call_later(patience_s, self._force)
+        self.loop.take(ShutdownRequested(now()))
+
+    def _force(self) -> None:
+        for worker_id, live in list(self.workers.live.items()):
+            log.warning("daemon.killing worker=%s", worker_id)
+            live.stopping = True
+            task = asyncio.ensure_future(live.process.kill_tree(0.0))
+            task.add_done_callback(lambda t: t.cancelled() or t.exception())
+
+    async def _report(self) -> None:
+        """Tell systemd that the loop lives, and in a line how things stand."""
+        while True:
+            self.manager.watchdog()
+            self.manager.status(_summary(self.loop.state))
+            self.workers.tidy_logs(self.config.daemon.log_keep)
+            await asyncio.sleep(STATUS_PERIOD_S)
+
+    # --- what serves after a restart -------------------------------------------------------------------------------
+
+    def _close_unfinished_swaps(self) -> None:
+        for record in self.journal.unfinished_swaps():
+            soaked = record["phase"] == Phase.SOAKING.value
+            record["phase"] = (Phase.SUCCEEDED if soaked else Phase.CANCELED).value
+            record["reason"] = "the daemon ended during the soak" if soaked else "the daemon ended during the swap"
+            record["finished_at"] = now()
+            self.journal.save_swap(record)
+
+    async def _add_services(self) -> None:
+        """The journal's stable revision wins until the configuration's own value changes."""
+        stored = self.journal.services()
+        for name, service in self.config.services.items():
+            record = stored.get(name, {})
+            stable = revision_from(name, record.get("stable"))
+            model_name = service.model
+            if (
+                stable is not None
+                and record.get("config_model") == service.model
+                and stable.model in self.config.models
+            ):
+                model_name = stable.model
+            model = self.config.models[model_name]
+            fresh = await self.knowledge.revision(name, model)
+            number = int(record.get("last_number", 0)) + 1
+            revision = stable if stable is not None and stable.same_content(fresh) else replace(fresh, number=number)
+            previous = revision_from(name, record.get("previous"))
+            if previous is not None and previous.model not in self.config.models:
+                previous = None
+            self.knowledge.remember(revision, model)
+            if model_name != service.model:
+                log.info("service.drift service=%s config=%s running=%s", name, service.model, model_name)
+            epoch = int(record.get("epoch", 0))
+            settings = service_settings(service)
+            self.loop.take(ServiceAdded(now(), name, settings, service.model, revision, previous, epoch))
+
+
+def _summary(state: State) -> str:
+    """The STATUS line of systemd: what serves, and what is under way."""
+    parts = []
+    for service in state.services:
+        owner = state.worker(service.owner)
+        revision = service.revision(owner.revision) if owner is not None and owner.revision else None
+        text = f"{service.name}: {revision.model if revision is not None else 'nothing serves'}"
+        if service.swap is not None:
+            text += f" (#{service.swap.id} to {service.swap.target.model}: {service.swap.phase.value})"
+        elif revision is None and service.problem is not None:
+            text += f" ({service.problem.message})"
+        parts.append(text)
+    return "; ".join(parts) or "no services"
+
+
+def _make_directories(config: Config) -> None:
+    for path, mode in ((config.daemon.runtime_dir, 0o750), (config.daemon.state_dir, 0o750)):
+        try:
+            os.makedirs(path, mode=mode, exist_ok=True)
+        except OSError as error:
+            text = f"{path} cannot be made: {error.strerror}; choose another in [daemon], or run as root."
+            raise SwapdError(CONFIG_INVALID, text) from None
+
+
+@contextlib.contextmanager
+def _only_one(config: Config) -> Any:
+    """Two daemons on one state directory would each believe that the workers are theirs."""
+    path = Path(config.daemon.state_dir) / "lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            text = f"Another swapd runs with state_dir = {config.daemon.state_dir!r}; stop it, or choose another one."
+            raise SwapdError(LISTEN_FAILED, text) from None
+        yield
+
+
+def _bind_all(config: Config, inherited: Mapping[str, socket.socket]) -> dict[str, dict[str, socket.socket]]:
+    """Every listener, bound once: taken from systemd when a socket unit of that name passed it, else by us.
+
+    Several addresses may be in use: all of them are named.
+    """
+    bound: dict[str, dict[str, socket.socket]] = {}
+    problems: list[Problem] = []
+    for name, service in config.services.items():
+        bound[name] = {}
+        for number, address in enumerate(service.listen):
+            key = name if number == 0 else f"{name}-{number + 1}"
+            try:
+                bound[name][address] = inherited[key] if key in inherited else listening.bind(address)
+            except SwapdError as error:
+                problems.append(error.problem)
+    if problems:
+        for socks in bound.values():
+            for sock in socks.values():
+                listening.unbind(sock)
+        raise SwapdError(LISTEN_FAILED, "\nswapd: ".join(p.message for p in problems))
+    return bound
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""The processes behind worker ids: started, spoken to, watched, ended.
+
+Duty: a worker's directory, its process tree and its channel, as one thing with one owner. May not know: why a
+worker is started or ended; that is the core's, and arrives as operations through the executor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import swapd
+from swapd.core.config import Config, ModelConfig, ServiceConfig
+from swapd.core.errors import OUT_OF_MEMORY, WORKER_EXITED, Problem, SwapdError
+from swapd.core.model import DeviceKind, DeviceReading, Kind, Worker
+from swapd.host.logs import cap, prune, tail
+from swapd.host.processes import Process, Supervisor
+from swapd.host.worker_channel import WorkerChannel
+
+log = logging.getLogger("swapd.workers")
+
+LAUNCHER: Final = str(Path(swapd.__file__).parent / "worker" / "launch.py")
+HELLO_DEADLINE_S: Final = 30.0  # an interpreter on a cold disk, with nothing of the model imported yet
+LOG_TAIL_LINES: Final = 20
+MAX_LOG_BYTES: Final = 64 * 1024 * 1024
+RETRY_AFTER_S: Final = 5
+# What a worker's environment has besides its model's own: nothing of the daemon's, which may hold secrets.
+PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME")
+
+
+@dataclass(slots=True)
+class Live:
+    """One worker on the host."""
+
+    id: str
+    service: str
+    directory: Path
+    log_path: Path
+    process: Process
+    started_at: float
+    hello: Mapping[str, Any] = field(default_factory=dict)
+    channel: WorkerChannel | None = None
+    connected: asyncio.Event = field(default_factory=asyncio.Event)
+    stats: Mapping[str, Any] = field(default_factory=dict)
+    stopping: bool = False
+
+    @property
+    def http_socket(self) -> str:
+        return str(self.directory / "http.sock")
+
+    def alive(self) -> bool:
+        return self.process.alive
+
+    async def request(
+        self, verb: str, params: Mapping[str, Any] | None = None, *, fds: tuple[int, ...] = (), deadline_s: float
+    ) -> Mapping[str, Any]:
+        if self.channel is None:
+            raise SwapdError(WORKER_EXITED, f"{self.id} does not answer yet.")
+        return await self.channel.request(verb, params, fds=fds, deadline_s=deadline_s)
+
+
+class Workers:
+    """All workers of this daemon. `on_exit` is told once a worker's whole tree is gone."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        on_exit: Callable[[str, Problem, tuple[str, ...]], None],
+        on_event: Callable[[str, str, Mapping[str, Any]], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.live: dict[str, Live] = {}
+        self._config = config
+        self._on_exit = on_exit
+        self._on_event = on_event
+        self._clock = clock
+        self._supervisor = Supervisor()
+        self._watchers: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self._supervisor.become_subreaper()
+
+    async def close(self) -> None:
+        """After every worker was stopped."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        self._supervisor.close()
+
+    def log_path(self, worker_id: str) -> Path:
+        return Path(self._config.daemon.state_dir) / "logs" / f"{worker_id}.log"
+
+    async def spawn(
+        self, worker: Worker, service: ServiceConfig, model: ModelConfig | None, reading: DeviceReading | None
+    ) -> Mapping[str, Any]:
+        """Start the process and say hello. On failure nothing of it is left. Raises SwapdError."""
+        directory = Path(self._config.daemon.worker_dir(worker.id))
+        nonce = secrets.token_hex(8)
+        _make_directory(directory, _spec(worker, service, model, nonce))
+        log_path = self.log_path(worker.id)
+        log_path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        python = model.python if model is not None and model.python is not None else sys.executable
+        flags = ["--gate"] if worker.kind is Kind.GATE else []
+        process = await self._supervisor.spawn(
+            [python, LAUNCHER, *flags, str(directory)],
+            env=_environment(model, reading),
+            cwd=model.directory if model is not None else None,
+            log_path=log_path,
+            marker=f"{worker.id}:{nonce}",
+        )
+        live = Live(worker.id, worker.service, directory, log_path, process, self._clock())
+        self.live[worker.id] = live
+        watcher = asyncio.get_running_loop().create_task(self._watch(live))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+        channel, hello = await WorkerChannel.connect(
+            str(directory / "control.sock"), worker_id=worker.id, deadline_s=HELLO_DEADLINE_S, alive=live.alive
+        )
+        live.channel, live.hello = channel, hello
+        live.connected.set()
+        channel.on_event = lambda name, params: self._on_event(worker.id, name, params)
+        return hello
+
+    async def stop(self, worker_id: str, *, force: bool) -> None:
+        """Ask it to end, then end its whole tree. `on_exit` follows. Raises SwapdError(TIMEOUT) if that fails."""
+        live = self.live.get(worker_id)
+        if live is None:
+            self._on_exit(worker_id, Problem(WORKER_EXITED, f"{worker_id} is not running."), ())
+            return
+        live.stopping = True
+        if not force and live.channel is not None:
+            patience_s = self._config.daemon.stop_timeout_s
+            with contextlib.suppress(SwapdError):
+                await live.request("stop", deadline_s=patience_s)
+                await asyncio.wait_for(live.process.wait(), patience_s)
+            # A model that hangs in its own shutdown is ended below.
+        await live.process.kill_tree(0.0)
+
+    async def _watch(self, live: Live) -> None:
+        """Until the worker's end: then its tree, its channel and its directory go, and the core is told."""
+        await _first(live.process.wait(), live.connected.wait())
+        if live.channel is not None:
+            await _first(live.process.wait(), live.channel.closed.wait())
+            if live.process.alive and not live.stopping:
+                # A worker that cannot be spoken to cannot be handed over, drained or measured: it is of no use.
+                log.warning("worker.unreachable worker=%s because=%r", live.id, live.channel.closed_because)
+        if live.stopping:  # `stop` gives it the time that it has
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(live.process.wait(), self._config.daemon.stop_timeout_s)
+        while True:
+            try:
+                await live.process.kill_tree(0.0)
+                break
+            except SwapdError as error:
+                log.error("worker.will_not_end worker=%s error=%s", live.id, error.message)
+                await asyncio.sleep(1.0)
+        if live.channel is not None:
+            live.channel.close()
+        self.live.pop(live.id, None)
+        shutil.rmtree(live.directory, ignore_errors=True)
+        lines = tuple(await asyncio.to_thread(tail, live.log_path, LOG_TAIL_LINES))
+        self._on_exit(live.id, exit_problem(live.id, live.process.exit_text, lines), lines)
+
+    def tidy_logs(self, keep_per_service: int) -> None:
+        """Forget the oldest logs of workers that have ended, and bound those of the running ones."""
+        prune(self.log_path("x").parent, keep_per_service=keep_per_service, running=tuple(self.live))
+        for live in self.live.values():
+            cap(live.log_path, MAX_LOG_BYTES)
+
+    def last_lines(self, worker_id: str) -> tuple[str, ...]:
+        with contextlib.suppress(OSError, SwapdError):
+            return tuple(tail(self.log_path(worker_id), LOG_TAIL_LINES))
+        return ()
+
+
+async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def exit_problem(worker_id: str, exit_text: str, lines: tuple[str, ...]) -> Problem:
+    text = "\n".join(lines).lower()
+    code = OUT_OF_MEMORY if "out of memory" in text or "OOM" in exit_text else WORKER_EXITED
+    return Problem(code, f"{worker_id} ended: {exit_text}.", {"exit": exit_text})
+
+
+def _make_directory(directory: Path, spec: Mapping[str, Any]) -> None:
+    """The worker's own directory, 0700: its sockets are as private as this."""
+    directory.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+    descriptor = os.open(directory / "spec.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(spec, file)
+
+
+def _spec(worker: Worker, service: ServiceConfig, model: ModelConfig | None, nonce: str) -> dict[str, Any]:
+    return {
+        "protocol": 1,
+        "worker_id": worker.id,
+        "nonce": nonce,
+        "kind": worker.kind.value,
+        "service": worker.service,
+        "revision": worker.revision,
+        "model": model.name if model is not None else "",
+        "app": model.app if model is not None else "",
+        "directory": model.directory if model is not None else "",
+        "health_path": service.health_path,
+        "daemon_uid": os.getuid(),
+        "hold_timeout_s": service.hold_timeout_s,
+        "queue_limit": service.queue_limit,
+        "keep_alive_s": service.keep_alive_s,
+        "retry_after_s": RETRY_AFTER_S,
+    }
+
+
+def _environment(model: ModelConfig | None, reading: DeviceReading | None) -> dict[str, str]:
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment.setdefault("PATH", os.defpath)
+    environment["PYTHONUNBUFFERED"] = "1"
+    if reading is not None and reading.kind is DeviceKind.NVML:
+        environment["CUDA_VISIBLE_DEVICES"] = reading.uuid
+    if model is not None:
+        environment |= model.environment
+    return environment

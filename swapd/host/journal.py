@@ -1,0 +1,234 @@
+"""The journal: what swapd decided and did, in SQLite (WAL), and what it knows again after a restart.
+
+Duty: the only importer of sqlite3. An operation's intent is written, with the state it belongs to, in one
+transaction before the operation begins; its result after. May not know: what the records mean (bodies are JSON).
+
+`synchronous=NORMAL`: a commit survives the death of the daemon at any instant. After a power cut the last few may
+be missing, which costs nothing: the workers that they speak of are gone as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from swapd.core.errors import JOURNAL_FAILED, SwapdError
+
+SCHEMA_VERSION: Final = 1
+BUSY_TIMEOUT_MS: Final = 2000  # the daemon is the only writer; somebody with sqlite3 in hand may hold a lock
+
+_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE service (name TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE swap (
+    id INTEGER PRIMARY KEY, service TEXT NOT NULL, phase TEXT NOT NULL, source INTEGER, target INTEGER,
+    from_model TEXT, to_model TEXT NOT NULL, actor TEXT NOT NULL,
+    created_at REAL NOT NULL, finished_at REAL, body TEXT NOT NULL);
+CREATE INDEX swap_by_service ON swap (service, id);
+CREATE TABLE op (
+    id INTEGER PRIMARY KEY, boot INTEGER NOT NULL, op INTEGER NOT NULL, swap INTEGER, service TEXT NOT NULL,
+    worker TEXT NOT NULL, kind TEXT NOT NULL, args TEXT NOT NULL,
+    intent_at REAL NOT NULL, done_at REAL, result TEXT);
+CREATE UNIQUE INDEX op_by_number ON op (boot, op);
+CREATE TABLE transition (id INTEGER PRIMARY KEY, at REAL NOT NULL, swap INTEGER, event TEXT NOT NULL, body TEXT NOT NULL);
+CREATE INDEX transition_by_swap ON transition (swap, id);
+CREATE TABLE command (
+    id INTEGER PRIMARY KEY, at REAL NOT NULL, actor TEXT NOT NULL, method TEXT NOT NULL, params TEXT NOT NULL);
+CREATE TABLE footprint (
+    model TEXT NOT NULL, settings TEXT NOT NULL, device_kind TEXT NOT NULL, body TEXT NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (model, settings, device_kind));
+CREATE TABLE timing (
+    model TEXT NOT NULL, settings TEXT NOT NULL, step TEXT NOT NULL, seconds REAL NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (model, settings, step));
+"""
+
+
+class Journal:
+    """One open journal. Every method raises SwapdError(JOURNAL_FAILED) when the file does not let it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path: Final = path
+        with _explained(path):
+            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            old_umask = os.umask(0o077)
+            try:
+                self._db = sqlite3.connect(path, isolation_level=None)
+            finally:
+                os.umask(old_umask)
+            self._db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._migrate()
+            self.boot: Final = self._next_boot()
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All writes within become durable together, or none does."""
+        with _explained(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def number(self, name: str) -> int:
+        """A counter that outlives the daemon; 1 to begin with."""
+        rows = self._run("SELECT value FROM meta WHERE key = ?", (name,))
+        return int(rows[0][0]) if rows else 1
+
+    def save_number(self, name: str, value: int) -> None:
+        self._run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, str(value)))
+
+    # --- services ----------------------------------------------------------------------------------------------
+
+    def save_service(self, name: str, body: Mapping[str, Any]) -> None:
+        self._run("INSERT OR REPLACE INTO service VALUES (?, ?)", (name, _dump(body)))
+
+    def services(self) -> dict[str, dict[str, Any]]:
+        return {name: json.loads(body) for name, body in self._run("SELECT name, body FROM service")}
+
+    # --- swaps -------------------------------------------------------------------------------------------------
+
+    def save_swap(self, record: Mapping[str, Any]) -> None:
+        """Insert or update by `id`; `record` is what `show` answers."""
+        source, target = record["from"], record["to"]
+        row = (
+            record["id"],
+            record["service"],
+            record["phase"],
+            source and source["revision"],
+            target["revision"],
+            source and source["model"],
+            target["model"],
+            record["actor"],
+            record["created_at"],
+            record["finished_at"],
+            _dump(record),
+        )
+        self._run(f"INSERT OR REPLACE INTO swap VALUES ({', '.join('?' * len(row))})", row)
+
+    def swap(self, swap_id: int) -> dict[str, Any] | None:
+        rows = self._run("SELECT body FROM swap WHERE id = ?", (swap_id,))
+        return json.loads(rows[0][0]) if rows else None
+
+    def swaps(self, service: str | None, limit: int) -> list[dict[str, Any]]:
+        """Newest first."""
+        where, values = ("WHERE service = ?", [service]) if service is not None else ("", [])
+        rows = self._run(f"SELECT body FROM swap {where} ORDER BY id DESC LIMIT ?", (*values, limit))
+        return [json.loads(body) for (body,) in rows]
+
+    def unfinished_swaps(self) -> list[dict[str, Any]]:
+        return [json.loads(b) for (b,) in self._run("SELECT body FROM swap WHERE finished_at IS NULL ORDER BY id")]
+
+    def last_swap_from(self, service: str, revision: int) -> dict[str, Any] | None:
+        """The newest swap of the service that left this revision."""
+        rows = self._run(
+            "SELECT body FROM swap WHERE service = ? AND (source = ? OR target = ?) ORDER BY id DESC LIMIT 1",
+            (service, revision, revision),
+        )
+        return json.loads(rows[0][0]) if rows else None
+
+    def last_swap_id(self) -> int:
+        rows = self._run("SELECT COALESCE(MAX(id), 0) FROM swap")
+        return int(rows[0][0])
+
+    def prune(self, keep_swaps: int) -> None:
+        """Forget the oldest finished swaps, and what belonged to them."""
+        rows = self._run(
+            "SELECT id FROM swap WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 1 OFFSET ?", (keep_swaps,)
+        )
+        if rows:
+            oldest = rows[0][0]
+            self._run("DELETE FROM swap WHERE finished_at IS NOT NULL AND id <= ?", (oldest,))
+            self._run("DELETE FROM transition WHERE swap <= ?", (oldest,))
+            self._run("DELETE FROM op WHERE swap <= ?", (oldest,))
+        self._run("DELETE FROM op WHERE swap IS NULL AND boot < ?", (self.boot,))
+        self._run("DELETE FROM transition WHERE swap IS NULL AND id < (SELECT MAX(id) - 10000 FROM transition)")
+        self._run("DELETE FROM command WHERE id < (SELECT MAX(id) - 10000 FROM command)")
+
+    # --- operations, transitions, commands -----------------------------------------------------------------------
+
+    def intend(self, op: int, swap: int | None, service: str, worker: str, kind: str, args: Any, at: float) -> None:
+        self._run(
+            "INSERT INTO op (boot, op, swap, service, worker, kind, args, intent_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (self.boot, op, swap, service, worker, kind, _dump(args), at),
+        )
+
+    def conclude(self, op: int, result: Any, at: float) -> None:
+        self._run("UPDATE op SET done_at = ?, result = ? WHERE boot = ? AND op = ?", (at, _dump(result), self.boot, op))
+
+    def add_transition(self, swap: int | None, event: str, body: Mapping[str, Any], at: float) -> None:
+        self._run("INSERT INTO transition (at, swap, event, body) VALUES (?, ?, ?, ?)", (at, swap, event, _dump(body)))
+
+    def transitions(self, swap: int) -> list[dict[str, Any]]:
+        rows = self._run("SELECT at, event, body FROM transition WHERE swap = ? ORDER BY id", (swap,))
+        return [{"at": at, "event": event, **json.loads(body)} for at, event, body in rows]
+
+    def add_command(self, actor: str, method: str, params: Mapping[str, Any], at: float) -> None:
+        self._run(
+            "INSERT INTO command (at, actor, method, params) VALUES (?, ?, ?, ?)", (at, actor, method, _dump(params))
+        )
+
+    # --- what was learned ------------------------------------------------------------------------------------------
+
+    def footprint(self, model: str, settings: str, device_kind: str) -> dict[str, Any] | None:
+        key = (model, settings, device_kind)
+        rows = self._run("SELECT body FROM footprint WHERE model = ? AND settings = ? AND device_kind = ?", key)
+        return json.loads(rows[0][0]) if rows else None
+
+    def save_footprint(self, model: str, settings: str, device_kind: str, body: Mapping[str, Any], at: float) -> None:
+        self._run(
+            "INSERT OR REPLACE INTO footprint VALUES (?, ?, ?, ?, ?)", (model, settings, device_kind, _dump(body), at)
+        )
+
+    def timing(self, model: str, settings: str) -> dict[str, float]:
+        rows = self._run("SELECT step, seconds FROM timing WHERE model = ? AND settings = ?", (model, settings))
+        return dict(rows)
+
+    def save_timing(self, model: str, settings: str, step: str, seconds: float, at: float) -> None:
+        self._run("INSERT OR REPLACE INTO timing VALUES (?, ?, ?, ?, ?)", (model, settings, step, seconds, at))
+
+    # --- within ------------------------------------------------------------------------------------------------
+
+    def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with _explained(self.path):
+            return self._db.execute(statement, values).fetchall()
+
+    def _migrate(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise SwapdError(
+                JOURNAL_FAILED,
+                f"{self.path} was written by a newer swapd (schema {version}, this one knows {SCHEMA_VERSION});"
+                " start that version, or move the file away (the history goes with it).",
+            )
+        if version == 0:
+            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+    def _next_boot(self) -> int:
+        """Counts the daemon's starts: operations and events are numbered within one."""
+        boot = self.number("next_boot")
+        self.save_number("next_boot", boot + 1)
+        return boot
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise SwapdError(JOURNAL_FAILED, f"The journal {path} cannot be used: {error}.", {"path": str(path)}) from error
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), default=str)
