@@ -1,0 +1,1 @@
+"""The demo: real models replaced behind one address while clients use them. `python -m demo.run`"""
