@@ -55,6 +55,8 @@ def main(worker_dir: str, *, gate: bool = False) -> int:
     channel = Channel(listener, spec.worker_id, allowed_uids(spec.daemon_uid), worker)
     worker.channel = channel
     worker.on_stop = lambda: watchdog(STOP_LIMIT_S, 0)
+    if gate:
+        worker.begin_gate()
     install_signals(loop, worker)
     channel.start()
     log.info("worker.started worker_id=%s kind=%s pid=%d", spec.worker_id, spec.kind, os.getpid())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -211,8 +212,6 @@ class Worker:
     async def run(self) -> int:
         """Until the worker is to end; the exit status."""
         self._tick()
-        if self._spec.is_gate:
-            self._begin_gate()
         return await self.exit
 
     def finish(self, code: int) -> None:
@@ -249,8 +248,8 @@ class Worker:
         if self._front is None:
             self._loop.call_later(TICK_S, self._tick)
 
-    def _begin_gate(self) -> None:
-        """A gate has nothing to load."""
+    def begin_gate(self) -> None:
+        """A gate has nothing to load: it is ready before it can be asked."""
         self._set_front(build_gate(self._loop, self._spec))
         self.life.request(states.LOAD)
         self.life.end_step(True)
@@ -352,7 +351,8 @@ def number(value: Any) -> int | float | None:
     """A model's figure (an int, a float, a NumPy scalar) as JSON has it; None when it is none."""
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         as_float = float(value)
-        return int(as_float) if as_float.is_integer() else as_float
+        if math.isfinite(as_float):
+            return int(as_float) if as_float.is_integer() else as_float
     return None
 
 

@@ -159,6 +159,14 @@ class HangsEnd:
         raise RuntimeError("cannot unload")
 
 
+class HangsEndForEver:
+    app = staticmethod(answer)
+
+    def unload(self):
+        print("unload begins", file=sys.stderr, flush=True)
+        threading.Event().wait(600)
+
+
 def create_app():
     return answer
 
