@@ -12,8 +12,7 @@ pipelined one) is answered here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import httptools
 from uvicorn.config import Config
@@ -22,23 +21,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from swapd.front.answers import LastWords, answer, error_body, stream_error, unavailable_body
+from swapd.front.responses import Cycle, DefaultHeaders
 from swapd.wire.peer import MAX_CARRIED_BYTES, MAX_HEAD_BYTES
 
 if TYPE_CHECKING:
     from swapd.front.direct import DirectFront
 
-BOUNDARY: Final = 0  # nothing of a request has been parsed
-HEAD: Final = 1
-BODY: Final = 2
-
-CUT_FLUSH_S: Final = 2.0
-
 # Bound once: these run for every request.
-_message_begin = HttpToolsProtocol.on_message_begin
-_headers_complete = HttpToolsProtocol.on_headers_complete
 _message_complete = HttpToolsProtocol.on_message_complete
 _response_complete = HttpToolsProtocol.on_response_complete
-_send = RequestResponseCycle.send
 
 
 class Group(ServerState):
@@ -48,7 +39,19 @@ class Group(ServerState):
         super().__init__()
         self.front = front
         self.quiesced = False
+        self.default_headers: DefaultHeaders = DefaultHeaders()
         self.now = 0.0  # the loop's time, some 100 ms coarse: precise enough for timeouts, and free to read
+
+    def running(self, transport: asyncio.Transport | None = None) -> list[RequestResponseCycle]:
+        """The requests that applications work on (of one connection), found through their tasks: asked for rarely,
+        so that nothing has to be noted for every request."""
+        cycles = []
+        for task in list(self.tasks):
+            frame = getattr(task.get_coro(), "cr_frame", None)
+            cycle = frame.f_locals.get("self") if frame is not None else None
+            if isinstance(cycle, RequestResponseCycle) and transport in (None, cycle.transport):
+                cycles.append(cycle)
+        return cycles
 
 
 class GuardedFlow(FlowControl):
@@ -60,25 +63,6 @@ class GuardedFlow(FlowControl):
         if self.read_paused and not self.frozen:
             self.read_paused = False
             self._transport.resume_reading()
-
-
-class Cycle(RequestResponseCycle):
-    """Remembers the response's start, so that a cut at the drain's deadline can speak the stream's language."""
-
-    start: Any = None
-
-    def send(self, message: Any) -> Awaitable[None]:  # type: ignore[override]
-        if not self.response_started:
-            self.start = message
-        return _send(self, message)
-
-    def is_event_stream(self) -> bool:
-        if self.start is None or not self.chunked_encoding:
-            return False
-        return any(
-            name.lower() == b"content-type" and value.lower().startswith(b"text/event-stream")
-            for name, value in self.start.get("headers", ())
-        )
 
 
 class HttpConnection(HttpToolsProtocol):
@@ -99,14 +83,13 @@ class HttpConnection(HttpToolsProtocol):
         self.fd = fd
         self.since = group.now  # idle since, or head begun at
         self.began_at = group.now  # of the newest request
-        self.running: RequestResponseCycle | None = None
         self.gone = False  # closed, or given away
         self.offered = False  # movable, and waiting for its turn or on its way to another front
         self.upgraded = False
         self.ending = False  # last words said
-        self._phase = BOUNDARY
-        self._fresh = False  # the chunk being parsed began at a boundary
-        self._known = True  # every byte of the head being parsed is in _head
+        self._completed: RequestResponseCycle | None = None  # the last one whose request was read whole
+        self._partial = False  # a head has begun and not ended
+        self._known = True  # every byte of that head is in _head
         self._head = b""  # raw bytes of a head that the parser has seen
         self._unparsed = read  # raw bytes that it has not
 
@@ -118,16 +101,20 @@ class HttpConnection(HttpToolsProtocol):
 
     @property
     def idle(self) -> bool:
-        return not self.busy and self._phase == BOUNDARY and not self._unparsed
+        return not (self.busy or self._partial or self._unparsed or self._in_body)
 
     @property
     def streaming(self) -> bool:
-        return self.running is not None and self.running.response_started and not self.running.response_complete
+        return self.busy and self.cycle.response_started
+
+    @property
+    def _in_body(self) -> bool:
+        return self._completed is not self.cycle
 
     @property
     def answerable_only_here(self) -> bool:
         """The parser holds bytes of a request that cannot be taken back: read on, answer it here."""
-        return self._phase == BODY or (self._phase == HEAD and not self._known)
+        return not self._known if self._partial else self._in_body
 
     @property
     def unflushed(self) -> bool:
@@ -137,7 +124,7 @@ class HttpConnection(HttpToolsProtocol):
         return self._head + self._unparsed
 
     def head_overdue(self, before: float) -> bool:
-        return self._phase == HEAD and self.began_at < before
+        return self._partial and self.began_at < before
 
     def freeze(self) -> None:
         """Stop reading, whatever uvicorn wishes."""
@@ -207,23 +194,17 @@ class HttpConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
         self._thaw_watch()
-        for cycle, _ in self.pipeline:
-            cycle.disconnected = True
-        if self.running is not None and not self.running.response_complete:
-            self.running.disconnected = True
-            self.running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         group = self.group
         quiesced = group.quiesced
-        phase = self._phase
-        if quiesced and (phase == BOUNDARY or (phase == HEAD and self._known)):
+        before = self.cycle
+        at_boundary = self._completed is before and not self._partial
+        if quiesced and (at_boundary or (self._partial and self._known)):
             self._keep(data)
             return
-        self._fresh = phase == BOUNDARY
-        if len(data) > MAX_HEAD_BYTES and phase != BODY and data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) < 0:
-            self.refuse(431, "The request's head is over 64 KiB.", "head_too_large")
+        if len(data) > MAX_HEAD_BYTES and self._head_too_large(data, at_boundary):
             return
         try:
             self.parser.feed_data(data)
@@ -236,8 +217,14 @@ class HttpConnection(HttpToolsProtocol):
                 self._upgrade()
                 return
             self._unsupported_upgrade_warning()
-        if self._phase == HEAD:
-            self._keep_head(data, phase)
+        cycle = self.cycle
+        if cycle is not before:
+            cycle.__class__ = Cycle
+            self.began_at = group.now
+            self._partial = False
+            self._head = b""
+        if cycle is None or self.scope is not cycle.scope:
+            self._keep_head(data, at_boundary and cycle is before)
         if quiesced:
             group.front.settle(self)
 
@@ -253,13 +240,24 @@ class HttpConnection(HttpToolsProtocol):
             self.freeze()
         self.group.front.settle(self)
 
-    def _keep_head(self, data: bytes, phase: int) -> None:
-        if phase == HEAD:
-            self._head = self._head + data if self._known else self._head
-        else:
-            self._head = data if self._known else b""
+    def _keep_head(self, data: bytes, at_boundary: bool) -> None:
+        """The chunk ended within a head. Its bytes are known only if it began where a chunk did."""
+        if self._partial:
+            self._head += data if self._known else b""
+        elif self.scope is not None:
+            self._partial = True
+            self._known = at_boundary
+            self._head = data if at_boundary else b""
+            self.began_at = self.group.now
         if len(self._head) > MAX_HEAD_BYTES:
             self.refuse(431, "The request's head is over 64 KiB.", "head_too_large")
+
+    def _head_too_large(self, data: bytes, at_boundary: bool) -> bool:
+        """uvicorn and httptools know no limit of their own."""
+        if (at_boundary or self._partial) and data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) < 0:
+            self.refuse(431, "The request's head is over 64 KiB.", "head_too_large")
+            return True
+        return False
 
     def _upgrade(self) -> None:
         self.upgraded = True
@@ -268,30 +266,12 @@ class HttpConnection(HttpToolsProtocol):
 
     # --- the parser's and the response's calls -----------------------------------------------------------------
 
-    def on_message_begin(self) -> None:
-        self._phase = HEAD
-        self._known = self._fresh
-        self._fresh = False
-        self.began_at = self.group.now
-        _message_begin(self)
-
-    def on_headers_complete(self) -> None:
-        self._phase = BODY
-        self._head = b""
-        _headers_complete(self)
-        cycle = self.cycle
-        if cycle is not None:
-            cycle.__class__ = Cycle
-            if not self.pipeline:
-                self.running = cycle
-
     def on_message_complete(self) -> None:
-        self._phase = BOUNDARY
+        self._completed = self.cycle
         _message_complete(self)
 
     def on_response_complete(self) -> None:
         if self.pipeline:
-            self.running = self.pipeline[-1][0]
             _response_complete(self)  # starts the next one; arms no timer then
             return
         group = self.group
@@ -308,19 +288,17 @@ class HttpConnection(HttpToolsProtocol):
     def refuse(self, status: int, message: str, code: str) -> None:
         """Answer for ourselves and close. A response that is under way is finished instead, and the last one."""
         if self.busy:
-            for cycle, _ in self.pipeline:
-                cycle.disconnected = True
             self.pipeline.clear()
             self.freeze()
             self.watch_if_frozen()
-            if self.running is not None:
-                self.running.keep_alive = False
+            for cycle in self.group.running(self.transport):
+                cycle.keep_alive = False
             return
-        self._last_words(answer(status, error_body(message, "invalid_request_error", code), self._headers()))
+        body = error_body(message, "invalid_request_error", code)
+        self._last_words(answer(status, body, self.group.default_headers))
 
-    def cut(self, retry_after_s: int) -> None:
+    def cut(self, cycle: RequestResponseCycle | None, retry_after_s: int) -> None:
         """End the request in flight at a deadline, with an explicit error in whatever form is still possible."""
-        cycle = self.running
         self.pipeline.clear()
         for one in (cycle, self.cycle):
             if one is not None:
@@ -330,16 +308,15 @@ class HttpConnection(HttpToolsProtocol):
         if self.gone or self.transport.is_closing() or cycle is None:
             return
         message, code = "The model is being replaced, and the time to finish is over. Try again.", "model_replaced"
-        if not cycle.response_started:
+        words = b""
+        if not cycle.response_started or (isinstance(cycle, Cycle) and cycle.unsent):
             head_only = cycle.scope["method"] == "HEAD"
             body = unavailable_body(message, code)
-            headers = self._headers()
+            headers = self.group.default_headers
             words = answer(503, body, headers, retry_after_s=retry_after_s, head_only=head_only)
-        elif isinstance(cycle, Cycle) and cycle.is_event_stream():
+        elif isinstance(cycle, Cycle) and cycle.is_event_stream:
             event = stream_error(message, code)
             words = b"%x\r\n" % len(event) + event + b"\r\n"
-        else:
-            words = b""
         self._last_words(words)
 
     def _last_words(self, data: bytes) -> None:
@@ -350,6 +327,3 @@ class HttpConnection(HttpToolsProtocol):
         if data:
             self.transport.write(data)
         LastWords(self.loop, self.transport, self)
-
-    def _headers(self) -> list[tuple[bytes, bytes]]:
-        return self.group.default_headers

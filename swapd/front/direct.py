@@ -26,6 +26,7 @@ from swapd.front.answers import HangUpWatch
 from swapd.front.base import Copy, DrainReport, Front, FrontStats
 from swapd.front.connections import Group, HttpConnection
 from swapd.front.idle import IdlePool
+from swapd.front.responses import DefaultHeaders
 
 READ_BYTES: Final = 65536
 HEAD_TIMEOUT_S: Final = 60.0  # a request's head must be complete by then (nginx: client_header_timeout 60 s)
@@ -258,8 +259,8 @@ class DirectFront(Front):
         for connection in self._connections():
             if connection.idle:
                 connection.transport.close()
-            elif connection.running is not None:
-                connection.running.keep_alive = False
+        for cycle in self._group.running():
+            cycle.keep_alive = False
 
     def _upgraded(self) -> set[Any]:
         return {c for c in list(self._group.connections) if type(c) is not HttpConnection}
@@ -273,10 +274,11 @@ class DirectFront(Front):
 
     def _cut_all(self) -> int:
         cut = 0
+        running = {c.transport: c for c in self._group.running() if not c.response_complete}
         for connection in self._connections():
             if connection.busy and not connection.gone:
                 cut += 1 + len(connection.pipeline)
-                connection.cut(self._retry_after_s)
+                connection.cut(running.get(connection.transport), self._retry_after_s)
         for websocket in self._upgraded():
             cut += 1
             with contextlib.suppress(Exception):
@@ -315,7 +317,7 @@ class DirectFront(Front):
     def _refresh_headers(self) -> None:
         """What uvicorn's own server does in `on_tick`, plus the revision."""
         date = (b"date", formatdate(time.time(), usegmt=True).encode())
-        headers = [date, *self._config.encoded_headers, self._revision_header]
+        headers = DefaultHeaders([date, *self._config.encoded_headers, self._revision_header])
         self._group.default_headers = self._private.default_headers = headers
 
     def _sweep(self, now: float) -> None:
