@@ -20,12 +20,18 @@ from swapd.core.config_readers import quoted
 __all__ = ["Change", "NEXT_SWAP", "NOW", "RESTART", "SWAP", "diff_config", "redacted", "settings_digest"]
 
 DIGEST_DIGITS: Final = 16
+_Where = tuple[str, str, str]  # table, name, key path
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One difference between two configurations. `old` and `new` are redacted; None: the key or table is absent."""
+    """One difference between two configurations. `old` and `new` are redacted; None: the key or table is absent.
 
+    `table` and `name` say where the key lies ("services", "chat"; no name in "daemon"), since a name may have dots.
+    """
+
+    table: str
+    name: str
     key: str
     old: object
     new: object
@@ -79,25 +85,25 @@ def _set(value: Any) -> Any:
 
 def diff_config(old: Config, new: Config) -> tuple[Change, ...]:
     """What changed, in the order of the tables. Compared by the real values, shown without secrets."""
-    changes = list(_compare("daemon", "daemon", old.daemon, new.daemon))
+    changes = list(_compare("daemon", ("daemon", "", "daemon"), old.daemon, new.daemon))
     for kind in ("devices", "models", "services"):
         before, after = getattr(old, kind), getattr(new, kind)
         whole = NEXT_SWAP if kind == "models" else RESTART
         for name in [*before, *(name for name in after if name not in before)]:
-            path = f"{kind}.{quoted(name)}"
+            at = (kind, name, f"{kind}.{quoted(name)}")
             if name not in after:
-                changes.append(Change(path, _show(kind, before[name]), None, whole))
+                changes.append(Change(*at, _show(kind, before[name]), None, whole))
             elif name not in before:
-                changes.append(Change(path, None, _show(kind, after[name]), whole))
+                changes.append(Change(*at, None, _show(kind, after[name]), whole))
             else:
-                changes += _compare(kind, path, before[name], after[name])
+                changes += _compare(kind, at, before[name], after[name])
     return tuple(changes)
 
 
-def _compare(section: str, path: str, old: Any, new: Any) -> Iterator[Change]:
+def _compare(section: str, where: _Where, old: Any, new: Any) -> Iterator[Change]:
     for key in SECTIONS[section]:
         before, after = _value(key, old), _value(key, new)
-        at = f"{path}.{key.name}"
+        at = (*where[:2], f"{where[2]}.{key.name}")
         if before == after:
             continue
         if key.name == "env":
@@ -105,16 +111,16 @@ def _compare(section: str, path: str, old: Any, new: Any) -> Iterator[Change]:
         elif key.read is None and key.name in ("ready", "warmup") and before is not None and after is not None:
             yield from _compare(key.name, at, before, after)
         else:
-            yield Change(at, _shown(key, before), _shown(key, after), key.effect)
+            yield Change(*at, _shown(key, before), _shown(key, after), key.effect)
     if section == "models" and old.env_file_values != new.env_file_values:
-        yield Change(f"{path}.env_file", HIDDEN, HIDDEN, NEXT_SWAP)
+        yield Change(*where[:2], f"{where[2]}.env_file", HIDDEN, HIDDEN, NEXT_SWAP)
 
 
-def _compare_env(path: str, old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[Change]:
+def _compare_env(where: _Where, old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[Change]:
     for name in [*old, *(name for name in new if name not in old)]:
         if old.get(name) != new.get(name):
-            at = f"{path}.{quoted(name)}"
-            yield Change(at, HIDDEN if name in old else None, HIDDEN if name in new else None, NEXT_SWAP)
+            at = (*where[:2], f"{where[2]}.{quoted(name)}")
+            yield Change(*at, HIDDEN if name in old else None, HIDDEN if name in new else None, NEXT_SWAP)
 
 
 def _value(key: Key, owner: Any) -> Any:
