@@ -49,9 +49,7 @@ def charged_bytes(reading: DeviceReading, reservation: Reservation) -> int | Non
     return reservation.bytes if reservation.bytes is not None else measured_use(reading, reservation.worker_id)
 
 
-def loads_of_unknown_size(
-    reading: DeviceReading, reservations: Sequence[Reservation]
-) -> tuple[Reservation, ...]:
+def loads_of_unknown_size(reading: DeviceReading, reservations: Sequence[Reservation]) -> tuple[Reservation, ...]:
     """Loads in flight that may still take any amount: nothing else is admitted beside them."""
     return tuple(r for r in on_device(reading, reservations) if r.bytes is None and not r.settled)
 
@@ -130,9 +128,7 @@ def room_for(reading: DeviceReading, reservations: Sequence[Reservation], worker
         if available > 0 and not others:
             return None
         holders = ", ".join(sorted(r.worker_id for r in others)) or "other processes"
-        text = (
-            f"{reading.name} is still in use by {holders}; {worker_id} needs it alone, as its size is unknown"
-        )
+        text = f"{reading.name} is still in use by {holders}; {worker_id} needs it alone, as its size is unknown"
     elif available >= mine.bytes:
         return None
     else:

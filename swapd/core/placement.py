@@ -60,9 +60,7 @@ class ExpectedTimes:
 
     @property
     def at_least_s(self) -> float:
-        return sum(
-            part for part in (self.drain_s, self.release_s, self.load_s, self.warm_s) if part is not None
-        )
+        return sum(part for part in (self.drain_s, self.release_s, self.load_s, self.warm_s) if part is not None)
 
     @property
     def outage_s(self) -> float | None:
@@ -83,9 +81,7 @@ class PlacementRequest:
     max_outage_s: float | None = None  # 0: never in-place; None: no bound
     expected: ExpectedTimes = field(default_factory=ExpectedTimes)
     can_park: bool = False
-    parked_residue_bytes: int | None = (
-        None  # what an incumbent keeps on the device while parked, where measured
-    )
+    parked_residue_bytes: int | None = None  # what an incumbent keeps on the device while parked, where measured
     model_of: tuple[tuple[str, str], ...] = ()  # worker id -> model, for the reasons
 
     def name(self, worker_id: str) -> str:
@@ -214,9 +210,7 @@ def _refuse(
     }
     if code == OUTAGE_TOO_LONG:
         details |= {"expected_outage_s": request.expected.outage_s, "max_outage_s": request.max_outage_s}
-    return Problem(
-        code, f"{text}. What would change it: {', or '.join(hints)}." if hints else f"{text}.", details
-    )
+    return Problem(code, f"{text}. What would change it: {', or '.join(hints)}." if hints else f"{text}.", details)
 
 
 # --- judging one strategy on one device --------------------------------------------------------------------
@@ -259,9 +253,7 @@ def _instead(request: PlacementRequest, now: DeviceReading) -> _Option:
     residues = {r.worker_id: residue for r in here if (residue := _residue_bytes(request, now, r)) is not None}
     # A candidate of unknown size needs the device to itself, so there parking is no help.
     if request.can_park and len(residues) == len(here) and request.footprint.need_bytes is not None:
-        option = _fit(
-            request, *after_release(now, request.reservations, {**retired, **residues}), Strategy.IN_PLACE
-        )
+        option = _fit(request, *after_release(now, request.reservations, {**retired, **residues}), Strategy.IN_PLACE)
         if option.possible:
             how = f"by parking {both(map(request.name, ids))}{_frees(now, here, residues)}"
             return replace(option, why=f"{option.why}, {how}", parks=ids)
@@ -281,9 +273,7 @@ def _fit(
     need = request.footprint.need_bytes
 
     def no(why: str, change: tuple[str, ...], code: str = VRAM_INSUFFICIENT) -> _Option:
-        return _Option(
-            strategy, reading.name, _impossible(strategy, reading.name, why), available, code, change
-        )
+        return _Option(strategy, reading.name, _impossible(strategy, reading.name, why), available, code, change)
 
     if not reading.known:
         why = f"its memory is unknown ({reading.detail or 'no reading'})"
@@ -347,9 +337,7 @@ def _with_outage(request: PlacementRequest, option: _Option) -> _Option:
         change = f"raise max_outage of {request.service} to {outage}"
         return replace(option, why=why, refusal=OUTAGE_TOO_LONG, would_change=(change,))
     if expected.outage_s is None:
-        return replace(
-            option, why=f"{option.why}; outage unknown, as {request.model} has not been loaded here before"
-        )
+        return replace(option, why=f"{option.why}; outage unknown, as {request.model} has not been loaded here before")
     return replace(option, why=f"{option.why}; expected outage {human_seconds(expected.outage_s)}")
 
 

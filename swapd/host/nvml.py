@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -172,7 +171,9 @@ class Nvml:
         if self._initialised:
             return
         if self._nvml is None:
-            self._nvml = importlib.import_module("pynvml")
+            import pynvml  # on the thread: it compiles thousands of ctypes structures
+
+            self._nvml = pynvml
         self._nvml.nvmlInit()
         self._initialised = True
         self._driver = ""
