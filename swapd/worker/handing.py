@@ -87,6 +87,7 @@ class Handing:
         try:
             result = report(await front.hand_over(order.epoch, order.peer, order.deadline_s))
         except Exception as error:
+            order.peer.close()  # the front is the owner as before, and may not even have looked at it
             result = problem_of(error, "hand_over")
         self._end(order, result)
 

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -62,13 +63,13 @@ class Client:
             raise
         self.events: list[dict[str, Any]] = []
         self._replies: dict[int, dict[str, Any]] = {}
-        self._last = 0
+        self.last = 0
 
     def send(self, verb: str, params: Mapping[str, Any] | None = None, fds: tuple[int, ...] = ()) -> int:
-        self._last += 1
-        body = {"id": self._last, "verb": verb, "params": dict(params or {})}
+        self.last += 1
+        body = {"id": self.last, "verb": verb, "params": dict(params or {})}
         self.send_raw(json.dumps(body).encode(), fds)
-        return self._last
+        return self.last
 
     def send_raw(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -252,3 +253,25 @@ def ask_once(path: Path | str, target: str = "/", body: bytes = b"") -> tuple[in
         return ask(connection, target, body)
     finally:
         connection.close()
+
+
+@contextlib.contextmanager
+def blocked_loop(worker: SpawnedWorker, ask_app: Callable[[str, bytes], Any]) -> Iterator[list[Any]]:
+    """The worker's echo app blocks its event loop within; at the end the block is over, and its answer in the list."""
+    release = worker.dir / "release"
+    answers: list[Any] = []
+    thread = threading.Thread(target=lambda: answers.append(ask_app("/block", str(release).encode())))
+    client = worker.greeted()
+
+    def is_blocked() -> bool:
+        stats = client.request("stats")
+        return bool(stats["loop_blocked_s"] > 0.3)
+
+    thread.start()
+    try:
+        wait_until(is_blocked, "the loop is blocked")
+        yield answers
+    finally:
+        release.touch()
+        thread.join(DEADLINE_S)
+        release.unlink()

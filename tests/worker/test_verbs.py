@@ -4,10 +4,9 @@ Hand-overs between workers are in tests/worker/test_handing.py.
 """
 
 import os
-import threading
 
 import pytest
-from support.worker_client import APPS, Client, Refused, UnixHttp, ask, ask_once, wait_until
+from support.worker_client import APPS, Client, Refused, UnixHttp, ask, ask_once, blocked_loop, wait_until
 
 from swapd.worker.verbs import number, start_time
 
@@ -185,7 +184,7 @@ def test_an_unknown_verb_is_refused(shared_worker):
 
 
 def test_hello_and_stats_are_answered_while_a_sync_load_blocks_the_loop(spawn):
-    worker = spawn("engines_app:BlocksLoad", env={"BLOCK_S": "600"})
+    worker = spawn("engines_app:BlocksLoad", env={"RELEASE": "/no/such/file"})
     client = worker.greeted()
     client.send("load")
     wait_until(lambda: client.request("stats")["loop_blocked_s"] > 0.3, "the loop is seen blocked")
@@ -196,24 +195,26 @@ def test_hello_and_stats_are_answered_while_a_sync_load_blocks_the_loop(spawn):
 def test_hello_and_stats_are_answered_while_a_request_blocks_the_loop(spawn):
     worker = spawn()
     client = worker.loaded()
-    blocking = threading.Thread(target=ask_once, args=(worker.http, "/block", b"1.5"))
-    blocking.start()
-    wait_until(lambda: client.request("stats")["loop_blocked_s"] > 0.3, "the loop is seen blocked")
-    assert worker.connect().hello(worker.id)["state"] == "loaded"
-    assert blocking.is_alive()
-    blocking.join()
+    with blocked_loop(worker, lambda path, body: ask_once(worker.http, path, body)) as answers:
+        assert worker.connect().hello(worker.id)["state"] == "loaded"
+        assert client.request("stats")["loop_blocked_s"] > 0.3
+        assert answers == []
+    assert answers[0][0] == 200
     wait_until(lambda: client.request("stats")["loop_blocked_s"] == 0.0, "and free again")
 
 
 def test_a_restarted_daemon_joins_the_load_under_way(spawn):
-    worker = spawn("engines_app:BlocksLoad", env={"BLOCK_S": "1"})
+    release = spawn.root / "release"
+    worker = spawn("engines_app:BlocksLoad", env={"RELEASE": str(release)})
     first = worker.greeted()
     first.send("load")
     wait_until(lambda: state_of(first) == "loading", "loading")
     first.close()  # the daemon dies
     second = worker.connect()
     assert second.hello(worker.id)["state"] == "loading"
-    assert second.request("load") == {}
+    load = second.send("load")
+    release.touch()
+    assert second.reply(load) == {}
     assert second.hello(worker.id)["state"] == "loaded"
 
 

@@ -31,8 +31,10 @@ async def _http(scope, receive, send):
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
-    if path == "/block":  # a model that does not yield: seconds in the body
-        time.sleep(float(body))  # noqa: ASYNC251
+    if path == "/block":  # a model that does not yield, until the file named in the body is there
+        until_s = time.monotonic() + 60
+        while not os.path.exists(body) and time.monotonic() < until_s:  # noqa: ASYNC240
+            time.sleep(0.01)  # noqa: ASYNC251
     elif path == "/slow":
         await asyncio.sleep(float(body))
     elif path == "/stream":
