@@ -28,7 +28,7 @@ from swapd.core.config import (
 )
 from swapd.core.config_checks import check_config, name_fault
 from swapd.core.config_keys import Key
-from swapd.core.config_readers import Wrong, kind_of, quoted, suggest
+from swapd.core.config_readers import Wrong, kind_of, printable, quoted, suggest
 from swapd.core.model import DeviceKind
 
 T = TypeVar("T")
@@ -61,7 +61,8 @@ def parse_tables(
         elif refusal := keys.not_yet("", name, content):
             report.add(quoted(name), refusal)
     for key, message in check_config(config):
-        report.add(key, message)
+        if not report.names(key):  # a wrong value looks missing from here, and is already named
+            report.add(key, message)
     return config, report.problems
 
 
@@ -80,9 +81,13 @@ class _Report:
             prefix = f"models.{quoted(model)}"
             if key == prefix or key.startswith((prefix + ".", prefix + "[")):
                 file = other
-        problem = ConfigProblem(file, key, message)
+        problem = ConfigProblem(file, printable(key), printable(message))
         if problem not in self.problems:
             self.problems.append(problem)
+
+    def names(self, key: str) -> bool:
+        """Whether a problem is already at the key, or below it."""
+        return any(problem.key == key or problem.key.startswith((f"{key}.", f"{key}[")) for problem in self.problems)
 
     def unknown(self, path: str, name: str, known: tuple[str, ...], what: str = "key") -> None:
         """A key that nothing reads: where it belongs, when another table has it; else what is like it."""
@@ -166,7 +171,7 @@ def _daemon(report: _Report, content: object) -> DaemonConfig:
 
 def _device(report: _Report, name: str, path: str, content: object) -> DeviceConfig:
     values = _read(report, "devices", path, content)
-    kind = DeviceKind(values.pop("kind", "host"))
+    kind = DeviceKind(values.pop("kind", "nvml" if "match" in values else "host"))
     # A GPU needs room for the driver's own and for fragmentation. A host budget is what the operator has already
     # set aside, so it is planned in full; without a budget, the out-of-memory killer waits at the end of the memory.
     headroom_bytes = 0 if kind is DeviceKind.HOST and "memory_bytes" in values else 512 * MIB

@@ -48,6 +48,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def printable(message: str) -> str:
+    """One line for a terminal or a log, whatever stood in the file."""
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in message)
+
+
 def suggest(word: str, known: list[str] | tuple[str, ...]) -> str:
     """`did you mean "hold_timeout"?`, or what there is to choose from."""
     close = get_close_matches(word, known, n=1, cutoff=0.6)

@@ -1,0 +1,233 @@
+"""Every mistake is named with its key and what to write instead, however many there are."""
+
+import pytest
+from support.config_tables import FILE, changed, problems_of
+
+CHAT = ("services", "chat")
+A = ("models", "a")
+PROBE = {"request": {"path": "/x"}}
+
+
+def _services(**listens):
+    return {name: {"listen": listen, "model": "a"} for name, listen in listens.items()}
+
+
+MISTAKES = [
+    # --- unknown keys and tables
+    (((*CHAT, "hold_timout"), "5s"), "services.chat.hold_timout", 'unknown key: did you mean "hold_timeout"?'),
+    (((*CHAT, "ready"), {}), "services.chat.ready", "unknown key: it belongs in [models.NAME]"),
+    (((*A, "soak"), "5m"), "models.a.soak", "unknown key: it belongs in [services.NAME]"),
+    (((*A, "ready"), {"pth": "/x"}), "models.a.ready.pth", 'did you mean "path"?'),
+    (((*A, "ready"), {"zzz": 1}), "models.a.ready.zzz", "known here: path, timeout"),
+    ((("deamon",), {}), "deamon", 'unknown table: did you mean "daemon"?'),
+    ((("service",), {}), "service", 'unknown table: did you mean "services"?'),
+    (((*A, "we ird"), 1), 'models.a."we ird"', "unknown key"),
+    # --- wrong types and units
+    (((*CHAT, "soak"), "60"), "services.chat.soak", 'write "60s"'),
+    (((*CHAT, "soak"), 60), "services.chat.soak", 'write "60s"'),
+    (((*CHAT, "soak"), True), "services.chat.soak", "expected a duration"),
+    (((*CHAT, "keep_alive"), "10ms"), "services.chat.keep_alive", 'write at least "1s"'),
+    ((("daemon", "hand_over_timeout"), "1h"), "daemon.hand_over_timeout", 'write at most "1m"'),
+    (((*A, "device_memory"), "6G"), "models.a.device_memory", '"6GiB" (powers of 1024) or "6GB"'),
+    (((*A, "device_memory"), 6), "models.a.device_memory", 'write "6GiB" or "6MiB"'),
+    (((*A, "device_memory"), "0B"), "models.a.device_memory", "is too small"),
+    (((*CHAT, "queue_limit"), "64"), "services.chat.queue_limit", "write 64 without quotes"),
+    (((*CHAT, "queue_limit"), 0), "services.chat.queue_limit", "write a number from 1 to"),
+    (((*CHAT, "queue_limit"), 1.5), "services.chat.queue_limit", "expected an integer"),
+    (((*CHAT, "queue_limit"), True), "services.chat.queue_limit", "not a boolean"),
+    (((*CHAT, "model"), 5), "services.chat.model", 'not an integer: write "5"'),
+    (((*CHAT, "model"), ""), "services.chat.model", "is empty"),
+    ((("daemon", "log_level"), "INFO"), "daemon.log_level", 'did you mean "info"?'),
+    ((("daemon", "log_level"), "loud"), "daemon.log_level", 'write one of "debug"'),
+    ((("daemon",), 5), "daemon", "expected a table, not an integer"),
+    ((("services",), "chat"), "services", "expected tables [services.NAME], not a string"),
+    (((*CHAT,), "a"), "services.chat", "expected a table [services.chat]"),
+    (((*A, "ready"), "/health"), "models.a.ready", "expected a table, not a string"),
+    # --- listen addresses
+    (((*CHAT, "listen"), 8000), "services.chat.listen", 'write "127.0.0.1:8000", or "0.0.0.0:8000"'),
+    (((*CHAT, "listen"), ":8000"), "services.chat.listen", 'has no host: write "127.0.0.1:8000"'),
+    (((*CHAT, "listen"), "localhost:8000"), "services.chat.listen", 'write "127.0.0.1:8000"'),
+    (((*CHAT, "listen"), "::1:8000"), "services.chat.listen", 'needs brackets: write "[::1]:8000"'),
+    (((*CHAT, "listen"), "127.0.0.1"), "services.chat.listen", "write host:port"),
+    (((*CHAT, "listen"), "127.0.0.1:0"), "services.chat.listen", "from 1 to 65535"),
+    (((*CHAT, "listen"), "127.0.0.1:70000"), "services.chat.listen", "from 1 to 65535"),
+    (((*CHAT, "listen"), "http://127.0.0.1:80"), "services.chat.listen", "is a URL"),
+    (((*CHAT, "listen"), "/run/x.sock"), "services.chat.listen", 'write "unix:/run/x.sock"'),
+    (((*CHAT, "listen"), "unix:x.sock"), "services.chat.listen", "is relative"),
+    (((*CHAT, "listen"), "unix:/" + "x" * 107), "services.chat.listen", "has 108 bytes"),
+    (((*CHAT, "listen"), []), "services.chat.listen", "is an empty list"),
+    (((*CHAT, "listen"), ["127.0.0.1:1", "oops"]), "services.chat.listen[1]", "is not an address"),
+    (((*CHAT, "listen"), None), "services.chat.listen", 'is missing: write listen = "127.0.0.1:8000"'),
+    # --- addresses that clash
+    (((*CHAT, "listen"), ["127.0.0.1:1", "0.0.0.0:1"]), "services.chat.listen[1]", "leave one of them out"),
+    ((("services",), _services(a="127.0.0.1:1", b="127.0.0.1:01")), "services.b.listen", "taken by services.a.listen"),
+    ((("services",), _services(a="0.0.0.0:1", b="10.0.0.1:1")), "services.b.listen", 'covered by "0.0.0.0:1"'),
+    ((("services",), _services(a="[::1]:1", b="[::]:1")), "services.b.listen", 'covered by "[::1]:1"'),
+    ((("services",), _services(a="unix:/x", b="unix:///x")), "services.b.listen", "write another path"),
+    (((*CHAT, "listen"), "unix:/run/swapd/control.sock"), "services.chat.listen", "taken by daemon.control"),
+    ((("daemon", "events"), "ipc:///run/swapd/control.sock"), "daemon.control", "taken by daemon.events"),
+    # --- names and references
+    (((*CHAT, "model"), "aa"), "services.chat.model", 'there is no model "aa": did you mean "a"?'),
+    (((*CHAT, "model"), "zzz"), "services.chat.model", "known here: a"),
+    (((*CHAT, "model"), None), "services.chat.model", "is missing"),
+    (((*CHAT, "devices"), ["gpu0"]), "services.chat.devices[0]", "write a table [devices.gpu0]"),
+    (((*CHAT, "devices"), ["auto"]), "services.chat.devices[0]", 'write devices = "auto"'),
+    (((*CHAT, "devices"), ["x", "x"]), "services.chat.devices", "names a device twice"),
+    (((*CHAT, "devices"), []), "services.chat.devices", "is an empty list"),
+    ((("models", "Bad Name"), {"app": "m:app"}), 'models."Bad Name"', "is not a usable name"),
+    ((("models", "x" * 64), {"app": "m:app"}), "models." + "x" * 64, "is not a usable name"),
+    ((("services",), _services(**{"chat-gate": "unix:/x"})), "services.chat-gate", "ends in -gate"),
+    ((("devices", "auto"), {"kind": "host"}), "devices.auto", "is taken"),
+    ((("services",), {}), "services", "nothing is served"),
+    # --- paths
+    ((("daemon", "runtime_dir"), "run"), None, None),  # relative to /etc/swapd: allowed
+    ((("daemon", "runtime_dir"), "~/run"), "daemon.runtime_dir", "~ is not expanded"),
+    ((("daemon", "runtime_dir"), "/" + "r" * 80), "daemon.runtime_dir", "bytes too long for a Unix socket"),
+    ((("daemon", "control"), "tcp://127.0.0.1:5555"), "daemon.control", "is not an ipc:// endpoint"),
+    ((("daemon", "control"), "/run/c.sock"), "daemon.control", 'write "ipc:///run/c.sock"'),
+    ((("daemon", "control"), "ipc:///" + "c" * 107), "daemon.control", "has 108 bytes"),
+    (((*A, "python"), "python3"), "models.a.python", "is not a path"),
+    (((*A, "directory"), "a\0b"), "models.a.directory", "NUL"),
+    # --- devices
+    ((("devices", "g"), {}), "devices.g.kind", 'write kind = "nvml"'),
+    ((("devices", "g"), {"kind": "cuda", "match": 0}), "devices.g.kind", 'write one of "nvml", "host"'),
+    ((("devices", "g"), {"kind": "nvml"}), "devices.g.match", "is missing: write the UUID"),
+    ((("devices", "g"), {"kind": "nvml", "match": "gpu"}), "devices.g.match", "is not a device"),
+    ((("devices", "g"), {"kind": "nvml", "match": 0, "memory": "1GiB"}), "devices.g.memory", 'is for kind = "host"'),
+    ((("devices", "g"), {"kind": "host", "match": 0}), "devices.g.match", 'is for kind = "nvml"'),
+    (
+        (("devices",), {"g": {"kind": "nvml", "match": 0}, "h": {"kind": "nvml", "match": "0"}}),
+        "devices.h.match",
+        "same",
+    ),
+    ((("devices",), {"g": {"kind": "host"}, "h": {"kind": "host", "memory": "1GiB"}}), "devices.g.memory", "budget"),
+    (
+        (("devices", "g"), {"kind": "host", "memory": "1GiB", "headroom": "1GiB"}),
+        "devices.g.headroom",
+        "leaves nothing",
+    ),
+    # --- models
+    (((*A, "app"), None), "models.a.app", 'is missing: write app = "module:attribute"'),
+    (((*A, "app"), "my_model"), "models.a.app", 'write "my_model:app"'),
+    (((*A, "app"), "src/my_model.py"), "models.a.app", 'write "my_model:app", and its directory'),
+    (((*A, "app"), "my_model:make()"), "models.a.app", 'write "my_model:make"'),
+    (((*A, "app"), "my-model:app"), "models.a.app", 'is not "module:attribute"'),
+    (((*A, "env"), {"A": True}), "models.a.env.A", 'write "true" or "1"'),
+    (((*A, "env"), {"A": 1.5}), "models.a.env.A", "put it in quotes"),
+    (((*A, "env"), {"A-B": "x"}), "models.a.env.A-B", "is not a variable's name"),
+    (((*A, "env"), {"SWAPD_WORKER": "x"}), "models.a.env.SWAPD_WORKER", "is set by swapd itself"),
+    (((*A, "env"), {"CUDA_VISIBLE_DEVICES": "0"}), "models.a.env.CUDA_VISIBLE_DEVICES", "devices = "),
+    (((*A, "env"), {"CUDA_VISIBLE_DEVICES": ""}), None, None),  # a model for the CPU on a host with GPUs
+    (((*A, "env"), "A=b"), "models.a.env", "expected a table"),
+    (((*A, "weights"), []), "models.a.weights", "is an empty list"),
+    (((*A, "weights"), ["w", 5]), "models.a.weights[1]", 'not an integer: write "5"'),
+    (((*A, "warmup"), {}), "models.a.warmup.file", 'is missing: write file = "warm.jsonl"'),
+    (((*A, "ready"), {"path": "health"}), "models.a.ready.path", 'write "/health"'),
+    # --- probes
+    (((*A, "probes"), PROBE), "models.a.probes", "write [[models.a.probes]]"),
+    (((*A, "probes"), [PROBE, {}]), "models.a.probes[1].request", "is missing"),
+    (((*A, "probes"), [{"request": {}}]), "models.a.probes[0].request.path", "is missing"),
+    (((*A, "probes"), [5]), "models.a.probes[0]", "expected a table"),
+    (((*A, "probes"), [{**PROBE, "repeat": 0}]), "models.a.probes[0].repeat", "from 1 to"),
+    (((*A, "probes"), [{**PROBE, "expect": {"within": 2}}]), "models.a.probes[0].expect.within", 'write "2s"'),
+    (((*A, "probes"), [{**PROBE, "expect": {"status": 99}}]), "models.a.probes[0].expect.status", "from 100 to 599"),
+    (((*A, "probes"), [{**PROBE, "expect": {"json": 5}}]), "models.a.probes[0].expect.json", "JSON pointer"),
+    (
+        ((*A, "probes"), [{**PROBE, "expect": {"json": "$.choices[0].text"}}]),
+        "models.a.probes[0].expect.json",
+        'write "/choices/0/text"',
+    ),
+    (((*A, "probes"), [{**PROBE, "expect": {"json": "/a~b"}}]), "models.a.probes[0].expect.json", "~0"),
+    (
+        ((*A, "probes"), [{"request": {"path": "/x", "json": {}, "body": ""}}]),
+        "models.a.probes[0].request.body",
+        "one body",
+    ),
+    (
+        ((*A, "probes"), [{"request": {"path": "/x", "json": {"n": [float("nan")]}}}]),
+        "models.a.probes[0].request.json.n[0]",
+        "inf and nan",
+    ),
+    (((*A, "probes"), [{"request": {"path": "/a b"}}]), "models.a.probes[0].request.path", "percent-encode"),
+    (((*A, "probes"), [{"request": {"path": "/", "method": "GE T"}}]), "models.a.probes[0].request.method", "HTTP"),
+    (
+        ((*A, "probes"), [{"request": {"path": "/", "headers": {"X": "a\r\nY: b"}}}]),
+        "models.a.probes[0].request.headers.X",
+        "line break",
+    ),
+    (
+        ((*A, "probes"), [{"request": {"path": "/", "headers": {"Content-Length": 3}}}]),
+        "models.a.probes[0].request.headers.Content-Length",
+        "is set by swapd itself",
+    ),
+    # --- what later versions do
+    (((*A, "engine"), "vllm"), "models.a.engine", '"vllm" is not supported yet by this version of swapd: write "asgi"'),
+    (((*A, "engine"), "asgj"), "models.a.engine", 'did you mean "asgi"?'),
+    (((*A, "gpus"), 2), "models.a.gpus", "not supported yet"),
+    (((*A, "gpus"), 1), None, None),
+    (((*A, "user"), "x"), "models.a.user", "not supported yet by this version of swapd: leave it out"),
+    (((*A, "command"), "x"), "models.a.command", "expected a list"),
+    (((*A, "command"), ["x"]), "models.a.command", "not supported yet"),
+    (((*CHAT, "replicas"), 2), "services.chat.replicas", "not supported yet by this version of swapd: write 1"),
+    (((*CHAT, "front"), "gate"), "services.chat.front", "not supported yet"),
+    (((*CHAT, "front"), "direct"), None, None),
+    (((*CHAT, "protocol"), "tcp"), "services.chat.protocol", "not supported yet"),
+    (((*CHAT, "strategy"), "canary"), "services.chat.strategy", "not supported yet"),
+    (((*CHAT, "strategy"), "in_place"), "services.chat.strategy", 'did you mean "in-place"?'),
+    ((("strategies",), {"slow": {}}), "strategies", "not supported yet"),
+    ((("daemon", "metrics"), "127.0.0.1:9464"), "daemon.metrics", "not supported yet"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "words"), MISTAKES, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_mistake_is_named_with_its_key_and_its_cure(change, key, words):
+    found = problems_of(changed(change))
+    if key is None:
+        assert found == []
+        return
+    assert [problem.key for problem in found] == [key], [str(problem) for problem in found]
+    assert words in found[0].message
+    assert str(found[0]).startswith(f"{FILE}: {key}: ")
+
+
+def test_all_mistakes_are_named_at_once():
+    found = problems_of(
+        changed(
+            ((*A, "app"), "my_model.py"),
+            ((*A, "engin"), "asgi"),
+            ((*A, "probes"), [{"request": {"path": "x"}, "expect": {"within": "2"}}]),
+            ((*CHAT, "soak"), 60),
+            ((*CHAT, "model"), "b"),
+            (("devices", "g"), {"kind": "gpu"}),
+        )
+    )
+    assert [problem.key for problem in found] == [
+        "devices.g.kind",
+        "models.a.engin",
+        "models.a.app",
+        "models.a.probes[0].request.path",
+        "models.a.probes[0].expect.within",
+        "services.chat.soak",
+        "services.chat.model",
+    ]
+
+
+def test_no_value_of_the_environment_is_shown_in_a_problem():
+    secrets = {"A": ["hunter2"], "B-": "hunter2", "SWAPD_X": "hunter2", "CUDA_VISIBLE_DEVICES": "hunter2"}
+    probe = {"request": {"path": "/", "headers": {"Authorization": "hunter2\n", "X": ["hunter2"]}}}
+    found = problems_of(changed(((*A, "env"), secrets), ((*A, "probes"), [probe])))
+    assert len(found) == 6
+    assert not [problem for problem in found if "hunter2" in str(problem)]
+
+
+def test_the_longest_runtime_dir_that_fits_is_accepted():
+    """The path that a gate's control socket will have is exactly as long as sun_path holds."""
+    service = "s" * 20
+    tail = f"/w/{service}-gate-9999999/control.sock"
+    listen = {service: {"listen": "127.0.0.1:8000", "model": "a"}}
+    fits, over = "/" + "r" * (106 - len(tail)), "/" + "r" * (107 - len(tail))
+    assert problems_of(changed((("services",), listen), (("daemon", "runtime_dir"), fits))) == []
+    found = problems_of(changed((("services",), listen), (("daemon", "runtime_dir"), over)))
+    assert [(problem.key, "1 bytes too long" in problem.message) for problem in found] == [("daemon.runtime_dir", True)]
