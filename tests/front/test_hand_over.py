@@ -323,9 +323,8 @@ def test_connections_waiting_in_the_listeners_queue_lose_nothing(pair, connect):
 
 
 def test_clients_that_gave_up_in_the_queue_never_reach_the_model(pair, connect):
-    old, new = pair
-    number = old.request("block", seconds=0.5)
-    assert number == {}
+    old, _ = pair
+    old.request("block", seconds=0.5)
     for _ in range(10):
         client = connect()
         client.send_request("/?id=gone")

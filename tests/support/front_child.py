@@ -85,7 +85,7 @@ def build_app(revision):
         elif path == "/big":
             await reply(send, b"x" * int(query["n"]))
         elif path == "/block":
-            time.sleep(float(query["s"]))
+            time.sleep(float(query["s"]))  # noqa: ASYNC251 (a model that blocks its loop)
             await reply(send, b"%d block" % revision)
         elif path == "/stream":
             await stream(send, query)
@@ -206,7 +206,9 @@ class Child:
             call = lambda: front.drain(params["deadline_s"], params.get("and_close", False))  # noqa: E731
             return dataclasses.asdict(self.on_loop(call).result(60))
         if verb == "block":
-            self.loop.call_soon_threadsafe(time.sleep, params["seconds"])
+            begun = threading.Event()
+            self.loop.call_soon_threadsafe(lambda: (begun.set(), time.sleep(params["seconds"])))
+            begun.wait(10)
             return {}
         if verb == "stop":
             self.on_loop(front.close).result(10)
