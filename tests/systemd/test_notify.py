@@ -129,3 +129,21 @@ def test_a_wrong_configuration_is_not_tried_again(host):
     host.wait_for(UNIT, "ActiveState", "failed")
     assert host.show(UNIT, "NRestarts") == "0"
     assert host.show(UNIT, "ExecMainStatus") == "2"
+
+
+def test_workers_can_live_and_be_ended_in_the_sandbox(host):
+    program = host.inside(PROJECT / "tests" / "support" / "process_sandboxed.py")
+    path = f"{host.inside(PROJECT)}:{host.inside(PROJECT / 'tests')}"
+    install(host, f"PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={path} exec {host.python} {program}")
+    host.systemctl("start", UNIT)
+    host.wait_for(UNIT, "ActiveState", "inactive", "failed")
+    assert host.show(UNIT, "Result") == "success", host.units_log
+    assert json.loads(host.path("/var/lib/swapd/result.json").read_text()) == {
+        "found": True,
+        "left": [],
+        "exit": "killed by SIGKILL (sent by swapd)",
+        "jit": True,
+        "runtime": True,
+        "read_only": ["/etc", "/usr", "/home", "/srv"],
+        "devices": ["null", "zero", "urandom", "shm"],
+    }
