@@ -142,7 +142,12 @@ class _Daemon:
         stack.push_async_callback(executor.close)
         epoch = journal.boot
         daemon.control = ControlSocket(config.daemon.control, config.daemon.events, daemon.handle, epoch=epoch)
-        await daemon.control.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, daemon.stop)
+        journal.prune(config.daemon.history_keep)
+        daemon._close_unfinished_swaps()
+        await daemon._add_services()
+        await daemon.control.start()  # last: whoever asks finds every service
         stack.push_async_callback(daemon.control.close)
         return daemon
 
@@ -160,11 +165,6 @@ class _Daemon:
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
-        self._close_unfinished_swaps()
-        self.journal.prune(self.config.daemon.history_keep)
-        await self._add_services()
         self.manager.ready()
         log.info("daemon.ready version=%s control=%s", swapd.__version__, self.config.daemon.control)
         tasks = [loop.create_task(self.api.poll_stats()), loop.create_task(self._report())]

@@ -92,10 +92,15 @@ class Workers:
         self._supervisor.become_subreaper()
 
     async def close(self) -> None:
-        """After every worker was stopped."""
+        """End whatever still runs, at once: in the ordinary case every worker was stopped before."""
         for watcher in self._watchers:
             watcher.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
+        for live in self.live.values():
+            log.warning("worker.killed worker=%s", live.id)
+            with contextlib.suppress(SwapdError):
+                await live.process.kill_tree(0.0)
+            shutil.rmtree(live.directory, ignore_errors=True)
         self._supervisor.close()
 
     def log_path(self, worker_id: str) -> Path:

@@ -1,0 +1,43 @@
+# Everything here sets up its own virtual environment in .venv; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Recipes quote their paths: a clone may lie below a folder with a space in its name.
+
+.PHONY: demo test check tests bench soak clean
+
+demo: $(VENV)/.demo          ## swap two real models under load, both ways, and draw what the clients saw
+	"$(BIN)/python" -m demo.run
+
+test: check tests            ## formatting, lint, types, layers, and every test
+
+check: $(VENV)/.dev
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/ruff" check .
+	"$(BIN)/mypy"
+	"$(BIN)/lint-imports"
+
+tests: $(VENV)/.dev
+	"$(BIN)/python" -m pytest
+
+bench: $(VENV)/.dev          ## the slow, loud proofs of speed; results in bench/results
+	"$(BIN)/python" -m bench
+
+soak: $(VENV)/.dev           ## hand-overs and swaps for an hour (SOAK_MINUTES) under load
+	"$(BIN)/python" -m bench.soak
+
+$(VENV)/.venv:
+	"$(PYTHON)" -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	touch "$@"
+
+$(VENV)/.dev: $(VENV)/.venv pyproject.toml
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable . --group test --group check
+	touch "$@"
+
+$(VENV)/.demo: $(VENV)/.venv pyproject.toml
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable . --group demo
+	touch "$@"
+
+clean:
+	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,136 @@
+"""The daemon's own life: what it starts with, what serves after a restart, and how it stops."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from support.daemon_host import Daemon, free_port, model, until
+
+A, B = model("a"), model("b")
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "swapd.daemon.main", *map(str, arguments)], capture_output=True, text=True, timeout=30
+    )
+
+
+def test_what_was_swapped_to_serves_after_a_restart_and_the_drift_is_shown():
+    with Daemon([A, B]) as daemon:
+        daemon.swap("b")
+        daemon.stop()
+        daemon.start()
+        assert daemon.model() == "b"
+        assert daemon.service()["drift"] == "config a, running b"
+        assert [r["phase"] for r in daemon.call("history")] == ["Succeeded"]
+
+
+def test_a_changed_model_in_the_configuration_wins_after_a_restart():
+    with Daemon([A, B, model("c")]) as daemon:
+        daemon.swap("b")
+        daemon.stop()
+        text = daemon.config.read_text()
+        daemon.config.write_text(text.replace('model = "a"', 'model = "c"'))
+        daemon.start()
+        assert daemon.model() == "c"
+        assert daemon.service()["drift"] is None
+
+
+def test_sigterm_finishes_what_is_in_flight_and_leaves_no_process():
+    with Daemon([A]) as daemon:
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(daemon.get("/sleep?s=1")))
+        thread.start()
+        until(lambda: daemon.call("workers")[0]["in_flight"], what="the request in flight")
+        pid = daemon.call("workers")[0]["pid"]
+        daemon.stop()
+        thread.join(10)
+        assert answers[0][0] == 200
+        assert daemon.process.returncode == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_sigint_stops_it_as_well_and_a_second_one_at_once():
+    with Daemon([A]) as daemon:
+        thread = threading.Thread(target=lambda: pytest.raises(OSError, daemon.get, "/sleep?s=60"))
+        thread.start()
+        until(lambda: daemon.call("workers")[0]["in_flight"], what="the request in flight")
+        daemon.process.send_signal(signal.SIGINT)
+        until(lambda: "daemon.stopping" in daemon.output.read_text())
+        daemon.stop(signal.SIGINT)
+        thread.join(10)
+        assert daemon.process.returncode == 0
+
+
+def test_an_address_in_use_is_named_and_so_is_every_other(tmp_path):
+    with Daemon([A]) as daemon:
+        second = Daemon([A], port=daemon.port)
+        result = run("--config", second.config)
+        assert result.returncode == 1
+        assert f"127.0.0.1:{daemon.port}" in result.stderr
+        assert "Traceback" not in result.stderr
+        second.__exit__()
+
+
+def test_a_second_daemon_on_the_same_state_is_refused():
+    with Daemon([A]) as daemon:
+        text = daemon.config.read_text().replace(f"127.0.0.1:{daemon.port}", f"127.0.0.1:{free_port()}")
+        other = daemon.dir / "other.toml"
+        other.write_text(text)
+        result = run("--config", other)
+        assert result.returncode == 1
+        assert "Another swapd runs" in result.stderr
+        assert daemon.model() == "a"
+
+
+def test_a_wrong_configuration_is_explained_and_ends_with_2(tmp_path):
+    config = tmp_path / "swapd.toml"
+    config.write_text('[models.a]\nap = "x:y"\n[services.chat]\nlisten = 8000\nmodel = "b"\n')
+    for flag in ("--config", "--check-config"):
+        result = run(flag, config)
+        assert result.returncode == 2
+        shown = result.stdout + result.stderr
+        assert "models.a.ap" in shown
+        assert "services.chat.listen" in shown
+        assert "Traceback" not in shown
+    assert run("--check-config", tmp_path / "none.toml").returncode == 2
+
+
+def test_a_reload_takes_over_what_it_can_and_names_what_it_cannot():
+    from support.daemon_host import Refused
+
+    with Daemon([A, B]) as daemon:
+        text = daemon.config.read_text()
+        daemon.config.write_text(text + 'soak = "1s"\n')
+        assert daemon.call("reload", dry_run=True)["applied"] is False
+        assert daemon.call("reload")["applied"] is True
+        daemon.swap("b")
+        until(lambda: daemon.call("history")[0]["phase"] == "Succeeded", what="the shorter soak over")
+        daemon.config.write_text(text.replace(str(daemon.port), str(free_port())))
+        with pytest.raises(Refused) as caught:
+            daemon.call("reload")
+        assert "services.chat.listen" in caught.value.message
+        daemon.config.write_text("nonsense")
+        with pytest.raises(Refused) as caught:
+            daemon.call("reload")
+        assert caught.value.code == "CONFIG_INVALID"
+        assert daemon.model() == "b"
+
+
+def test_a_changed_file_of_the_model_makes_a_swap_to_it_a_swap(tmp_path):
+    from support.daemon_host import APPS, Refused
+
+    code = (APPS / "model_app.py").read_text()
+    (tmp_path / "model_app.py").write_text(code)
+    mine = A.replace(str(APPS), str(tmp_path))
+    with Daemon([mine]) as daemon:
+        with pytest.raises(Refused) as caught:
+            daemon.swap("a")
+        assert caught.value.code == "ALREADY_SERVING"
+        (tmp_path / "model_app.py").write_text(code.replace('"model": NAME', '"model": NAME + "2"'))
+        assert daemon.swap("a")["phase"] == "Soaking"
+        assert daemon.model() == "a2"

@@ -1,0 +1,97 @@
+"""A model whose behaviour, good or bad, is set by its environment: what the daemon's tests serve and swap.
+
+NAME: what it answers. HOLD_MB: memory that it takes at load. LOAD_S: how long loading takes. FAIL: one of import, exit,
+load, never_ready, probe, slow_probe, warmup, after_cutover, oom.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from urllib.parse import parse_qs
+
+NAME = os.environ.get("NAME", "?")
+FAIL = os.environ.get("FAIL", "")
+held = []
+
+if FAIL == "import":
+    import a_module_that_is_not_there  # noqa: F401
+if FAIL == "exit":
+    print("I cannot find my weights", file=sys.stderr, flush=True)
+    os._exit(3)
+
+
+def load():
+    time.sleep(float(os.environ.get("LOAD_S", "0")))
+    if FAIL == "load":
+        raise RuntimeError("the weights are of another model")
+    if FAIL == "oom":
+        raise MemoryError("out of memory: tried to allocate 20.00 GiB")
+    held.append(bytearray(b"w") * (int(os.environ.get("HOLD_MB", "0")) << 20))
+
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await lifespan(receive, send)
+    elif scope["type"] == "http":
+        await answer(scope, receive, send)
+
+
+async def lifespan(receive, send):
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            try:
+                load()
+            except Exception as error:
+                await send({"type": "lifespan.startup.failed", "message": f"{type(error).__name__}: {error}"})
+                raise
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+
+async def answer(scope, receive, send):
+    query = {k: v[0] for k, v in parse_qs(scope["query_string"].decode()).items()}
+    path = scope["path"]
+    status = 200
+    if path == "/ready":
+        status = 503 if FAIL == "never_ready" else 200
+    elif path == "/probe":
+        if FAIL == "slow_probe":
+            await asyncio.sleep(5)
+        status = 500 if FAIL == "probe" else 200
+    elif path == "/warm":
+        if FAIL == "warmup":
+            os._exit(11)
+    elif path == "/crash" or (path == "/" and FAIL == "after_cutover"):
+        os._exit(12)
+    elif path == "/sleep":
+        await asyncio.sleep(float(query["s"]))
+    elif path == "/block":
+        time.sleep(float(query["s"]))
+    elif path == "/stream":
+        await stream(int(query["n"]), float(query["s"]), send)
+        return
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    text = json.dumps({"model": NAME, "pid": os.getpid(), "got": len(body)}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+async def stream(count, pause_s, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    for number in range(count):
+        await send({"type": "http.response.body", "body": f"data: {NAME} {number}\n\n".encode(), "more_body": True})
+        await asyncio.sleep(pause_s)
+    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
