@@ -1,0 +1,195 @@
+"""A direct front on its own: what it adds to uvicorn, and what it must not change."""
+
+import json
+import socket
+import struct
+import time
+
+import pytest
+from support.front_process import HEALTH, FrontError, hand_over, wait_until
+
+
+@pytest.fixture
+def front(spawn, listener):
+    started = spawn(7)
+    started.adopt(1, main=listener)
+    return started
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_every_answer_names_its_revision(front, connect, method):
+    status, headers, body = connect().get(method=method)
+    assert (status, headers["x-swapd-revision"]) == (200, "7")
+    assert headers["server"] == "uvicorn"
+    assert headers["date"].endswith("GMT")
+    assert body == (b"" if method == "HEAD" else b"7")
+
+
+def test_health(front, connect, spawn):
+    status, headers, body = connect().get(HEALTH)
+    assert (status, json.loads(body), headers["x-swapd-revision"]) == (200, {"status": "serving"}, "7")
+    assert connect().get(HEALTH, "HEAD")[0] == 200
+    client = connect()
+    client.send_request("/slow?s=0.3")
+    front.wait_stats(in_flight=1)
+    hand_over(front, spawn(8), 2)
+    assert client.answer()[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"NOT HTTP\r\n\r\n" + b"x" * 200_000, 400),
+        (b"GET / HTTP/1.1\r\nhost: test\r\nx: " + b"a" * 70_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nhost: test\r\nx: " + b"a" * 300_000, 431),
+        (b"GET / HTTP/1.1\r\n" + b"".join(b"x-%d: aaaaaaaaaa\r\n" % n for n in range(8000)) + b"\r\n", 431),
+    ],
+)
+def test_what_is_refused_is_told_whole(front, connect, request_bytes, status):
+    client = connect()
+    client.send(request_bytes)
+    got, headers, body = client.answer()
+    assert (got, headers["x-swapd-revision"]) == (status, "7")
+    assert set(json.loads(body)["error"]) == {"message", "type", "code", "param"}
+    assert client.rest() == b""
+    front.wait_stats(connections=0)
+
+
+def test_garbage_behind_a_request_in_flight_does_not_break_into_its_answer(front, connect):
+    client = connect()
+    client.send(b"GET /slow?s=0.2 HTTP/1.1\r\nhost: test\r\n\r\n")
+    front.wait_stats(in_flight=1)
+    client.send(b"NOT HTTP\r\n\r\n")
+    assert client.answer()[2] == b"7 slow"
+    assert client.rest() == b""
+
+
+def test_idle_connections_time_out(spawn, listener, connect):
+    front = spawn(1, keep_alive_s=0.5)
+    front.adopt(1, main=listener)
+    fresh, used, busy = connect(), connect(), connect()
+    used.get()
+    busy.send_request("/slow?s=3")
+    front.wait_stats(connections=3)
+    assert fresh.closed(10)
+    assert used.closed(10)
+    assert busy.answer()[2] == b"1 slow"
+
+
+def test_the_keep_alive_timeout_applies_to_connections_that_moved(spawn, listener, connect):
+    old, new = spawn(1), spawn(2, keep_alive_s=0.5)
+    old.adopt(1, main=listener)
+    client = connect()
+    client.get()
+    hand_over(old, new, 2)
+    assert client.closed(10)
+
+
+def test_a_full_descriptor_table_pauses_accepting_without_spinning(spawn, listener, connect):
+    front = spawn(1, nofile=48)
+    front.adopt(1, main=listener)
+    clients = [connect() for _ in range(80)]
+    for client in clients:
+        client.send_request("/close")
+    wait_until(lambda: front.stats()["requests"] >= 80, "all were answered in turn")
+    for client in clients:
+        assert client.answer()[2] == b"1 close"
+
+
+def test_http_1_0_and_connection_close_end_the_connection(front, connect):
+    client = connect()
+    client.send(b"GET / HTTP/1.0\r\n\r\n")
+    assert client.answer()[2] == b"7"
+    assert client.rest() == b""
+
+
+def test_drain_waits_for_what_is_in_flight(front, connect, spawn):
+    client, stream = connect(), connect()
+    client.send_request("/slow?s=0.3")
+    stream.send_request("/stream?n=10&gap=0.03")
+    front.wait_stats(in_flight=2)
+    hand_over(front, spawn(8), 2)
+    assert front.request("drain", deadline_s=10) == {"finished": 2, "cut": 0, "left": 0}
+    assert client.answer()[2] == b"7 slow"
+    assert stream.answer()[2].endswith(b"[DONE]\n\n")
+
+
+def test_drain_cuts_at_its_deadline_and_says_so(front, connect, spawn):
+    slow, upload, stream, big, head = (connect() for _ in range(5))
+    slow.send_request("/slow?s=60")
+    head.send_request("/slow?s=60", "HEAD")
+    upload.send(b"POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 900000\r\n\r\n" + b"x" * 150_000)
+    stream.send_request("/stream?n=1000&gap=0.05")
+    big.send_request("/stream?n=1&gap=60", headers="connection: close\r\n")
+    front.wait_stats(in_flight=5)
+    hand_over(front, spawn(8), 2)
+    assert front.request("drain", deadline_s=0.3) == {"finished": 0, "cut": 5, "left": 0}
+    for client, method in ((slow, "GET"), (upload, "GET"), (head, "HEAD")):
+        status, headers, body = client.answer(method)
+        assert (status, headers["x-swapd-revision"]) == (503, "7")
+        assert 1 <= int(headers["retry-after"]) <= 60
+        assert method == "HEAD" or json.loads(body)["error"]["code"] == "model_replaced"
+        assert client.rest() == b""
+    for client in (stream, big):
+        assert client.head()[0] == 200
+        rest = client.rest()
+        assert not rest.endswith(b"0\r\n\r\n")  # without the last chunk: nobody may take it for the whole
+        event = rest[rest.rindex(b"event: error") :]
+        assert json.loads(event.split(b"data: ")[1].split(b"\n\n")[0])["error"]["code"] == "model_replaced"
+    assert front.stats()["cut"] == 5
+    front.wait_stats(connections=0, in_flight=0)
+
+
+def test_drain_and_close_ends_the_service_gracefully(front, connect):
+    idle, busy = connect(), connect()
+    idle.get()
+    busy.send_request("/slow?s=0.3")
+    front.wait_stats(in_flight=1)
+    number = front.begin("drain", deadline_s=10, and_close=True)
+    assert busy.answer()[2] == b"7 slow"
+    assert busy.rest() == b""
+    assert idle.closed(5)
+    assert front.result(number) == {"finished": 1, "cut": 0, "left": 0}
+    with pytest.raises(FrontError):
+        front.request("hand_over", [front.control.fileno()], epoch=0, deadline_s=1)
+
+
+def test_stats_are_told_while_the_loop_is_blocked(front, connect):
+    client = connect()
+    client.send_request("/block?s=1")
+    stats = wait_until(
+        lambda: (stats := front.stats())["loop_blocked_s"] > 0.3 and stats, "the loop is seen to be blocked"
+    )
+    assert stats["owner"]
+    assert stats["in_flight"] == 1
+    assert client.answer()[2] == b"7 block"
+    wait_until(lambda: front.stats()["loop_blocked_s"] < 0.1, "the loop is back")
+
+
+def test_pipelined_requests_are_answered_in_order(front, connect):
+    client = connect()
+    client.send(b"".join(b"GET /slow?s=0.0%d HTTP/1.1\r\nhost: test\r\n\r\n" % (9 - n) for n in range(8)))
+    assert [client.answer()[2] for _ in range(8)] == [b"7 slow"] * 8
+    assert front.stats()["requests"] == 8
+
+
+def test_bytes_come_one_by_one(front, connect):
+    client = connect()
+    client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for byte in b"POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 3\r\n\r\nabc":
+        client.send(struct.pack("B", byte))
+    assert client.answer()[2].startswith(b"7 3 ")
+
+
+def test_close_leaves_the_listener_to_its_other_holders(front, connect, listener):
+    client = connect()
+    client.get()
+    began = time.monotonic()
+    front.request("stop")
+    assert client.closed(10), time.monotonic() - began
+    waiting = connect()
+    waiting.send(b"hello")
+    listener.setblocking(True)
+    accepted, _ = listener.accept()
+    with accepted:
+        assert accepted.recv(100) == b"hello"
