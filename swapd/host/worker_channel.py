@@ -29,6 +29,7 @@ _RETRY_FIRST_S: Final = 0.005  # a gate binds its socket some 50 ms after the sp
 _RETRY_MAX_S: Final = 0.1
 # Connecting again may help: nothing is there yet, nobody listens yet, or its queue is full for the moment.
 _NOT_YET: Final = frozenset({errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.EPIPE, errno.ECONNRESET})
+_MAX_EARLY_EVENTS: Final = 256
 _UCRED: Final = struct.Struct("3i")
 
 _log = logging.getLogger("swapd.worker_channel")
@@ -61,7 +62,8 @@ class WorkerChannel:
         self.closed: Final = asyncio.Event()
         self.closed_because = ""
         self.broke_protocol = False
-        self.on_event: Callable[[str, Mapping[str, Any]], None] = lambda name, params: None
+        self._on_event: Callable[[str, Mapping[str, Any]], None] | None = None
+        self._early: deque[wire.WorkerEvent] = deque(maxlen=_MAX_EARLY_EVENTS)
         pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         self.peer: Final = PeerCredentials(pid, uid, gid)
         self._sock = sock
@@ -113,6 +115,21 @@ class WorkerChannel:
                     raise
             await asyncio.sleep(min(pause_s, max(until_s - loop.time(), 0)))
             pause_s = min(pause_s * 2, _RETRY_MAX_S)
+
+    @property
+    def on_event(self) -> Callable[[str, Mapping[str, Any]], None] | None:
+        """Called with the name and the parameters of each event, in order.
+
+        A worker repeats after hello what it has missed to say, so events may come before `connect` has returned:
+        they wait, and are delivered when this is set.
+        """
+        return self._on_event
+
+    @on_event.setter
+    def on_event(self, handler: Callable[[str, Mapping[str, Any]], None]) -> None:
+        self._on_event = handler
+        while self._early:
+            self._deliver(self._early.popleft())
 
     async def request(
         self, verb: str, params: Mapping[str, Any] | None = None, *, fds: Sequence[int] = (), deadline_s: float
@@ -237,10 +254,7 @@ class WorkerChannel:
 
     def _take(self, message: wire.Message) -> None:
         if isinstance(message, wire.WorkerEvent):
-            try:
-                self.on_event(message.name, message.params)
-            except Exception:
-                _log.exception("worker_channel.event_failed worker=%s event=%s", self.worker_id, message.name)
+            self._deliver(message)
         elif isinstance(message, wire.Request):
             raise wire.WireError("a worker does not send requests")
         elif not 0 < message.re <= self._last_id:
@@ -253,6 +267,15 @@ class WorkerChannel:
                 reply.set_exception(SwapdError.of(message.error))
             else:
                 reply.set_result(message.ok or {})
+
+    def _deliver(self, event: wire.WorkerEvent) -> None:
+        if self._on_event is None:
+            self._early.append(event)
+            return
+        try:
+            self._on_event(event.name, event.params)
+        except Exception:
+            _log.exception("worker_channel.event_failed worker=%s event=%s", self.worker_id, event.name)
 
     # --- the end -------------------------------------------------------------------------------------------
 

@@ -11,12 +11,17 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from support.process_waiting import DEADLINE_S, await_until
+from support.worker_client import spawner
 
+from swapd.core.config import ExpectConfig, ProbeConfig, RequestConfig
 from swapd.core.errors import BAD_REQUEST, LOAD_FAILED, TIMEOUT, VERSION_MISMATCH, WORKER_EXITED, SwapdError
+from swapd.host import clock, listeners, probes
+from swapd.host.processes import ProcessIdentity
 from swapd.host.worker_channel import WorkerChannel
 from swapd.wire import worker as wire
 
@@ -336,6 +341,18 @@ def test_events_arrive_in_order_and_before_the_reply_that_follows_them(tmp_path)
     with_peer(tmp_path, test)
 
 
+def test_events_that_come_with_the_hello_wait_for_the_handler(tmp_path):
+    async def test(peer):
+        peer.start(missed=["needs_successor", "progress"])
+        channel, _ = await peer.connect()
+        await channel.request("echo", deadline_s=DEADLINE_S)
+        seen = []
+        channel.on_event = lambda name, params: seen.append(name)
+        assert seen == ["needs_successor", "progress"]
+
+    with_peer(tmp_path, test)
+
+
 def test_a_flood_of_events_does_not_hold_the_loop(tmp_path):
     async def test(peer):
         peer.start()
@@ -459,3 +476,42 @@ def test_it_works_on_uvloop_too(tmp_path):
     loop = uvloop.new_event_loop()
     with contextlib.closing(loop):
         loop.run_until_complete(test())
+
+
+def test_a_real_worker_is_started_loaded_probed_and_stopped(tmp_path):
+    """The daemon's way through a worker's life, with the parts that it uses."""
+
+    async def test():
+        with spawner() as spawn:
+            worker = spawn()
+            channel, hello = await WorkerChannel.connect(
+                str(worker.control),
+                worker_id=worker.id,
+                deadline_s=DEADLINE_S,
+                alive=lambda: worker.process.poll() is None,
+            )
+            try:
+                assert hello["pid"] == channel.peer.pid == worker.process.pid
+                assert (hello["nonce"], hello["kind"]) == ("n0", "asgi")
+                assert hello["start_time"] == ProcessIdentity.of(worker.process.pid).start_time
+                await channel.request("load", deadline_s=DEADLINE_S)
+                ready = await probes.wait_ready(str(worker.http), "/health", deadline_s=DEADLINE_S)
+                assert ready.status == 200
+                probe = ProbeConfig(request=RequestConfig(path="/"), expect=ExpectConfig(within_s=DEADLINE_S), repeat=3)
+                assert (await probes.run_probes(str(worker.http), [probe])).answers == 3
+                with closing(listeners.bind("127.0.0.1:0")) as listener:
+                    params = {"epoch": 1, "listeners": ["127.0.0.1:0"]}
+                    adopted = await channel.request("adopt", params, fds=[listener.fileno()], deadline_s=DEADLINE_S)
+                    assert adopted["started_at"] <= clock.mono_s()
+                    reader, writer = await asyncio.open_connection(*listener.getsockname())
+                    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                    assert b"x-swapd-revision: 1" in (await asyncio.wait_for(reader.read(), DEADLINE_S)).lower()
+                    writer.close()
+                assert (await channel.request("stats", deadline_s=DEADLINE_S))["owner"] is True
+                await channel.request("stop", deadline_s=DEADLINE_S)
+                await asyncio.wait_for(channel.closed.wait(), DEADLINE_S)
+                assert await asyncio.to_thread(worker.wait) == 0
+            finally:
+                channel.close()
+
+    asyncio.run(asyncio.wait_for(test(), 2 * DEADLINE_S))

@@ -32,6 +32,8 @@ def serve(link: socket.socket, hello: dict) -> None:
             if hello.get("silent"):
                 continue
             reply(request.id, **hello, got=dict(request.params))
+            for name in hello.get("missed", ()):
+                link.send(wire.encode(wire.WorkerEvent(name)))
         elif request.verb == "echo":
             reply(request.id, **request.params)
         elif request.verb == "write":
