@@ -234,7 +234,8 @@ class Client:
             self.begin(due or end)
 
     def _due(self, due: float) -> None:
-        self.begin(due or now())
+        at = now()
+        self.begin(min(due, at) if due else at)  # the loop's timers may fire a millisecond early
 
     def drop(self) -> None:
         connection, self.connection = self.connection, None
@@ -287,7 +288,7 @@ class OpenLoop:
             load.lags.append(at - self.due)
             client = self.free.pop() if self.free else self._make()
             if client is not None:
-                client.begin(self.due)
+                client.begin(min(self.due, at))
             else:
                 load.records.add(self.due, at, 0, self.group.code, CODE["client_fault"])
             self.due += 1.0 / self.group.rate_per_s

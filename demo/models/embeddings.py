@@ -1,8 +1,8 @@
 """An OpenAI-style embeddings API as a plain ASGI app: no framework, so that nothing is hidden.
 
 `POST /v1/embeddings` answers `{"input": "text" or ["text", ...]}`; with `"stream": true` it sends one server-sent
-event a text, as soon as each is ready. `GET /health` says which model it is. This file knows nothing of swapd: it
-would run under any ASGI server.
+event a text, as soon as each is ready. `GET /v1/models` and `GET /health` say which model it is. This file knows
+nothing of swapd: it would run under any ASGI server.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class EmbeddingsApi:
         events = [self.event(self.item(index, text)) for index, text in enumerate(texts)]
         return b"".join(events) + b"data: [DONE]\n\n"
 
+    def listing(self) -> bytes:
+        """Which model serves: OpenAI's list of models, of one."""
+        return json.dumps({"object": "list", "data": [{"id": self.model, "object": "model"}]}).encode()
+
     # --- ASGI ---
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -61,6 +65,8 @@ class EmbeddingsApi:
         route = (scope["method"], scope["path"])
         if route == ("GET", "/health"):
             await respond(send, 200, json.dumps({"status": "ok", "model": self.model}).encode())
+        elif route == ("GET", "/v1/models"):
+            await respond(send, 200, self.listing())
         elif route == ("POST", "/v1/embeddings"):
             try:
                 texts, streamed = parse(await read_body(receive))
@@ -69,7 +75,7 @@ class EmbeddingsApi:
                 return
             await (self._send_stream if streamed else self._send_whole)(send, texts)
         else:
-            await respond(send, 404, failure("try POST /v1/embeddings or GET /health"))
+            await respond(send, 404, failure("try POST /v1/embeddings, GET /v1/models or GET /health"))
 
     async def _item(self, index: int, text: str) -> dict[str, Any]:
         if self._executor is None:
