@@ -105,9 +105,9 @@ def _path_variables(model: ModelConfig) -> Iterator[tuple[str, str]]:
 
 @dataclass(slots=True)
 class _Budget:
-    entries: int = MAX_ENTRIES
-    files: int = MAX_FILES
-    bytes: int = READ_BUDGET_BYTES
+    entries: int
+    files: int
+    bytes: int
 
 
 class _Reader:
@@ -116,7 +116,7 @@ class _Reader:
     def __init__(self, model: str) -> None:
         self._model = model
         self._hash = hashlib.sha256()
-        self._left = _Budget()
+        self._left = _Budget(MAX_ENTRIES, MAX_FILES, READ_BUDGET_BYTES)
 
     def walk(self, top: Path, lenient: bool = False) -> Iterator[Path]:
         """The regular files at or below `top`, sorted; links are followed, a directory is entered once.
