@@ -10,15 +10,12 @@ Sources: unix(7), recvmsg(2); the listener is this process's own, because SO_PEE
 
 from __future__ import annotations
 
-import array
 import contextlib
 import heapq
 import itertools
 import logging
-import os
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -27,6 +24,7 @@ from typing import Any, Final, Protocol
 
 from swapd.core.errors import BAD_REQUEST, INTERNAL, VERSION_MISMATCH, Problem, SwapdError
 from swapd.wire import worker as wire
+from swapd.worker.sockets import FDS_SPACE, Descriptors, peer_of
 
 log = logging.getLogger("swapd.worker.channel")
 
@@ -34,37 +32,6 @@ MAX_LINKS: Final = 8
 MAX_PENDING_REQUESTS: Final = 64  # of one connection; the daemon has one or two under way
 MAX_OUTBOX: Final = 256  # messages that wait for a peer who does not read
 ACCEPT_PAUSE_S: Final = 0.5  # when the process is out of descriptors
-_PEERCRED: Final = struct.Struct("3i")
-_FDS_SPACE: Final = socket.CMSG_SPACE(wire.MAX_FDS * array.array("i").itemsize)
-
-
-class Descriptors:
-    """Descriptors that came with a request: whoever takes them owns them, the rest are closed."""
-
-    def __init__(self, numbers: list[int]) -> None:
-        self._numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def take_sockets(self) -> list[socket.socket]:
-        numbers, self._numbers = self._numbers, []
-        sockets: list[socket.socket] = []
-        try:
-            for number in numbers:
-                sockets.append(socket.socket(fileno=number))
-        except OSError as error:
-            for taken in sockets:
-                taken.close()
-            self._numbers = numbers[len(sockets) :]
-            raise SwapdError(BAD_REQUEST, f"a descriptor is not a socket: {error}") from None
-        return sockets
-
-    def close(self) -> None:
-        numbers, self._numbers = self._numbers, []
-        for number in numbers:
-            with contextlib.suppress(OSError):
-                os.close(number)
 
 
 class Link:
@@ -92,47 +59,6 @@ class Handler(Protocol):
         """Take the descriptors that are wanted, reply now or later with `Channel.reply`. SwapdError replies."""
 
     def lost(self, link: Link) -> None: ...
-
-
-def bind_control(path: str) -> socket.socket:
-    """A listening SOCK_SEQPACKET socket at `path`, mode 0600 from the moment that it can be connected to.
-
-    Bound under a shorter name beside it and renamed: umask is the whole process's, and a name that exists but
-    does not listen yet would refuse the daemon.
-    """
-    return _bind(path, socket.SOCK_SEQPACKET, backlog=MAX_LINKS)
-
-
-def bind_http(path: str) -> socket.socket:
-    """The private HTTP socket: as `bind_control`, for streams."""
-    return _bind(path, socket.SOCK_STREAM, backlog=1024)
-
-
-def _bind(path: str, kind: int, backlog: int) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    temporary = os.path.join(os.path.dirname(path), f".{int(kind)}")
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        listener.bind(temporary)
-        os.chmod(temporary, 0o600)
-        listener.listen(backlog)
-        os.rename(temporary, path)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"{path}: {error.strerror or error}") from None
-    return listener
-
-
-def allowed_uids(daemon_uid: int) -> frozenset[int]:
-    """Who may speak: root, the daemon, and the worker's own user (an operator's tool under that user)."""
-    return frozenset({0, daemon_uid, os.geteuid()})
-
-
-def peer_of(sock: socket.socket) -> tuple[int, int]:
-    """(pid, uid) of the process at the other end, by the kernel's word."""
-    pid, uid, _ = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))
-    return pid, uid
 
 
 def hello_problem(params: Mapping[str, Any], worker_id: str) -> Problem | None:
@@ -276,13 +202,13 @@ class Channel:
 
     def _receive(self, link: Link) -> None:
         try:
-            data, ancillary, flags, _ = link.sock.recvmsg(wire.MAX_MESSAGE_BYTES, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _ = link.sock.recvmsg(wire.MAX_MESSAGE_BYTES, FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
             self._drop(link)
             return
-        fds = Descriptors(_descriptors(ancillary))
+        fds = Descriptors(ancillary)
         try:
             if not data:
                 self._drop(link)
@@ -380,13 +306,3 @@ def encode_error(re: int, problem: Problem) -> bytes:
         return wire.encode(wire.Reply(re, error=cut))
     except wire.WireError:
         return wire.encode(wire.Reply(re, error=Problem(cut.code, cut.message)))
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    numbers: list[int] = []
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            received = array.array("i")
-            received.frombytes(data[: len(data) - len(data) % received.itemsize])
-            numbers.extend(received)
-    return numbers

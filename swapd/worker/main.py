@@ -20,9 +20,10 @@ from typing import Final
 
 import uvloop
 
-from swapd.core.errors import SwapdError
-from swapd.worker.channel import Channel, allowed_uids, bind_control
+from swapd.core.errors import BAD_REQUEST, SwapdError
+from swapd.worker.channel import MAX_LINKS, Channel
 from swapd.worker.engines.asgi import AsgiEngine
+from swapd.worker.sockets import allowed_uids, bind_control
 from swapd.worker.spec import WorkerSpec, read_spec
 from swapd.worker.verbs import Worker
 
@@ -42,8 +43,8 @@ def main(worker_dir: str, *, gate: bool = False) -> int:
         spec = read_spec(worker_dir)
         if spec.is_gate != gate:
             flag = "needs" if spec.is_gate else "must not have"
-            raise SwapdError("BAD_REQUEST", f"a worker of kind {spec.kind!r} {flag} --gate")
-        listener = bind_control(spec.control_path)
+            raise SwapdError(BAD_REQUEST, f"a worker of kind {spec.kind!r} {flag} --gate")
+        listener = bind_control(spec.control_path, MAX_LINKS)
     except (SwapdError, OSError) as error:
         log.error("worker.cannot_start %s", error)
         return EX_CONFIG

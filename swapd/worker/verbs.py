@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -28,17 +27,18 @@ from swapd.core.errors import (
 )
 from swapd.wire import worker as wire
 from swapd.worker import params
-from swapd.worker.channel import Channel, Descriptors, Link, bind_http
+from swapd.worker.channel import Channel, Link
 from swapd.worker.direct import Front, build_direct, build_gate
-from swapd.worker.engines.asgi import AsgiEngine, Progress
+from swapd.worker.engines.asgi import AsgiEngine
 from swapd.worker.handing import Handing, Order, problem_of, report
 from swapd.worker.life import Answer, Life
+from swapd.worker.progress import Progress, progress_of
+from swapd.worker.sockets import Descriptors, bind_http
 from swapd.worker.spec import WorkerSpec
 
 log = logging.getLogger("swapd.worker")
 
 TICK_S: Final = 0.1  # how finely loop_blocked_s is known
-PROGRESS_EVERY_S: Final = 0.1
 FRONT_CLOSE_S: Final = 5.0
 STATS_WITHOUT_FRONT: Final[Mapping[str, Any]] = {
     **{"owner": False, "epoch": 0, "connections": 0, "idle": 0, "in_flight": 0, "streams": 0, "upgraded": 0},
@@ -100,7 +100,7 @@ class Worker:
         }
 
     def greeted(self, link: Link) -> None:
-        if self._missed is not None:
+        if self._missed is not None and self._front is not None and self._front.stats().stragglers:
             self.channel.send(link, self._missed)
 
     def request(self, link: Link, request: wire.Request, fds: Descriptors) -> None:
@@ -284,7 +284,7 @@ class Worker:
         began_at = time.monotonic()
         result: dict[str, Any] | Problem = {}
         try:
-            await self._steps[verb](self._progress_of(verb))
+            await self._steps[verb](progress_of(verb, self._tell_progress))
         except asyncio.CancelledError:
             result = Problem(CANCELED, f"{verb} was given up: the worker was told to stop")
         except Exception as error:
@@ -297,6 +297,9 @@ class Worker:
         if self._engine is not None and self._engine.exit_code is not None:
             log.error("worker.model_exit code=%d the model called sys.exit()", self._engine.exit_code)
             self.finish(self._engine.exit_code)
+
+    def _tell_progress(self, event: wire.WorkerEvent) -> None:
+        self.channel.broadcast(event, may_be_lost=True)
 
     async def _load(self, progress: Progress) -> None:
         assert self._engine is not None
@@ -331,29 +334,6 @@ class Worker:
         except Exception as error:
             result = problem_of(error, wire.DRAIN)
         answer(result)
-
-    def _progress_of(self, step: str) -> Progress:
-        """What a hook may call, from any thread and as often as it likes: the daemon hears some ten a second."""
-        last = {"at": 0.0}
-
-        def progress(done: float, total: float | None = None, unit: str = "bytes") -> None:
-            now = time.monotonic()
-            if now - last["at"] < PROGRESS_EVERY_S and done != total:
-                return
-            last["at"] = now
-            told = {"step": step, "done": number(done), "total": number(total), "unit": str(unit)[:32]}
-            self.channel.broadcast(wire.WorkerEvent(wire.PROGRESS, told), may_be_lost=True)
-
-        return progress
-
-
-def number(value: Any) -> int | float | None:
-    """A model's figure (an int, a float, a NumPy scalar) as JSON has it; None when it is none."""
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        as_float = float(value)
-        if math.isfinite(as_float):
-            return int(as_float) if as_float.is_integer() else as_float
-    return None
 
 
 def start_time(pid: int) -> int:

@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import socket
-import stat
 import tempfile
 import threading
 from pathlib import Path
@@ -22,11 +21,10 @@ from swapd.worker.channel import (
     MAX_OUTBOX,
     MAX_PENDING_REQUESTS,
     Channel,
-    allowed_uids,
-    bind_control,
     encode_error,
     hello_problem,
 )
+from swapd.worker.sockets import allowed_uids, bind_control
 
 
 class Recorder:
@@ -65,7 +63,7 @@ class Served:
         self.dir = Path(tempfile.mkdtemp(prefix="ch-", dir="/tmp"))
         self.path = self.dir / "control.sock"
         self.handler = Recorder()
-        self.channel = Channel(bind_control(str(self.path)), "w-1", allowed, self.handler)
+        self.channel = Channel(bind_control(str(self.path), MAX_LINKS), "w-1", allowed, self.handler)
         self.handler.channel = self.channel
         self.clients = []
         self.channel.start()
@@ -105,29 +103,6 @@ def refused(call):
 
 def open_descriptors():
     return set(os.listdir("/proc/self/fd"))
-
-
-def test_the_socket_is_only_for_its_owner_whatever_the_umask(served):
-    before = os.umask(0)
-    try:
-        path = served.dir / "other.sock"
-        bind_control(str(path)).close()
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    path.unlink()
-
-
-def test_binding_again_replaces_a_stale_socket(served):
-    path = served.dir / "other.sock"
-    for _ in range(2):
-        bind_control(str(path)).close()
-    path.unlink()
-
-
-def test_a_path_that_is_too_long_is_named():
-    with pytest.raises(OSError, match="xxx"):
-        bind_control("/tmp/" + "x" * 200 + "/control.sock")
 
 
 def test_hello_comes_first(served):

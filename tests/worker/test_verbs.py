@@ -8,7 +8,7 @@ import os
 import pytest
 from support.worker_client import APPS, Client, Refused, UnixHttp, ask, ask_once, blocked_loop, wait_until
 
-from swapd.worker.verbs import number, start_time
+from swapd.worker.verbs import start_time
 
 
 def refused(call):
@@ -296,13 +296,6 @@ def test_a_task_of_the_model_that_exits_ends_the_worker_with_its_words(spawn):
     assert worker.wait() == 4
     connection.close()
     assert "the model called sys.exit(4)" in worker.log
-
-
-@pytest.mark.parametrize(
-    ("value", "plain"), [(3, 3), (2.5, 2.5), (2.0, 2), (None, None), ("x", None), (float("inf"), None)]
-)
-def test_a_models_figures_become_json(value, plain):
-    assert number(value) == plain
 
 
 def test_start_time_tells_processes_apart():

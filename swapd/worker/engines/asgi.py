@@ -21,13 +21,12 @@ from swapd.core.errors import HOOK_FAILED, IMPORT_FAILED, LOAD_FAILED, NOT_SUPPO
 from swapd.worker.engines.declared import HOOKS, declared_hooks
 from swapd.worker.engines.lifespan import AsgiApp, Lifespan
 from swapd.worker.failures import describe
+from swapd.worker.progress import Progress
 
 log = logging.getLogger("swapd.worker.engine")
 
 ALL_HOOKS: Final = (*HOOKS, "load", "unload")
 UNLOAD_TIMEOUT_S: Final = 10.0
-
-Progress = Callable[..., None]
 
 
 class AsgiEngine:
