@@ -395,4 +395,4 @@ def _plain(value: object) -> Any:
         return dict(value)
     if isinstance(value, frozenset | set):
         return sorted(value)
-    raise NotImplementedError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"{type(value).__name__} is no JSON")

@@ -13,8 +13,10 @@ import contextlib
 import ipaddress
 import logging
 import os
+import resource
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -71,7 +73,8 @@ class Endpoint:
         if kind == zmq.ROUTER:
             self._socket.setsockopt(zmq.ROUTER_MANDATORY, 0)  # a client that is gone or does not read loses its answer
             self._socket.setsockopt(zmq.ROUTER_HANDOVER, 0)  # nobody takes over another's identity, and its answers
-        self._max_connections = max_connections
+        # Never near the limit of descriptors, of which two endpoints, the journal and the workers take their part.
+        self._max_connections = min(max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._connections: set[int] = set()
         self._monitor: zmq.Socket[bytes] | None = None
 
@@ -82,6 +85,7 @@ class Endpoint:
             watched = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
             self._monitor = self._socket.get_monitor_socket(watched)
             self._loop.add_reader(_number(self._monitor, zmq.FD), self._on_connections)
+            self._on_connections()  # the descriptor stays silent until what is there at first has been looked at
             # Bound by us, so that its mode is right from the first instant; libzmq owns this duplicate.
             self._socket.setsockopt(zmq.USE_FD, self._file.bind())
         elif "[" in self.address:
@@ -137,7 +141,8 @@ class Endpoint:
         if self._file is None:
             return
         if count >= self._max_connections and not self._file.hidden:
-            log.warning("control.full endpoint=%s connections=%d", self.address, count)
+            pid, holds = _busiest(self._connections)
+            log.warning("control.full endpoint=%s connections=%d pid=%d holds=%d", self.address, count, pid, holds)
             self._file.hide()
         elif self._file.hidden and count <= self._max_connections * 3 // 4:
             log.warning("control.open endpoint=%s connections=%d", self.address, count)
@@ -152,8 +157,9 @@ class Endpoint:
         self.stop_reading()
         if self._monitor is not None:
             self._loop.remove_reader(_number(self._monitor, zmq.FD))
-            self._monitor = None
             self._socket.disable_monitor()
+            self._monitor.close(linger=0)  # disable_monitor only forgets it, and an open socket holds up the context
+            self._monitor = None
         if self._file is not None:
             self._file.remove()
         self._socket.close()
@@ -194,14 +200,29 @@ def peer_ids(frame: zmq.Frame) -> tuple[int, int] | None:
     with contextlib.suppress(zmq.ZMQError, ValueError, AttributeError):
         _, uid, _, pid = str(frame.get("Peer-Address")).split(":")
         return int(uid), int(pid)
-    with (
-        contextlib.suppress(zmq.ZMQError, OSError, TypeError, ValueError, struct.error),
-        socket.socket(fileno=os.dup(int(frame.get(zmq.SRCFD)))) as peer,
-    ):
-        if peer.family == socket.AF_UNIX:
-            pid, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            return uid, pid
+    with contextlib.suppress(zmq.ZMQError, OSError, TypeError, ValueError):
+        return _credentials(int(frame.get(zmq.SRCFD)))
     return None
+
+
+def _credentials(descriptor: int) -> tuple[int, int] | None:
+    """(uid, pid) at the other end. Raises OSError."""
+    with socket.socket(fileno=os.dup(descriptor)) as peer:
+        if peer.family != socket.AF_UNIX:
+            return None
+        pid, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return uid, pid
+
+
+def _busiest(descriptors: set[int]) -> tuple[int, int]:
+    """(pid, connections) of the process that holds the most: for the log, so that somebody can end it."""
+    pids: Counter[int] = Counter()
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            ids = _credentials(descriptor)
+            if ids is not None:
+                pids[ids[1]] += 1
+    return pids.most_common(1)[0] if pids else (0, 0)
 
 
 def _number(socket_: zmq.Socket[bytes], option: int) -> int:

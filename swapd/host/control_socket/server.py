@@ -124,7 +124,7 @@ class ControlSocket:
             endpoint.close()
         context, self._context = self._context, None
         if context is not None:
-            await asyncio.to_thread(context.term)  # waits for LINGER_MS at most, off the loop
+            await asyncio.to_thread(context.term)  # off the loop: it waits for LINGER_MS, while answers leave
 
     # --- events ----------------------------------------------------------------------------------------------
 
