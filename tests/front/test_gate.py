@@ -1,4 +1,4 @@
-"""The gate: clients wait unread, health is answered, a wait has its limits, and everything goes on to the next owner."""
+"""The gate: clients wait unread, health is answered, waits have limits, and all goes on to the next owner."""
 
 import json
 import select
