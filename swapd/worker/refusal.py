@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from swapd.core.errors import IMPORT_FAILED, SwapdError
 from swapd.wire import worker as wire
-from swapd.worker.channel import Channel, Link
+from swapd.worker.channel import MAX_LINKS, Channel, Link
 from swapd.worker.sockets import Descriptors, allowed_uids, bind_control
 from swapd.worker.spec import read_spec
 
@@ -45,9 +45,8 @@ def tell_misfit(worker_dir: str, message: str, wait_s: float = WAIT_S) -> None:
     with contextlib.suppress(SwapdError, OSError):
         spec = read_spec(worker_dir)
         refusal = _Refusal(message)
-        channel = Channel(
-            bind_control(spec.control_path, MAX_LINKS), spec.worker_id, allowed_uids(spec.daemon_uid), refusal
-        )
+        listener = bind_control(spec.control_path, MAX_LINKS)
+        channel = Channel(listener, spec.worker_id, allowed_uids(spec.daemon_uid), refusal)
         channel.start()
         refusal.told.wait(wait_s)
         channel.close()

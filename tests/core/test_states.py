@@ -1,5 +1,7 @@
 """The worker's table: total, closed, and its names are those of the protocol."""
 
+from pathlib import Path
+
 import pytest
 
 from swapd.core import states
@@ -90,3 +92,25 @@ def test_a_failed_step_leaves_nothing_but_the_end():
     for state in (WorkerState.STAGING, WorkerState.LOADING, WorkerState.PARKING, WorkerState.WAKING):
         assert step_worker(state, states.STEP_FAILED) is WorkerState.FAILED
     assert isinstance(step_worker(WorkerState.FAILED, "load"), Problem)
+
+
+def drawn():
+    """The table as docs/worker-protocol.md shows it."""
+    lines = ["| State | Verbs | Outcomes |", "|---|---|---|"]
+    for state, row in WORKER_TABLE.items():
+
+        def cell(names, row=row, state=state):
+            shown = [
+                f"`{name}`" if row[name] is state else f"`{name}` → {row[name].value}"
+                for name in names
+                if name in row and name not in ("stop", "exited")
+            ]
+            return ", ".join(shown) or "—"
+
+        lines.append(f"| `{state.value}` | {cell(states.VERBS)} | {cell(states.OUTCOMES)} |")
+    return "\n".join(lines)
+
+
+def test_the_documentation_shows_this_table():
+    page = (Path(__file__).parents[2] / "docs" / "worker-protocol.md").read_text()
+    assert drawn() in page, f"docs/worker-protocol.md must contain:\n{drawn()}"
