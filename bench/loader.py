@@ -70,7 +70,8 @@ class LoadReport:
     @property
     def lost(self) -> int:
         """Requests lost, connections that the server ended, bytes nobody asked for: all that must be zero."""
-        return sum(self.summary["errors"].values()) + self.summary["forced_reconnects"] + self.summary["unasked_bytes"]
+        seen = self.summary
+        return int(sum(seen["errors"].values()) + seen["forced_reconnects"] + seen["unasked_bytes"])
 
 
 class LoadProcess:

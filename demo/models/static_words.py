@@ -22,4 +22,4 @@ class Engine:
 
         folder = Path(wordllama.__file__).parent
         model = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
-        self.app = EmbeddingsApi(NAME, lambda text: model.embed([text], norm=True)[0])  # type: ignore[arg-type,return-value]
+        self.app = EmbeddingsApi(NAME, lambda text: model.embed([text], norm=True)[0])
