@@ -187,6 +187,15 @@ def test_an_unmeasured_parked_worker_is_taken_to_keep_2_gib_on_a_gpu():
     assert placed(can_park=True, footprint=need(int(21.5 * GIB) + 1)).stops == ("chat-3",)
 
 
+def test_a_parked_incumbent_stays_in_the_ledger():
+    """It may have taken less than its residue so far, and be about to."""
+    reading = gpu(free=23 * GIB, used=(("chat-3", GIB),))
+    answer = placed(readings=(reading,), can_park=True, footprint=need(int(21.5 * GIB)), wish=Strategy.IN_PLACE)
+    assert answer.parks == ("chat-3",)
+    answer = placed(readings=(reading,), can_park=True, footprint=need(int(22.5 * GIB)), wish=Strategy.IN_PLACE)
+    assert answer.stops == ("chat-3",)
+
+
 def test_parking_is_not_counted_on_where_the_device_is_the_hosts_memory():
     host = gpu("ram", kind=DeviceKind.HOST)
     answer = placed(readings=(host,), reservations=(held(device="ram"),), can_park=True)

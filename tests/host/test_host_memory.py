@@ -152,12 +152,15 @@ def test_processes_that_vanish_count_nothing(process):
 def test_mapped_weights_are_not_free_though_the_kernel_calls_them_available(process, weights):
     """MemAvailable does not move when a file is mapped: its pages could be dropped, but the model needs them."""
     memory = HostMemory()
-    idle = memory.read("ram", None, 0, {})
     process.do(f"file({str(weights)!r})")
-    busy = memory.read("ram", None, 0, {"a": process.pids})
-    ignored = memory.read("ram", None, 0, {})
-    assert idle.known
-    assert ignored.free_bytes - busy.free_bytes > 60 * MIB  # other processes come and go meanwhile
+
+    def difference():
+        busy = memory.read("ram", None, 0, {"a": process.pids})
+        ignored = memory.read("ram", None, 0, {})
+        return ignored.free_bytes - busy.free_bytes
+
+    # Other processes come and go between the two readings, so one pair in a few must tell.
+    assert any(abs(difference() - SIZE_MIB * MIB) < 20 * MIB for _ in range(20))
 
 
 def test_a_budget_is_the_total_and_what_is_used_of_it_is_not_free(process):
@@ -214,10 +217,12 @@ class Stuck(HostMemory):
     def __init__(self):
         super().__init__(deadline_s=0.05)
         self.release = threading.Event()
+        self.asked = threading.Event()
         self.calls = 0
 
     def read(self, *args):
         self.calls += 1
+        self.asked.set()
         self.release.wait(30)
         return super().read(*args)
 
@@ -241,6 +246,21 @@ def test_a_proc_that_does_not_answer_makes_the_reading_unknown_and_piles_up_no_t
         memory._deadline_s = 30
         assert (await memory.read_async("ram", None, 0, {})).known
         assert memory.calls == 2
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_cancelled_reading_leaves_the_next_one_well():
+    async def scenario():
+        memory = Stuck()
+        memory._deadline_s = 30
+        first = asyncio.ensure_future(memory.read_async("ram", None, 0, {}))
+        await asyncio.to_thread(memory.asked.wait, 30)
+        first.cancel()
+        second = asyncio.ensure_future(memory.read_async("ram", None, 0, {}))
+        await asyncio.wait({first})
+        memory.release.set()
+        assert (await second).known
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 

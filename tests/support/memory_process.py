@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
 import subprocess
 import sys
 from types import TracebackType
@@ -102,6 +104,7 @@ class MemoryProcess:
             **popen,  # type: ignore[call-overload]
         )
         self.pids = {self.process.pid}
+        self.forks: list[int] = []
         self.do("None")  # what starting takes is taken
 
     def do(self, line: str) -> str:
@@ -115,6 +118,7 @@ class MemoryProcess:
     def fork(self) -> int:
         pid = int(self.do("fork()"))
         self.pids.add(pid)
+        self.forks.append(os.pidfd_open(pid))
         return pid
 
     def end(self) -> None:
@@ -123,6 +127,13 @@ class MemoryProcess:
         if self.process.poll() is None:
             os.kill(self.process.pid, 9)
         self.process.wait(self.deadline_s)
+        while self.forks:  # they are not ours to wait for, and hold memory until they are gone
+            fork = self.forks.pop()
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fork, signal.SIGKILL)
+            ended, _, _ = select.select([fork], [], [], self.deadline_s)
+            os.close(fork)
+            assert ended, f"a fork did not end in {self.deadline_s} s"
 
     def __enter__(self) -> MemoryProcess:
         return self
