@@ -55,7 +55,10 @@ class DirectFront(Front):
         self._app_state = app_state
         self._keep_alive_s = keep_alive_s
         self._revision_header = (b"x-swapd-revision", str(revision).encode())
-        self._config = Config(app=app, http=HttpConnection, lifespan="off", access_log=False, log_config=None)
+        # asgi3 said, not guessed: uvicorn takes a bound method (an Engine's `app`) for ASGI 2.
+        self._config = Config(
+            app=app, http=HttpConnection, lifespan="off", interface="asgi3", access_log=False, log_config=None
+        )
         self._config.load()
         self._app = self._config.loaded_app
         self._config.loaded_app = self._route
