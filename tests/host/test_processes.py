@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -29,15 +30,16 @@ class Host:
         self.supervisor = Supervisor()
         self.notes = directory / "notes"
         self.notes.mkdir()
+        self.nonce = secrets.token_hex(4)  # what one run has left must not be found by the next
         self._spawned: list[Process] = []
 
-    async def spawn(self, *argv: str, marker: str = "chat-1:0a", **more) -> Process:
+    async def spawn(self, *argv: str, marker: str = "chat-1", **more) -> Process:
         more = {"env": ENV, "cwd": None, "log_path": self.directory / "worker.log", **more}
-        process = await self.supervisor.spawn(argv, marker=f"{marker}-{self.directory.name}", **more)
+        process = await self.supervisor.spawn(argv, marker=f"{marker}:{self.nonce}", **more)
         self._spawned.append(process)
         return process
 
-    async def spawn_tree(self, shape: str, marker: str = "chat-1:0a") -> Process:
+    async def spawn_tree(self, shape: str, marker: str = "chat-1") -> Process:
         return await self.spawn(sys.executable, str(WORKER), shape, str(self.notes), marker=marker)
 
     def named(self) -> dict[int, str]:
@@ -52,6 +54,7 @@ class Host:
             with contextlib.suppress(SwapdError):
                 await process.kill_tree(0)
         self.supervisor.close()
+        await processes.kill_leftovers(f"chat-1:{self.nonce}")
         for pid in self.named():  # what swapd did not find, if a test failed
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -181,8 +184,7 @@ def test_a_spawn_that_is_cancelled_leaves_no_process(tmp_path):
         spawning.cancel()
         with pytest.raises(asyncio.CancelledError):
             await spawning
-        marker = f"chat-1:0a-{tmp_path.name}"
-        await await_until(lambda: not tree_pids(0, marker), "nothing with the marker lives")
+        await await_until(lambda: not tree_pids(0, f"chat-1:{host.nonce}"), "nothing with the marker lives")
 
     on_host(tmp_path, test)
 
@@ -272,8 +274,8 @@ def test_children_are_found_also_after_setsid_and_a_double_fork(tmp_path):
 
 def test_two_workers_trees_do_not_mix(tmp_path):
     async def test(host):
-        first = await host.spawn_tree("tree", marker="chat-1:0a")
-        second = await host.spawn("/bin/sleep", "3600", marker="chat-1:0b")  # same id, another life
+        first = await host.spawn_tree("tree", marker="chat-1")
+        second = await host.spawn("/bin/sleep", "3600", marker="chat-10")  # whose marker begins alike
         named = await host.names("root", "child", "setsid", "daemon")
         found = trees_pids({first.marker: first.pid, second.marker: second.pid})
         assert found == {first.marker: set(named), second.marker: {second.pid}}
@@ -308,11 +310,11 @@ def test_the_root_may_end_by_itself_within_the_grace(tmp_path):
 
 def test_what_the_root_leaves_gets_its_own_sigterm_within_the_grace(tmp_path):
     async def test(host):
-        process = await host.spawn_tree("tree")
-        named = await host.names("root", "child", "setsid", "daemon")
-        await process.kill_tree(DEADLINE_S)  # all of them die of SIGTERM: far before the grace is over
+        process = await host.spawn_tree("terminable-child")
+        await host.names("root", "child")
+        await process.kill_tree(DEADLINE_S)
         assert await process.wait() == -signal.SIGTERM
-        assert not [name for pid, name in named.items() if is_running(pid)]
+        assert sorted(host.named().values()) == ["root", "terminated"]
 
     on_host(tmp_path, test)
 
@@ -359,6 +361,52 @@ def test_children_that_are_started_anew_do_not_outrun_the_kill(tmp_path):
         await process.kill_tree(0)
         assert not [name for pid, name in host.named().items() if is_running(pid)]
         assert tree_pids(process.pid, process.marker) == set()
+
+    on_host(tmp_path, test)
+
+
+def test_processes_that_leave_a_successor_when_they_lose_their_parent_are_ended(tmp_path):
+    async def test(host):
+        process = await host.spawn_tree("hydra")
+        await await_until(lambda: list(host.named().values()).count("head") >= 24, "all of them")
+        await process.kill_tree(0)
+        assert not [name for pid, name in host.named().items() if is_running(pid)]
+
+    on_host(tmp_path, test)
+
+
+def test_nothing_is_killed_before_everything_is_frozen(tmp_path, monkeypatch):
+    """The kernel fails a fork while a signal is pending, so a frozen tree cannot grow; one killed bit by bit can."""
+    frozen, killed = set(), set()
+    send = tree._send_signals
+
+    def watch(rows, *signals):
+        pids = {row.pid for row in rows}
+        if signal.SIGSTOP in signals:
+            frozen.update(pids)
+        if signal.SIGKILL in signals:
+            assert pids <= frozen
+            killed.update(pids)
+        send(rows, *signals)
+
+    async def test(host):
+        process = await host.spawn_tree("tree")
+        named = await host.names("root", "child", "setsid", "daemon")
+        monkeypatch.setattr(tree, "_send_signals", watch)
+        await process.kill_tree(0)
+        assert killed == set(named)
+
+    on_host(tmp_path, test)
+
+
+def test_what_shares_nothing_but_the_session_is_found_though_the_root_is_reaped(tmp_path):
+    async def test(host):
+        process = await host.spawn_tree("leaves-scrubbed")
+        assert await process.wait() == 3
+        (left,) = host.named()
+        await await_until(lambda: process.reaped, "the root is reaped")
+        await process.kill_tree(0)
+        assert not is_running(left)
 
     on_host(tmp_path, test)
 
@@ -451,6 +499,13 @@ def test_orphans_are_reaped_and_nobody_elses_exit_status_is_taken(tmp_path):
     command = [sys.executable, "-c", SUBREAPER, str(WORKER), str(tmp_path / "notes")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=2 * DEADLINE_S, check=False)
     assert done.stdout.strip() == "reaped 3 left 0 watched 9 root -9", done.stderr
+
+
+def test_a_child_that_is_only_just_dead_is_left_to_its_owner():
+    child = subprocess.Popen(["/bin/sh", "-c", "exit 9"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie now, which nobody has asked about
+    assert Supervisor().reap_orphans() == 0
+    assert child.wait() == 9
 
 
 def test_exit_statuses_come_back_when_sigchld_was_ignored(tmp_path):

@@ -326,6 +326,33 @@ def test_requests_that_wait_for_room_are_sent_in_order_once_there_is_some(tmp_pa
     with_peer(tmp_path, test)
 
 
+def test_what_was_not_sent_by_its_deadline_is_never_sent(tmp_path):
+    """By then its descriptors are closed, and their numbers may mean something else."""
+
+    async def test(peer):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        channel = WorkerChannel(ours, "chat-1")
+        peer.channels.append(channel)
+        text = "y" * 60_000
+        sending = [fails(channel.request("echo", {"n": n, "x": text}, deadline_s=0.1)) for n in range(50)]
+        unsent = [index for index, error in enumerate(await asyncio.gather(*sending)) if "not even" in error.message]
+        assert unsent
+        last = asyncio.ensure_future(channel.request("last", deadline_s=DEADLINE_S))
+        seen = []
+        while True:
+            request = wire.decode(await asyncio.to_thread(theirs.recv, wire.MAX_MESSAGE_BYTES))
+            if request.verb == "last":
+                theirs.send(wire.encode(wire.Reply(request.id, {})))
+                break
+            seen.append(request.params["n"])
+        await last
+        assert not set(seen) & set(unsent)
+        theirs.close()
+
+    with_peer(tmp_path, test)
+
+
 # --- events and the end ------------------------------------------------------------------------------------
 
 

@@ -59,12 +59,31 @@ def main(shape: str, directory: Path) -> None:
             pid = _fork(sleeper("respawned"))
             os.waitpid(pid, 0)
 
+    def hydra(until_s):
+        # Whoever loses its parent leaves a successor: of many, some are always ahead of one kill after another.
+        _note(directory, "head")
+        while time.monotonic() < until_s:  # not for ever, should a test fail
+            parent = os.getppid()
+            while os.getppid() == parent and time.monotonic() < until_s:
+                time.sleep(0.0002)
+            _fork(lambda: hydra(until_s))
+
+    def terminable():
+        def end(*_):
+            _note(directory, "terminated")
+            os._exit(0)
+
+        signal.signal(signal.SIGTERM, end)
+        sleeper("child")()
+
     if shape == "sleep":
         pass
     elif shape == "tree":
         _fork(sleeper("child"))
         _fork(setsid_child)
         os.waitpid(_fork(double_fork), 0)
+    elif shape == "terminable-child":
+        _fork(terminable)
     elif shape == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _fork(sleeper("child"))
@@ -77,9 +96,18 @@ def main(shape: str, directory: Path) -> None:
             time.sleep(0.01)
         _note(directory, "root")
         os._exit(3)
+    elif shape == "leaves-scrubbed":
+        _fork(scrubbed_child)
+        while not any(name.isdigit() for name in os.listdir(directory)):
+            time.sleep(0.01)
+        os._exit(3)
     elif shape == "respawns":
         for _ in range(3):
             _fork(respawner)
+    elif shape == "hydra":
+        until_s = time.monotonic() + 30
+        for _ in range(24):
+            _fork(lambda: hydra(until_s))
     elif shape == "short-orphans":
         # Grandchildren whose parent is gone, and which then end: zombies of whoever adopted them.
         for _ in range(3):
