@@ -243,20 +243,24 @@ def test_descriptors_that_did_not_arrive_are_reported_not_used(served):
     theirs.close()
 
 
-def test_out_of_descriptors_the_channel_waits_and_then_accepts(served):
+def test_out_of_descriptors_the_channel_waits_and_then_accepts(served, caplog):
     first = served.greeted()
     waiting = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (waiting.fileno(), hard))
     try:
         waiting.connect(str(served.path))
-        assert first.request("ok") == {"fds": 0}
+        wait_until(lambda: "worker.accept_failed" in caplog.text, "the channel notices")
+        for _ in range(100):
+            assert first.request("ok") == {"fds": 0}
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     waiting.settimeout(20)
     waiting.send(json.dumps({"id": 1, "verb": "ok"}).encode())
     assert b"say hello first" in waiting.recv(4096)
     waiting.close()
+    assert caplog.text.count("worker.accept_failed") < 20, "it waits, it does not spin"
+    assert "worker.channel_bug" not in caplog.text
 
 
 def test_every_connection_is_served_and_the_newest_always_gets_in(served):

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass, field
 
 import pytest
-from support.worker_client import DEADLINE_S, Refused, ask, blocked_loop, wait_until
+from support.worker_client import DEADLINE_S, Refused, ask, ask_once, blocked_loop, wait_until
 
 from swapd.wire import peer as peer_wire
 
@@ -308,6 +308,8 @@ def test_another_daemon_connection_that_closes_does_not_disturb_a_hand_over(spaw
     target = service.begin_to_us(old)
     offer = receive_offer(target)
     other.close()
+    assert state_of(old) == "handing_over"  # the channel's thread has seen it close by then,
+    assert ask_once(worker.http)[0] == 200  # and the loop has done whatever it was told
     peer_wire.send(target, peer_wire.Held(service.epoch, offer.batch))
     assert isinstance(receive_offer(target), peer_wire.Commit)
     target.close()

@@ -267,6 +267,7 @@ def test_stop_is_over_even_with_threads_that_hang_and_an_unload_that_fails(spawn
     worker.loaded().request("stop")
     assert worker.wait() == 0
     assert "the unload hook failed: RuntimeError: cannot unload" in worker.log
+    assert "end_forced" not in worker.log
 
 
 def test_a_gate_is_loaded_from_the_start_and_has_nothing_to_load(spawn):
