@@ -84,6 +84,7 @@ class ControlSocket:
         self._tasks: set[asyncio.Task[None]] = set()
         self._per_client: dict[bytes, int] = {}
         self._endpoints: list[Endpoint] = []
+        self._pub: Endpoint | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
     async def start(self) -> None:
@@ -119,7 +120,7 @@ class ControlSocket:
             if late:
                 await asyncio.wait(late, timeout=CLOSE_DEADLINE_S)
         self._repeats.close()
-        endpoints, self._endpoints = self._endpoints, []
+        endpoints, self._endpoints, self._pub = self._endpoints, [], None
         for endpoint in endpoints:
             endpoint.close()
         context, self._context = self._context, None
@@ -136,7 +137,7 @@ class ControlSocket:
         except (TypeError, ValueError, RecursionError):
             log.exception("control.event_lost event=%s", event)
             return
-        if self._endpoints:
+        if self._pub is not None:
             self._pub.send([event.encode(), message])
 
     # --- requests --------------------------------------------------------------------------------------------
