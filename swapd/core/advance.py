@@ -70,7 +70,7 @@ def _has_memory(d: Draft, worker: Worker) -> bool:
 
 def _both_resident(d: Draft, service: Service, leaving: Worker) -> bool:
     swap = service.swap
-    dual = swap is not None and swap.phase in FORWARD and swap.strategy is Strategy.DUAL
+    dual = swap is not None and swap.phase in FORWARD and swap.strategy is not Strategy.IN_PLACE
     return dual and _has_memory(d, leaving)
 
 
@@ -163,6 +163,8 @@ def _make_room(d: Draft, service: Service, worker: Worker, leaving: Worker | Non
             return
         d.reserve(worker, slot)
         if service.swap is not None and service.swap.phase in FORWARD:
+            source = service.swap.source
+            d.keep_for_return(worker, slot, service.slot(source.number) if source is not None else None)
             d.set_swap(service.name, released=True)
         _make_ready(d, d.workers[worker.id])
         return
@@ -223,6 +225,11 @@ def _route(d: Draft, name: str, goal: Revision | None) -> None:
             if service.swap is not None and service.swap.phase is Phase.PREPARING:
                 d.set_phase(name, Phase.PROGRESSING, reason="clients are switched")
             _hand_over(d, service, owner, worker, _step(d, worker, "switch"))
+        return
+    if goal is None and owner is not None and owner.kind is Kind.DIRECT and not owner.ending:
+        gate = _gate(d, service)  # canceled at the very switch, with nothing to go back to: the clients wait
+        if gate is not None and gate.can_serve and owner.op is None:
+            _hand_over(d, service, owner, gate, "restore: hold")
         return
     stand_in = _stand_in(d, service)
     if owner is None or (owner.kind is Kind.GATE and stand_in is not None):
@@ -310,7 +317,7 @@ def _release_gate(d: Draft, name: str) -> None:
     """Stop the gate once a worker owns the listeners and no hold is about to begin."""
     service = d.services[name]
     owner = d.workers.get(service.owner or "")
-    if d.transferring(name) or owner is None or owner.kind is Kind.GATE:
+    if d.transferring(name) or owner is None or owner.kind is Kind.GATE or _goal(service) is None:
         return
     swap = service.swap
     if swap is not None and swap.phase is not Phase.SOAKING:

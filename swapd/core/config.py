@@ -123,6 +123,7 @@ class ModelConfig:
     python: str | None = None  # None: the daemon's own interpreter
     device_memory_bytes: int | None = None  # per device; None: learned or estimated
     weights: tuple[str, ...] = ()  # files or directories
+    stage: bool = False  # import and the `stage` hook need no device memory: done while the old model serves
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     env_file: str | None = None
     env_file_values: Mapping[str, str] = field(default_factory=dict, repr=False)  # set by host.config_file

@@ -83,6 +83,7 @@ MODEL: Final = (
     Key("python", read.interpreter),
     Key("device_memory", read.size(1), field="device_memory_bytes", show=format_size),
     Key("weights", read.paths, show=list),
+    Key("stage", read.flag),
     Key("env", read.environment, show=_hide_values),
     Key("env_file", read.path),
     Key("ready", None),

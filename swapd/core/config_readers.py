@@ -72,6 +72,12 @@ def text(value: object, base: str) -> str:
     return value
 
 
+def flag(value: object, base: str) -> bool:
+    if not isinstance(value, bool):
+        raise Wrong(f"{kind_of(value)} is not a boolean: write true or false")
+    return value
+
+
 def integer(low: int, high: int) -> Reader:
     def read(value: object, base: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int):

@@ -26,6 +26,7 @@ from swapd.core.states import SWAP_TABLE, TERMINAL, Phase, WorkerState
 
 # Operations after which another front owns the listeners: while one is in flight, no other is begun.
 TRANSFERS: Final = frozenset({OpKind.ADOPT, OpKind.HAND_OVER, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})
+RETURN: Final = "return of "  # the name of a reservation that no worker holds: `keep_for_return`
 
 
 class Draft:
@@ -83,6 +84,17 @@ class Draft:
 
     def reserve(self, worker: Worker, slot: Slot) -> None:
         self.reservations[worker.id] = Reservation(worker.id, worker.service, slot.device, slot.need_bytes)
+        self.reservations.pop(RETURN + worker.service, None)
+
+    def keep_for_return(self, worker: Worker, slot: Slot, left: Slot | None) -> None:
+        """What the revision that made room needs beyond its successor stays promised until the swap has ended, or
+        somebody else might take it and the way back would be closed. Settled: it is not about to be taken."""
+        name = RETURN + worker.service
+        if left is None or left.device != slot.device or left.need_bytes is None or slot.need_bytes is None:
+            return
+        if left.need_bytes > slot.need_bytes:
+            extra = left.need_bytes - slot.need_bytes
+            self.reservations[name] = Reservation(name, worker.service, slot.device, extra, settled=True)
 
     def run(
         self,
@@ -167,6 +179,13 @@ class Draft:
             steps=steps,
         )
 
+    def end_candidate(self, service: str) -> None:
+        """Kill a candidate that clients have not reached; one that owns them is retired by `advance`."""
+        owner, swap = self.services[service].owner, self.services[service].swap
+        candidate = self.worker_of(service, swap.target.number) if swap is not None else None
+        if candidate is not None and candidate.id != owner and not self.transferring(service):
+            self.stop(candidate, force=True)
+
     def finish_swap(self, service: str, phase: Phase, **changes: Any) -> None:
         self.set_phase(service, phase, finished_at=self.at, **changes)
         swap = self.services[service].swap
@@ -177,6 +196,7 @@ class Draft:
             else s
             for s in swap.steps
         )
+        self.reservations.pop(RETURN + service, None)
         self.finished_swaps.append(replace(swap, steps=steps))
         self.set_service(service, swap=None)
 

@@ -225,6 +225,7 @@ class ServiceSettings:
     max_outage_s: float = 120.0
     drain_timeout_s: float = 60.0
     soak_s: float = 600.0
+    backoff_max_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

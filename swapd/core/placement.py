@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any, Final
 
 from swapd.core.errors import DEVICE_UNKNOWN, OUTAGE_TOO_LONG, VRAM_INSUFFICIENT, Problem
@@ -21,7 +20,7 @@ from swapd.core.ledger import (
     outstanding_bytes,
     room_for,
 )
-from swapd.core.model import DeviceKind, DeviceReading, Footprint, FootprintSource, Reservation
+from swapd.core.model import DeviceKind, DeviceReading, Footprint, FootprintSource, Reservation, Strategy
 from swapd.core.reasons import both, held_bytes, holders, what_makes_room
 from swapd.core.sizes import human_bytes, human_seconds
 
@@ -40,13 +39,6 @@ __all__ = [
 # What a parked worker keeps on a GPU where nobody has measured it: context, graphs and allocator of a sleeping
 # vLLM hold 1-2 GiB, and llm-d's recipe says "plan on 2".
 PARKED_GPU_RESIDUE_BYTES: Final = 2 << 30
-
-
-class Strategy(str, Enum):
-    AUTO = "auto"  # a wish only: dual where memory allows, else in-place
-    DUAL = "dual"  # the new model loads beside the old one
-    IN_PLACE = "in-place"  # the old one makes room first
-    START = "start"  # there is no old one: a first start, or a restart after a crash
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +135,9 @@ def place(request: PlacementRequest) -> Placement | Problem:
     dual = _best(request, [_beside(request, r, Strategy.DUAL) for r in request.readings])
     in_place = _in_place(request)
     # By value: the configuration has an enum of its own for wishes.
-    if request.wish == Strategy.DUAL:
+    if request.wish is Strategy.DUAL:
         return _answer(request, [dual], others=[in_place])
-    if request.wish == Strategy.IN_PLACE:
+    if request.wish is Strategy.IN_PLACE:
         return _answer(request, [in_place], others=[dual])
     return _answer(request, [dual, in_place])
 

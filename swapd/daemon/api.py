@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import swapd
 from swapd.core import errors
-from swapd.core.config import ServiceConfig
+from swapd.core.config import Config, ServiceConfig
 from swapd.core.config_views import SWAP, diff_config
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ReturnRequested, SettingsChanged, ShutdownRequested, SwapRequested
@@ -52,6 +52,7 @@ class Api:
         devices: Devices,
         knowledge: Knowledge,
         journal: Journal,
+        apply: Callable[[Config], None],
     ) -> None:
         self._loop = loop
         self._executor = executor
@@ -59,6 +60,7 @@ class Api:
         self._devices = devices
         self._knowledge = knowledge
         self._journal = journal
+        self._apply = apply  # hands a new configuration to every part that goes by it
         self._started_s = time.monotonic()
 
     async def handle(self, method: str, params: Params, peer: Peer) -> Any:
@@ -305,14 +307,17 @@ class Api:
             text = f"Not applied: {', '.join(stuck)} can only be changed by restarting swapd (systemctl restart swapd)."
             raise SwapdError(errors.NOT_SUPPORTED, text, {"keys": stuck})
         self._write_command(actor, "reload", params)
-        self._executor.config = self._knowledge.config = new
+        self._apply(new)
         for name, config in new.services.items():
-            self._loop.take(SettingsChanged(now(), name, service_settings(config)))
+            self._loop.take(SettingsChanged(now(), name, service_settings(new, config)))
         swaps = []
         for change in changes:
             if change.effect == SWAP:
-                name = change.key.split(".")[1]
-                swap = {"service": name, "to": new.services[name].model, "reason": "the configuration changed"}
+                swap = {
+                    "service": change.name,
+                    "to": new.services[change.name].model,
+                    "reason": "the configuration changed",
+                }
                 swaps.append(await self.swap(swap, actor))
         return {**record, "applied": True, "swaps": swaps}
 
@@ -354,8 +359,14 @@ _METHODS: Final[Mapping[str, Callable[[Api, Params, str], Awaitable[Any]]]] = {
 }
 
 
-def service_settings(config: ServiceConfig) -> ServiceSettings:
-    return ServiceSettings(Strategy(config.strategy), config.max_outage_s, config.drain_timeout_s, config.soak_s)
+def service_settings(config: Config, service: ServiceConfig) -> ServiceSettings:
+    return ServiceSettings(
+        Strategy(service.strategy),
+        service.max_outage_s,
+        service.drain_timeout_s,
+        service.soak_s,
+        config.daemon.restart_backoff_max_s,
+    )
 
 
 def _actor(peer: Peer, params: Params) -> str:

@@ -213,12 +213,13 @@ class Executor:
             live.http_socket, model.probes, alive=live.alive, progress=self._progress(op, "probes")
         )
         self._knowledge.learn_time(op, "verify", asyncio.get_running_loop().time() - started_s)
+        used = None
         if effect.slot is not None:
             reading = await self._devices.read_one(effect.slot.device)
             self._knowledge.learn_footprint(op, reading)
-        return {
-            "detail": f"{report.answers} answers, slowest {report.slowest_s * 1000:.0f} ms" if report.answers else ""
-        }
+            used = dict(reading.used_by).get(op.worker)
+        detail = f"{report.answers} answers, slowest {report.slowest_s * 1000:.0f} ms" if report.answers else ""
+        return {"detail": detail, "used_bytes": used}
 
     async def _adopt(self, effect: Run) -> Mapping[str, Any]:
         op = effect.op

@@ -70,9 +70,7 @@ class Knowledge:
         )
         times = self._journal.timing(model.name, digest)
         expected = ExpectedTimes(drain_s=streams_s, load_s=times.get("load"), warm_s=times.get("verify"))
-        return Measurement(
-            footprint, tuple(readings), expected, can_stage=kind is DeviceKind.NVML and getattr(model, "stage", False)
-        )
+        return Measurement(footprint, tuple(readings), expected, can_stage=kind is DeviceKind.NVML and model.stage)
 
     def wake_seconds(self, model: ModelConfig) -> float | None:
         return self._journal.timing(model.name, settings_digest(model)).get("wake")

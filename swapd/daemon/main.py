@@ -6,8 +6,10 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -33,6 +35,7 @@ from swapd.host.clock import wall_s as now
 from swapd.host.config_file import check, load_config
 from swapd.host.control_socket import ControlSocket, Peer
 from swapd.host.journal import Journal
+from swapd.host.processes import kill_leftovers
 from swapd.host.service_manager import ServiceManager
 
 log = logging.getLogger("swapd")
@@ -107,6 +110,7 @@ class _Daemon:
     async def build(cls, config: Config, stack: contextlib.AsyncExitStack) -> _Daemon:
         _make_directories(config)
         stack.enter_context(_only_one(config))
+        await _end_leftovers(Path(config.daemon.runtime_dir) / "w")
         journal = Journal(Path(config.daemon.state_dir) / "journal.db")
         stack.callback(journal.close)
         inherited = ServiceManager().listen_fds()
@@ -134,7 +138,7 @@ class _Daemon:
         loop = Loop(state, journal, executor, publish)
         executor.loop = knowledge.loop = loop
         daemon = cls(config, loop, executor, knowledge, journal, workers)
-        daemon.api = Api(loop, executor, workers, devices, knowledge, journal)
+        daemon.api = Api(loop, executor, workers, devices, knowledge, journal, daemon.apply)
         workers.start()
         stack.push_async_callback(workers.close)
         await devices.start()
@@ -150,6 +154,11 @@ class _Daemon:
         await daemon.control.start()  # last: whoever asks finds every service
         stack.push_async_callback(daemon.control.close)
         return daemon
+
+    def apply(self, config: Config) -> None:
+        """Go by a new configuration from now on."""
+        self.config = self.executor.config = self.knowledge.config = self.workers.config = config
+        logging.getLogger().setLevel(config.daemon.log_level.upper())
 
     async def handle(self, method: str, params: Mapping[str, Any], peer: Peer) -> Any:
         return await self.api.handle(method, params, peer)
@@ -239,7 +248,7 @@ class _Daemon:
             if model_name != service.model:
                 log.info("service.drift service=%s config=%s running=%s", name, service.model, model_name)
             epoch = int(record.get("epoch", 0))
-            settings = service_settings(service)
+            settings = service_settings(self.config, service)
             self.loop.take(ServiceAdded(now(), name, settings, service.model, revision, previous, epoch))
 
 
@@ -278,6 +287,16 @@ def _only_one(config: Config) -> Any:
             text = f"Another swapd runs with state_dir = {config.daemon.state_dir!r}; stop it, or choose another one."
             raise SwapdError(LISTEN_FAILED, text) from None
         yield
+
+
+async def _end_leftovers(directory: Path) -> None:
+    """End the workers of a daemon that died: nobody speaks to them any more, and they hold the addresses."""
+    for spec in await asyncio.to_thread(lambda: list(directory.glob("*/spec.json"))):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads(spec.read_text())
+            log.warning("daemon.leftover worker=%s", told["worker_id"])
+            await kill_leftovers(f"{told['worker_id']}:{told['nonce']}")
+        shutil.rmtree(spec.parent, ignore_errors=True)
 
 
 def _bind_all(config: Config, inherited: Mapping[str, socket.socket]) -> dict[str, dict[str, socket.socket]]:

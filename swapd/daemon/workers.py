@@ -81,7 +81,7 @@ class Workers:
         clock: Callable[[], float],
     ) -> None:
         self.live: dict[str, Live] = {}
-        self._config = config
+        self.config = config
         self._on_exit = on_exit
         self._on_event = on_event
         self._clock = clock
@@ -104,13 +104,13 @@ class Workers:
         self._supervisor.close()
 
     def log_path(self, worker_id: str) -> Path:
-        return Path(self._config.daemon.state_dir) / "logs" / f"{worker_id}.log"
+        return Path(self.config.daemon.state_dir) / "logs" / f"{worker_id}.log"
 
     async def spawn(
         self, worker: Worker, service: ServiceConfig, model: ModelConfig | None, reading: DeviceReading | None
     ) -> Mapping[str, Any]:
         """Start the process and say hello. On failure nothing of it is left. Raises SwapdError."""
-        directory = Path(self._config.daemon.worker_dir(worker.id))
+        directory = Path(self.config.daemon.worker_dir(worker.id))
         nonce = secrets.token_hex(8)
         _make_directory(directory, _spec(worker, service, model, nonce))
         log_path = self.log_path(worker.id)
@@ -145,7 +145,7 @@ class Workers:
             return
         live.stopping = True
         if not force and live.channel is not None:
-            patience_s = self._config.daemon.stop_timeout_s
+            patience_s = self.config.daemon.stop_timeout_s
             with contextlib.suppress(SwapdError):
                 await live.request("stop", deadline_s=patience_s)
                 await asyncio.wait_for(live.process.wait(), patience_s)
@@ -162,7 +162,7 @@ class Workers:
                 log.warning("worker.unreachable worker=%s because=%r", live.id, live.channel.closed_because)
         if live.stopping:  # `stop` gives it the time that it has
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(live.process.wait(), self._config.daemon.stop_timeout_s)
+                await asyncio.wait_for(live.process.wait(), self.config.daemon.stop_timeout_s)
         while True:
             try:
                 await live.process.kill_tree(0.0)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import fcntl
+import os
+import resource
 import select
 import socket
 import threading
@@ -30,6 +33,7 @@ BEAT_S: Final = 0.1
 RELEASES_A_TURN: Final = 64  # copies closed between two turns of the loop, after the cutover
 REFUSED_RETRY_S: Final = 0.5
 ARMED_LIMIT_S: Final = 120.0  # a target lets go of what it holds when nobody decides for this long
+DESCRIPTORS: Final = 16384  # 128 KiB of kernel memory
 STARTED_WAIT_S: Final = 5.0  # how long a thread waits for STARTED; the loop goes on waiting, without limit
 
 
@@ -125,6 +129,7 @@ class Front(ABC):
         self._unacknowledged: dict[int, Copy] = {}
         self._next_id = 1
         self._asked = False
+        _widen_descriptor_table()
         self._beat_at = time.monotonic()
         self._beat_timer = loop.call_later(BEAT_S, self._beat)
         self._closed = False
@@ -246,10 +251,16 @@ class Front(ABC):
         return SourceDeadReport(started, self._acceptor.names if started else [], held if started else 0)
 
     def target_dead(self, epoch: int) -> bool:
-        """[any thread] The target is proven dead: resume. False when nothing of that epoch was left to resume."""
-        with self._lock:
-            if self._giving is not None and self._giving.epoch == epoch:
-                self._giving.reason = self._giving.reason or "the target died"
+        """The target is proven dead: resume, even after COMMIT. False when nothing of that epoch is left to resume.
+
+        What it had said comes first: once it has started, bytes may have died with it, and a connection of which
+        another process has read something must never be read again.
+        """
+        giving = self._giving
+        if giving is not None and giving.epoch == epoch:
+            if giving.link is not None:
+                giving.link.drain()
+            giving.reason = giving.reason or "the target died"
         return bool(self._apply(Event(Kind.TARGET_DEAD, epoch)))
 
     def abort_hand_over(self) -> None:
@@ -769,6 +780,15 @@ class Front(ABC):
 
     def _blocked_s(self) -> float:
         return max(0.0, time.monotonic() - self._beat_at - BEAT_S)
+
+
+def _widen_descriptor_table() -> None:
+    """Let the kernel grow this process's table of descriptors now. In a process with threads each doubling waits for an
+    RCU grace period: measured, it made the first cutover of 1,000 connections 33 ms long instead of 4."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, DESCRIPTORS)
+    with contextlib.suppress(OSError), open(os.devnull) as any_file:
+        os.close(fcntl.fcntl(any_file, fcntl.F_DUPFD_CLOEXEC, wanted - 1))
 
 
 class _Refused(Exception):

@@ -35,7 +35,8 @@ CREATE TABLE op (
     worker TEXT NOT NULL, kind TEXT NOT NULL, args TEXT NOT NULL,
     intent_at REAL NOT NULL, done_at REAL, result TEXT);
 CREATE UNIQUE INDEX op_by_number ON op (boot, op);
-CREATE TABLE transition (id INTEGER PRIMARY KEY, at REAL NOT NULL, swap INTEGER, event TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TABLE transition (
+    id INTEGER PRIMARY KEY, at REAL NOT NULL, swap INTEGER, event TEXT NOT NULL, body TEXT NOT NULL);
 CREATE INDEX transition_by_swap ON transition (swap, id);
 CREATE TABLE command (
     id INTEGER PRIMARY KEY, at REAL NOT NULL, actor TEXT NOT NULL, method TEXT NOT NULL, params TEXT NOT NULL);

@@ -81,10 +81,10 @@ def encode(message: Message) -> bytes:
     elif isinstance(message, WorkerEvent):
         body = {"event": message.name, "params": dict(message.params)}
     elif message.error is not None:
-        error = message.error
+        problem = message.error
         body = {
             "re": message.re,
-            "error": {"code": error.code, "message": error.message, "details": dict(error.details)},
+            "error": {"code": problem.code, "message": problem.message, "details": dict(problem.details)},
         }
     else:
         body = {"re": message.re, "ok": dict(message.ok or {})}
@@ -110,8 +110,8 @@ def decode(data: bytes) -> Message:
         return WorkerEvent(_text(body, "event"), _mapping(body, "params"))
     if "re" in body:
         if "error" in body:
-            error = _mapping(body, "error")
-            problem = Problem(_text(error, "code"), _text(error, "message"), _mapping(error, "details"))
+            told = _mapping(body, "error")
+            problem = Problem(_text(told, "code"), _text(told, "message"), _mapping(told, "details"))
             return Reply(_integer(body, "re"), error=problem)
         return Reply(_integer(body, "re"), ok=_mapping(body, "ok"))
     raise WireError("neither a request, a reply nor an event")

@@ -258,11 +258,6 @@ def test_a_wish_for_dual_is_refused_where_memory_does_not_allow_it():
     assert "--strategy in-place is possible" in problem.message
 
 
-def test_a_wish_is_understood_by_its_value():
-    """The configuration has its own enum, and `is` between the two would quietly mean "auto"."""
-    refused(VRAM_INSUFFICIENT, wish="dual")
-
-
 def test_a_wish_for_in_place_is_followed_though_dual_would_fit():
     answer = placed(wish=Strategy.IN_PLACE, footprint=need(3 * GIB))
     assert answer.strategy is Strategy.IN_PLACE

@@ -36,7 +36,7 @@ def act(host: Host, data: st.DataObject) -> None:
             pass
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), total=st.sampled_from([24, 36, 64]), hooks=st.sampled_from([(), ("park", "wake"), ("stage",)]))
 def test_whatever_fails_in_whatever_order_somebody_proved_serves_in_the_end(data, total, hooks):
     host = Host(total=total << 30, hooks=frozenset(hooks))
@@ -55,7 +55,8 @@ def test_whatever_fails_in_whatever_order_somebody_proved_serves_in_the_end(data
             assert host.owner[service.name] == owner.id
         others = [w for w in host.state.workers_of(service.name) if w.id != owner.id]
         assert not others or service.problem is not None, f"left over: {others}"
-    assert {r.worker_id for r in host.state.reservations} <= {w.id for w in host.state.workers}
+    held = {r.worker_id for r in host.state.reservations}
+    assert held <= {w.id for w in host.state.workers}, f"reserved for nobody: {held}"
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -185,8 +185,12 @@ class Host:
                 self.send(events.TimerFired(self.now, service))
 
     def settle(self, *, limit: int = 400, until_idle: bool = True) -> None:
-        """Let everything go well until nothing is left to do."""
+        """Let everything go well until nothing is left to do, or only what cannot fit is tried again and again."""
+        in_vain = 0
         for _ in range(limit):
+            in_vain = 0 if self.pending else in_vain + 1
+            if in_vain > 60:
+                return
             if self.measures:
                 self.measure()
             elif ops := [i for i in self.pending if not self._stuck(self.pending[i].op)]:

@@ -1,0 +1,185 @@
+"""What an operator's command, or the configuration, means for the state.
+
+A handler answers with a `Problem` (a refusal: nothing is changed), with the name of the service whose swap is the
+answer, or with nothing. What is to be done follows in `core.advance`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from swapd.core import errors, events, placement
+from swapd.core.draft import Draft
+from swapd.core.errors import Problem
+from swapd.core.model import Kind, Service, Slot, State, Strategy, Swap
+from swapd.core.states import Phase, WorkerState
+
+KEPT_REVISIONS: Final = 32
+
+
+def service_added(d: Draft, event: events.ServiceAdded) -> None:
+    known = [r for r in (event.previous, event.revision) if r is not None]
+    d.services[event.name] = Service(
+        event.name,
+        event.settings,
+        event.config_model,
+        revisions=tuple(known),
+        stable=event.revision.number,
+        previous=event.previous.number if event.previous else 0,
+        epoch=event.epoch,
+    )
+
+
+def settings_changed(d: Draft, event: events.SettingsChanged) -> None:
+    if event.service in d.services:
+        d.set_service(event.service, settings=event.settings)
+
+
+def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
+    planned = plan(d.before, event)
+    if isinstance(planned, Problem):
+        return planned
+    service = d.services[event.service]
+    swap = service.swap
+    if swap is not None:  # soaking: a new swap ends it, or returns to the revision that it kept
+        if _is_return(d, service, event):
+            begin_return(d, service, Phase.CANCELED, f"returned by {event.actor}", event.actor)
+            return event.service
+        d.end_step(service.name, "soak", "done")
+        d.finish_swap(service.name, Phase.SUCCEEDED, reason="its soak was ended by a new swap")
+        service = d.services[event.service]
+    _drop_failing_stable(d, service)
+    number = max((r.number for r in service.revisions), default=0) + 1
+    target = replace(event.candidate, number=number)
+    slot = Slot(planned.device, planned.need_bytes, event.measurement.can_stage)
+    # A stable revision that was never placed has never served: there is nothing to go back to.
+    source = service.revision(service.stable) if service.slot(service.stable) is not None else None
+    swap = Swap(
+        d.next_swap,
+        service.name,
+        source,
+        target,
+        planned.strategy,
+        planned.why,
+        Phase.PREPARING,
+        event.actor,
+        event.reason,
+        d.at,
+        reason=f"{target.model} is being prepared",
+    )
+    d.next_swap += 1
+    d.set_service(
+        service.name,
+        swap=swap,
+        revisions=(*service.revisions, target)[-KEPT_REVISIONS:],
+        slots=(*((n, s) for n, s in service.slots if n == service.stable), (number, slot)),
+        retry_at=None,
+        measuring=False,
+    )
+    worker = d.add_worker(service.name, Kind.DIRECT, number, 0.0)
+    if swap.strategy is not Strategy.IN_PLACE:
+        d.reserve(worker, slot)
+    return service.name
+
+
+def plan(state: State, event: events.SwapRequested) -> placement.Placement | Problem:
+    """What `swap` would do with this request now: its placement, or the refusal. Changes nothing."""
+    service = state.service(event.service)
+    if state.stopping:
+        return Problem(errors.SHUTTING_DOWN, "swapd is shutting down; no swap is begun.")
+    if service is None:
+        return Problem(errors.UNKNOWN_SERVICE, f"There is no service {event.service!r}.")
+    swap = service.swap
+    if swap is not None and swap.phase is not Phase.SOAKING:
+        text = (
+            f"Swap {swap.id} of {service.name} to {swap.target.model} is under way ({swap.phase.value});"
+            f" wait for it (swapd-cli wait {service.name}) or cancel it (swapd-cli cancel {service.name})."
+        )
+        return Problem(errors.SWAP_IN_PROGRESS, text, {"swap": swap.id, "phase": swap.phase.value})
+    stable = service.revision(service.stable)
+    if stable is not None and stable.same_content(event.candidate) and not event.again and service.owner is not None:
+        text = (
+            f"{service.name} already serves {stable.model} (revision {stable.number}) with this content and these"
+            f" settings; to start it afresh: swapd-cli restart {service.name}."
+        )
+        serving = state.worker(service.owner)
+        if serving is not None and serving.revision == stable.number:
+            return Problem(errors.ALREADY_SERVING, text, {"revision": stable.number})
+    return placement.place(_placement_request(state, service, event))
+
+
+def _placement_request(state: State, service: Service, event: events.SwapRequested) -> placement.PlacementRequest:
+    workers = [w for w in state.workers_of(service.name) if w.kind is Kind.DIRECT]
+    reserved = {r.worker_id for r in state.reservations}
+    serving = tuple(w.id for w in workers if w.revision == service.stable and w.can_serve)
+    held = tuple(w.id for w in workers if w.id in reserved and w.id not in serving)
+    wish = event.strategy or service.settings.strategy
+    max_outage_s = event.max_outage_s if event.max_outage_s is not None else service.settings.max_outage_s
+    names = {r.number: r.model for r in service.revisions}
+    return placement.PlacementRequest(
+        service=service.name,
+        model=event.candidate.model,
+        footprint=event.measurement.footprint,
+        readings=event.measurement.readings,
+        reservations=state.reservations,
+        incumbents=serving,
+        retiring=held,
+        wish=wish,
+        max_outage_s=max_outage_s,
+        expected=event.measurement.expected,
+        can_park=any("park" in w.hooks for w in workers if w.id in serving),
+        model_of=tuple((w.id, names.get(w.revision, w.id)) for w in workers),
+    )
+
+
+def _is_return(d: Draft, service: Service, event: events.SwapRequested) -> bool:
+    source = service.swap.source if service.swap is not None else None
+    if source is None or event.again or not source.same_content(event.candidate):
+        return False
+    worker = d.worker_of(service.name, source.number)
+    return worker is not None and (worker.can_serve or worker.state is WorkerState.PARKED)
+
+
+def _drop_failing_stable(d: Draft, service: Service) -> None:
+    """A stable revision that does not come up makes way: it is not retried while its successor is prepared."""
+    worker = d.worker_of(service.name, service.stable)
+    if worker is not None and not worker.can_serve:
+        d.stop(worker, force=True)
+
+
+def return_requested(d: Draft, event: events.ReturnRequested) -> Problem | str:
+    service = d.services.get(event.service)
+    if service is None:
+        return Problem(errors.UNKNOWN_SERVICE, f"There is no service {event.service!r}.")
+    swap = service.swap
+    soaking = swap is not None and swap.phase is Phase.SOAKING
+    if (event.only_soaking and not soaking) or (soaking and swap is not None and swap.source is None):
+        text = f"{service.name} has no revision to return to; to swap to another model: swapd-cli swap."
+        return Problem(errors.NOTHING_TO_ROLL_BACK, text)
+    if event.only_soaking:
+        begin_return(d, service, Phase.CANCELED, f"rolled back by {event.actor}", event.actor)
+        return service.name
+    if swap is None:
+        return Problem(errors.NOTHING_TO_CANCEL, f"No swap of {service.name} is under way.")
+    if swap.phase is Phase.SOAKING:
+        begin_return(d, service, Phase.CANCELED, f"canceled by {event.actor}", event.actor)
+    elif swap.phase is not Phase.ROLLING_BACK:
+        why = f"canceled by {event.actor}" + (f": {event.reason}" if event.reason else "")
+        d.fail_swap(service.name, Problem(errors.CANCELED, why), (), Phase.CANCELED)
+        d.end_candidate(service.name)
+    return service.name
+
+
+def begin_return(d: Draft, service: Service, end: Phase, why: str, actor: str) -> None:
+    """From a soak back to the old revision."""
+    swap = service.swap
+    assert swap is not None
+    assert swap.source is not None
+    d.end_step(service.name, "soak", "canceled")
+    d.set_phase(service.name, Phase.ROLLING_BACK, end_phase=end, reason=why)
+    d.set_service(service.name, stable=swap.source.number, previous=0)
+
+
+def shutdown_requested(d: Draft, event: events.ShutdownRequested) -> None:
+    d.stopping = True

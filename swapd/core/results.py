@@ -1,0 +1,358 @@
+"""What came of operations, and what happened by itself: results, failures, deaths.
+
+A late result, or one of a worker that is gone, changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from swapd.core import errors, events, placement
+from swapd.core.advance import FORWARD
+from swapd.core.commands import begin_return
+from swapd.core.draft import Draft
+from swapd.core.errors import Problem
+from swapd.core.events import Amend, Measurement
+from swapd.core.model import Kind, Op, OpKind, Revision, Service, Slot, Strategy, Worker
+from swapd.core.states import Phase, WorkerState
+
+GATE_RETRY_S: Final = 1.0
+BACKOFF_FIRST_S: Final = 0.5
+CALM_S: Final = 60.0  # a worker that has served for so long starts its count of failures anew
+
+
+def backoff_s(failures: int, longest_s: float) -> float:
+    """The pause before the next start: 0.5 s, 1 s, 2 s ... up to `restart_backoff_max`."""
+    return min(longest_s, BACKOFF_FIRST_S * 2.0 ** min(30, max(0, failures - 1)))
+
+
+def measured(d: Draft, event: events.Measured) -> None:
+    """The figures for a first start are here: place it, or try again later."""
+    service = d.services.get(event.service)
+    if service is None or not service.measuring:
+        return
+    revision = service.revision(event.revision)
+    d.set_service(event.service, measuring=False)
+    if revision is None or service.slot(event.revision) is not None:
+        return
+    placed = event.result if isinstance(event.result, Problem) else _place_start(d, service, revision, event.result)
+    if isinstance(placed, Problem):
+        _postpone(d, service.name, placed)
+        return
+    assert isinstance(event.result, Measurement)
+    slot = Slot(placed.device, placed.need_bytes, event.result.can_stage)
+    d.set_service(event.service, slots=(*service.slots, (event.revision, slot)))
+
+
+def _place_start(d: Draft, service: Service, revision: Revision, m: Measurement) -> placement.Placement | Problem:
+    return placement.place(
+        placement.PlacementRequest(
+            service=service.name,
+            model=revision.model,
+            footprint=m.footprint,
+            readings=m.readings,
+            reservations=tuple(d.reservations.values()),
+        )
+    )
+
+
+def _postpone(d: Draft, service: str, problem: Problem) -> None:
+    failures = d.services[service].failures + 1
+    pause_s = backoff_s(failures, d.services[service].settings.backoff_max_s)
+    d.set_service(service, failures=failures, problem=problem, retry_at=d.at + pause_s)
+
+
+def op_done(d: Draft, event: events.OpDone) -> None:
+    worker = _worker_with_op(d, event.op)
+    if worker is None or worker.op is None:
+        return
+    op = worker.op
+    if op.kind is OpKind.STOP:
+        return  # its end is WorkerExited, when the whole tree is gone
+    d.end_step(op.service, op.step, "done", str(event.result.get("detail", "")))
+    d.set_worker(worker.id, op=None)
+    match op.kind:
+        case OpKind.SPAWN:
+            state = WorkerState.LOADED if worker.kind is Kind.GATE else WorkerState.SPAWNED
+            hooks = frozenset(event.result.get("hooks", ()))
+            d.set_worker(worker.id, connected=True, hooks=hooks, state=state)
+        case OpKind.STAGE:
+            d.set_worker(worker.id, state=WorkerState.STAGED)
+        case OpKind.CONFIRM:
+            d.set_worker(worker.id, confirmed=True)
+        case OpKind.LOAD:
+            hooks = frozenset(event.result.get("hooks", worker.hooks))
+            d.set_worker(worker.id, state=WorkerState.LOADED, hooks=hooks)
+        case OpKind.WAKE:
+            d.set_worker(worker.id, state=WorkerState.LOADED, warmed=True)
+        case OpKind.WARM:
+            d.set_worker(worker.id, warmed=True)
+        case OpKind.VERIFY:
+            d.set_worker(worker.id, verified=True, ready_at=d.at)
+            _settle(d, worker, event.result.get("used_bytes"))
+        case OpKind.ADOPT:
+            _owns(d, worker, op.epoch)
+            _served(d, op, event.result)
+        case OpKind.HAND_OVER | OpKind.TARGET_DEAD | OpKind.SOURCE_DEAD:
+            _transferred(d, worker, op, event)
+        case OpKind.DRAIN:
+            _drained(d, worker, int(event.result.get("cut", 0)))
+        case OpKind.PARK:
+            d.set_worker(worker.id, state=WorkerState.PARKED, confirmed=False, verified=False)
+            reservation = d.reservations.get(worker.id)
+            if reservation is not None:  # what it keeps is what is measured
+                d.reservations[worker.id] = replace(reservation, bytes=None, settled=True)
+        case _:
+            pass
+
+
+def _worker_with_op(d: Draft, op: int) -> Worker | None:
+    return next((w for w in d.workers.values() if w.op is not None and w.op.id == op), None)
+
+
+def _settle(d: Draft, worker: Worker, used_bytes: int | None) -> None:
+    """It has proved itself: what it has not taken by now it is not about to take, and an unknown need is known."""
+    reservation = d.reservations.get(worker.id)
+    if reservation is None:
+        return
+    d.reservations[worker.id] = replace(reservation, settled=True)
+    if reservation.bytes is None and used_bytes is not None:
+        d.reservations[worker.id] = replace(reservation, settled=True, bytes=used_bytes)
+        service = d.services[worker.service]
+        slots = ((n, replace(s, need_bytes=used_bytes) if n == worker.revision else s) for n, s in service.slots)
+        d.set_service(worker.service, slots=tuple(slots))
+
+
+def _owns(d: Draft, worker: Worker, epoch: int) -> None:
+    service = d.services[worker.service]
+    old = d.workers.get(service.owner or "")
+    if old is not None and old.id != worker.id and old.state is WorkerState.SERVING:
+        d.set_worker(old.id, state=WorkerState.QUIESCED, drained=False)
+    d.set_worker(worker.id, state=WorkerState.SERVING, drained=False)
+    d.set_service(worker.service, owner=worker.id, epoch=max(epoch, service.epoch))
+
+
+def _transferred(d: Draft, worker: Worker, op: Op, event: events.OpDone) -> None:
+    if op.kind is OpKind.TARGET_DEAD:
+        _owns(d, worker, op.epoch)
+        return
+    if op.kind is OpKind.SOURCE_DEAD:
+        if event.result.get("started") and event.result.get("listeners"):
+            _owns(d, worker, op.epoch)
+            _served(d, op, event.result)
+        return  # otherwise nobody owns the listeners, and `advance` gives them to it
+    target = d.workers.get(op.target or "")
+    if target is None:
+        return
+    _owns(d, target, op.epoch)
+    _served(d, replace(op, worker=target.id), event.result)
+
+
+def _served(d: Draft, op: Op, result: Any) -> None:
+    """A front has become the owner: what that means for the swap."""
+    worker = d.workers[op.worker]
+    service = d.services[worker.service]
+    swap = service.swap
+    if worker.kind is Kind.GATE:
+        if swap is not None and "quiesced_at" in result:
+            d.set_swap(service.name, held_at_mono_s=float(result["quiesced_at"]))
+        return
+    if service.failures or service.problem is not None:
+        d.set_service(service.name, problem=None)
+    if swap is None or swap.phase not in FORWARD or worker.revision != swap.target.number:
+        return
+    started_at, quiesced_at = result.get("started_at"), result.get("quiesced_at")
+    cutover_ms = outage_ms = None
+    if started_at is not None:
+        if quiesced_at is not None:
+            cutover_ms = round((started_at - quiesced_at) * 1000, 3)
+        since = swap.held_at_mono_s if swap.held_at_mono_s is not None else quiesced_at
+        outage_ms = round((started_at - since) * 1000, 3) if since is not None else None
+    if swap.phase is Phase.PREPARING:
+        d.set_phase(service.name, Phase.PROGRESSING)
+    soak_until = d.at + service.settings.soak_s
+    d.set_phase(
+        service.name,
+        Phase.SOAKING,
+        cutover_ms=cutover_ms,
+        outage_ms=outage_ms,
+        soak_until=soak_until,
+        reason=f"{swap.target.model} serves",
+    )
+    d.begin_step(service.name, "soak")
+    previous = swap.source.number if swap.source is not None else 0
+    d.set_service(service.name, stable=swap.target.number, previous=previous, failures=0, problem=None, retry_at=None)
+
+
+def _drained(d: Draft, worker: Worker, cut: int) -> None:
+    service = d.services[worker.service]
+    if service.owner == worker.id and not d.stopping:
+        return  # it became the owner again meanwhile
+    d.set_worker(worker.id, drained=True)
+    if not cut:
+        return
+    swap = service.swap
+    if swap is not None and worker.revision in (swap.target.number, swap.source.number if swap.source else 0):
+        d.set_swap(service.name, cut_requests=swap.cut_requests + cut)
+    else:
+        d.effects.append(Amend(service.name, worker.revision, cut))
+
+
+def op_failed(d: Draft, event: events.OpFailed) -> None:
+    worker = _worker_with_op(d, event.op)
+    if worker is None or worker.op is None:
+        return
+    op = worker.op
+    d.end_step(op.service, op.step, "failed", event.problem.message)
+    if op.kind is OpKind.HAND_OVER:
+        _hand_over_failed(d, worker, op, event)
+        return
+    d.set_worker(worker.id, op=None)
+    match op.kind:
+        case OpKind.STOP:
+            # Something of the tree cannot be ended (a process in the kernel): its memory stays reserved, and it is
+            # asked again at the next step.
+            d.set_worker(worker.id, state=WorkerState.QUIESCED, drained=True, verified=False)
+            d.set_service(op.service, problem=event.problem)
+        case OpKind.DRAIN:
+            _drained(d, worker, 0)
+        case OpKind.PARK:
+            d.stop(d.workers[worker.id], force=False)
+        case OpKind.CONFIRM if _stop_parked(d, worker):
+            pass
+        case _:
+            _worker_failed(d, worker, event.problem, event.log_tail)
+
+
+def _stop_parked(d: Draft, worker: Worker) -> bool:
+    """Parking freed too little: stop what is parked, and measure again."""
+    parked = [w for w in d.workers_of(worker.service) if w.state is WorkerState.PARKED and w.id != worker.id]
+    for other in parked:
+        d.stop(other, force=False)
+    return bool(parked)
+
+
+def _hand_over_failed(d: Draft, source: Worker, op: Op, event: events.OpFailed) -> None:
+    """A target that did not take the clients in time is not fit to serve them.
+
+    HAND_OVER_FAILED means that the source has resumed. Anything else leaves it open who reads: the source may
+    resume only on the target's proven death (TARGET_DEAD, once WorkerExited tells it), so its operation stays.
+    """
+    if event.problem.code == errors.HAND_OVER_FAILED:
+        d.set_worker(source.id, op=None)
+    target = d.workers.get(op.target or "")
+    if target is not None:
+        _worker_failed(d, target, event.problem, event.log_tail)
+    else:
+        d.run(OpKind.TARGET_DEAD, d.workers[source.id], epoch=op.epoch)
+
+
+def _worker_failed(d: Draft, worker: Worker, problem: Problem, log_tail: tuple[str, ...]) -> None:
+    """A worker is of no use any more. A candidate's failure is its swap's; another's is retried with backoff."""
+    current = d.workers.get(worker.id)
+    if current is not None:
+        d.stop(current, force=True)
+    service = d.services[worker.service]
+    swap = service.swap
+    if (
+        swap is not None
+        and swap.phase in FORWARD
+        and (worker.revision == swap.target.number or (worker.kind is Kind.GATE and swap.strategy is Strategy.IN_PLACE))
+    ):
+        d.fail_swap(worker.service, problem, log_tail, Phase.FAILED)
+        d.end_candidate(worker.service)
+    elif worker.kind is Kind.GATE:
+        _next_gate(d, worker)
+    else:
+        _postpone(d, worker.service, problem)
+
+
+def _next_gate(d: Draft, dead: Worker) -> None:
+    """A gate that never came up is not begun again in a tight loop."""
+    if not dead.connected and d.gate_of(dead.service) is None:
+        d.add_worker(dead.service, Kind.GATE, 0, d.at + GATE_RETRY_S)
+
+
+def worker_exited(d: Draft, event: events.WorkerExited) -> None:
+    worker = d.workers.pop(event.worker, None)
+    if worker is None:
+        return
+    d.reservations.pop(worker.id, None)
+    service = d.services[worker.service]
+    was_owner = service.owner == worker.id
+    if was_owner:
+        service = d.set_service(worker.service, owner=None)
+    if worker.op is not None:
+        expected = worker.op.kind is OpKind.STOP
+        d.end_step(
+            worker.service, worker.op.step, "done" if expected else "failed", "" if expected else event.problem.message
+        )
+    _end_transfer(d, worker, event.at)
+    if worker.ending or d.stopping:
+        return
+    swap = service.swap
+    if worker.kind is Kind.GATE:
+        if swap is not None and swap.strategy is Strategy.IN_PLACE and swap.phase is Phase.PREPARING:
+            _worker_failed(d, worker, event.problem, event.log_tail)
+        else:
+            _next_gate(d, worker)
+        return
+    if swap is not None and worker.revision == swap.target.number:
+        if swap.phase is Phase.SOAKING and swap.source is not None:
+            d.set_swap(service.name, error=event.problem, log_tail=event.log_tail)
+            why = f"{swap.target.model} ended during the soak: {event.problem.message}"
+            begin_return(d, service, Phase.FAILED, why, "swapd")
+            return
+        if swap.phase in FORWARD:
+            d.fail_swap(service.name, event.problem, event.log_tail, Phase.FAILED)
+            return
+    if worker.revision == service.stable:
+        _restart(d, service, worker, event.problem)
+
+
+def _end_transfer(d: Draft, dead: Worker, at: float) -> None:
+    """A party of a hand-over is proven dead: tell the other, so that somebody reads the clients again."""
+    op = dead.op
+    if op is not None and op.kind is OpKind.HAND_OVER:
+        target = d.workers.get(op.target or "")
+        if target is not None and not target.ending:
+            d.run(OpKind.SOURCE_DEAD, target, epoch=op.epoch, step=op.step)
+    for other in list(d.workers.values()):
+        if other.op is not None and other.op.kind is OpKind.HAND_OVER and other.op.target == dead.id:
+            d.end_step(other.service, other.op.step, "failed", "the target of the hand-over ended")
+            d.run(OpKind.TARGET_DEAD, other, epoch=other.op.epoch)
+
+
+def _restart(d: Draft, service: Service, dead: Worker, problem: Problem) -> None:
+    """The serving revision's worker ended by itself: begin another, with backoff, in the same memory."""
+    calm = dead.ready_at is not None and d.at - dead.ready_at > CALM_S
+    failures = 1 if calm else service.failures + 1
+    pause_s = 0.0 if failures == 1 else backoff_s(failures - 1, service.settings.backoff_max_s)
+    d.set_service(service.name, failures=failures, problem=problem, retry_at=d.at + pause_s)
+    slot = service.slot(dead.revision)
+    if slot is not None and d.worker_of(service.name, dead.revision) is None:
+        worker = d.add_worker(service.name, Kind.DIRECT, dead.revision, d.at + pause_s)
+        d.reserve(worker, slot)
+
+
+def successor_needed(d: Draft, event: events.SuccessorNeeded) -> None:
+    worker = d.workers.get(event.worker)
+    if worker is None:
+        return
+    service = d.services[worker.service]
+    if service.owner is not None and service.owner != worker.id:
+        d.run(OpKind.SUCCESSOR, worker, target=service.owner, epoch=service.epoch)
+
+
+def peak_seen(d: Draft, event: events.PeakSeen) -> None:
+    service = d.services.get(event.service)
+    if service is None or service.swap is None:
+        return
+    peaks = dict(service.swap.peak_memory_bytes)
+    peaks[event.device] = max(event.used_bytes, peaks.get(event.device, 0))
+    d.set_swap(event.service, peak_memory_bytes=tuple(sorted(peaks.items())))
+
+
+def timer_fired(d: Draft, event: events.TimerFired) -> None:
+    """Nothing but the time has changed; `advance` looks at the clock."""

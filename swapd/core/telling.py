@@ -1,0 +1,48 @@
+"""What subscribers are told: found by comparing the state before and after, so that no transition can be forgotten."""
+
+from __future__ import annotations
+
+from swapd.core.draft import Draft
+from swapd.core.model import Swap
+from swapd.core.states import WorkerState
+
+
+def tell(d: Draft) -> None:
+    """Publish what changed, by comparing before and after: no transition can be forgotten."""
+    for finished in d.finished_swaps:
+        d.publish("swap.finished", swap_id=finished.id, service=finished.service, phase=finished.phase.value)
+    for name, service in d.services.items():
+        old = d.before.service(name)
+        swap, old_swap = service.swap, old.swap if old is not None else None
+        if swap is not None and (old_swap is None or old_swap.id != swap.id):
+            d.publish("swap.created", swap_id=swap.id, service=name)
+            old_swap = None
+        if swap is not None:
+            _tell_swap(d, swap, old_swap)
+        if old is None or (old.owner, old.failures, old.problem) != (service.owner, service.failures, service.problem):
+            d.publish("service.changed", service=name, owner=service.owner, failures=service.failures)
+    for worker in d.workers.values():
+        before = d.before.worker(worker.id)
+        if before is None or before.state is not worker.state:
+            d.publish("worker.state", worker=worker.id, service=worker.service, state=worker.state.value)
+    for gone in d.before.workers:
+        if gone.id not in d.workers:
+            d.publish("worker.state", worker=gone.id, service=gone.service, state=WorkerState.GONE.value)
+
+
+def _tell_swap(d: Draft, swap: Swap, before: Swap | None) -> None:
+    if before is None or before.phase is not swap.phase:
+        d.publish("swap.phase", swap_id=swap.id, service=swap.service, phase=swap.phase.value, reason=swap.reason)
+    old_steps = before.steps if before is not None else ()
+    for index, record in enumerate(swap.steps):
+        if index >= len(old_steps) or old_steps[index] != record:
+            ms = None if record.finished_at is None else round((record.finished_at - record.started_at) * 1000, 1)
+            d.publish(
+                "swap.step",
+                swap_id=swap.id,
+                service=swap.service,
+                step=record.name,
+                status=record.status,
+                ms=ms,
+                detail=record.detail,
+            )
