@@ -95,11 +95,13 @@ class Simulation(RuleBasedStateMachine):
     @precondition(lambda self: len(self.world.alive()) > 1)
     @rule(pick=PICK)
     def a_front_dies_between_two_effects(self, pick):
-        halfway = [front for front in self.world.alive() if len(front.effects) > 1]
-        if halfway:
-            front = halfway[pick % len(halfway)]
-            self.world.run_one(front)
-            self.world.crash(front)
+        for turn in range(pick % 20):
+            halfway = [front for front in self.world.alive() if len(front.effects) > 1]
+            if halfway and turn >= pick % 7:
+                self.world.run_one(halfway[0])
+                self.world.crash(halfway[0])
+                return
+            self.time_passes(pick, 1)
 
     @rule()
     def the_daemon_dies(self):
@@ -167,7 +169,7 @@ def simulate(examples, variant=step, **more):
 
 
 def test_the_promises_hold_whoever_dies_when():
-    simulate(400)
+    simulate(600)
 
 
 # --- planted bugs: each must be caught -------------------------------------------------------------------------
