@@ -158,7 +158,6 @@ class ServiceManager:
             return False
         data = "\n".join(lines).encode()
         try:
-            # Also without descriptors: send_fds(…, []) is a plain sendmsg().
             socket.send_fds(self._notifier.socket, [data], fds, socket.MSG_NOSIGNAL)
         except OSError as error:
             _log.warning("service_manager.not_sent message=%r error=%s", lines[0], error)
