@@ -392,8 +392,9 @@ def test_nothing_is_killed_before_everything_is_frozen(tmp_path, monkeypatch):
     async def test(host):
         process = await host.spawn_tree("tree")
         named = await host.names("root", "child", "setsid", "daemon")
-        monkeypatch.setattr(tree, "_send_signals", watch)
-        await process.kill_tree(0)
+        with monkeypatch.context() as patched:
+            patched.setattr(tree, "_send_signals", watch)
+            await process.kill_tree(0)
         assert killed == set(named)
 
     on_host(tmp_path, test)
