@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
 import os
 import statistics
@@ -124,7 +125,7 @@ def outage_seen(records: Any, done: Done) -> float:
     ends = sorted(
         end for end, outcome in zip(records.end, records.outcome, strict=True) if outcome == 0 and low <= end <= high
     )
-    return max((after - before for before, after in zip(ends, ends[1:], strict=False)), default=0.0)
+    return max((after - before for before, after in itertools.pairwise(ends)), default=0.0)
 
 
 def draw(folder: Path, report: Any, done: list[Done], begun: float, rows: list[dict[str, Any]]) -> None:

@@ -242,9 +242,8 @@ class Story:
         step = Step(what, at, time.monotonic(), record, record["id"] in known, succeeds)
         self.steps.append(step)
         say(f"      {outcome(step)}")
-        say(
-            f"      {record['why']}" if not step.back else f"      {record['reason']}; {step.new['model']} was still up"
-        )
+        why = f"{step.new['model']} was still up" if step.back else record["why"]
+        say("      " + why.replace("; ", ";\n      "))
         time.sleep(self.calm_s)
 
 
