@@ -211,7 +211,7 @@ class _Daemon:
         while True:
             self.manager.watchdog()
             self.manager.status(_summary(self.loop.state))
-            self.workers.tidy_logs(self.config.daemon.log_keep)
+            await asyncio.to_thread(self.workers.tidy_logs, self.config.daemon.log_keep)
             await asyncio.sleep(STATUS_PERIOD_S)
 
     # --- what serves after a restart -------------------------------------------------------------------------------

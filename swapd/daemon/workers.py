@@ -53,6 +53,7 @@ class Live:
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     stats: Mapping[str, Any] = field(default_factory=dict)
     stopping: bool = False
+    reported: bool = False  # its failure to start is told by the operation, so its exit needs no telling
 
     @property
     def http_socket(self) -> str:
@@ -129,9 +130,15 @@ class Workers:
         watcher = asyncio.get_running_loop().create_task(self._watch(live))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
-        channel, hello = await WorkerChannel.connect(
-            str(directory / "control.sock"), worker_id=worker.id, deadline_s=HELLO_DEADLINE_S, alive=live.alive
-        )
+        try:
+            channel, hello = await WorkerChannel.connect(
+                str(directory / "control.sock"), worker_id=worker.id, deadline_s=HELLO_DEADLINE_S, alive=live.alive
+            )
+        except SwapdError as error:
+            if error.code != WORKER_EXITED:  # it lives, and will never be of use; its exit tells the rest otherwise
+                live.reported = True
+                await process.kill_tree(0.0)
+            raise
         live.channel, live.hello = channel, hello
         live.connected.set()
         channel.on_event = lambda name, params: self._on_event(worker.id, name, params)
@@ -175,12 +182,13 @@ class Workers:
         self.live.pop(live.id, None)
         shutil.rmtree(live.directory, ignore_errors=True)
         lines = tuple(await asyncio.to_thread(tail, live.log_path, LOG_TAIL_LINES))
-        self._on_exit(live.id, exit_problem(live.id, live.process.exit_text, lines), lines)
+        if not live.reported:
+            self._on_exit(live.id, exit_problem(live.id, live.process.exit_text, lines), lines)
 
     def tidy_logs(self, keep_per_service: int) -> None:
-        """Forget the oldest logs of workers that have ended, and bound those of the running ones."""
+        """Forget the oldest logs of workers that have ended, and bound those of the running ones. Blocks."""
         prune(self.log_path("x").parent, keep_per_service=keep_per_service, running=tuple(self.live))
-        for live in self.live.values():
+        for live in list(self.live.values()):
             cap(live.log_path, MAX_LOG_BYTES)
 
     def last_lines(self, worker_id: str) -> tuple[str, ...]:

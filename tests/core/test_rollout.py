@@ -1,0 +1,282 @@
+"""What `core.rollout` decides, case by case, on the simulated host."""
+
+import pytest
+from support.rollout_host import GIB, Host
+
+from swapd.core import errors, events
+from swapd.core.errors import Problem
+from swapd.core.events import Measured
+from swapd.core.model import Health, Kind, OpKind
+from swapd.core.report import health, rollback_kind, service_record, swap_record
+from swapd.core.rollout import step
+from swapd.core.states import SWAP_TABLE, TERMINAL, Phase, WorkerState
+
+
+def serving(total=24, hooks=(), **settings):
+    host = Host(total=total * GIB, hooks=frozenset(hooks))
+    host.add("chat", "a", **settings)
+    host.settle(until_idle=False)
+    return host
+
+
+def chat(host):
+    return host.state.service("chat")
+
+
+def kinds(host):
+    return [run.op.kind for run in host.pending.values()]
+
+
+def finish_until(host, kind):
+    """Carry out operations until one of this kind is pending."""
+    for _ in range(60):
+        found = [i for i, run in host.pending.items() if run.op.kind is kind]
+        if found:
+            return found[0]
+        host.finish(next(iter(host.pending)))
+    raise AssertionError(f"no {kind}")
+
+
+def test_a_first_start_holds_the_clients_until_the_model_has_proved_itself():
+    host = Host()
+    host.add("chat", "a")
+    owners = []
+    while host.pending or host.measures:
+        if host.measures:
+            host.measure()
+        else:
+            host.finish(next(iter(host.pending)))
+        owner = host.state.worker(chat(host).owner)
+        owners.append(None if owner is None else owner.kind)
+    assert Kind.GATE in owners
+    assert owners[-1] is Kind.DIRECT
+    assert [w.kind for w in host.state.workers] == [Kind.DIRECT], "the gate is stopped once nobody is held"
+
+
+def test_in_a_dual_swap_the_stable_worker_owns_the_clients_until_the_candidate_is_verified():
+    host = serving()
+    stable = chat(host).owner
+    host.swap("chat", "b")
+    switch = finish_until(host, OpKind.HAND_OVER)
+    assert chat(host).owner == stable
+    candidate = host.state.worker(host.pending[switch].op.target)
+    assert candidate.verified
+    host.finish(switch)
+    assert chat(host).owner == candidate.id
+    assert host.state.worker(stable).state is WorkerState.QUIESCED, "resident, for the way back"
+
+
+@pytest.mark.parametrize(
+    "kind", [OpKind.SPAWN, OpKind.CONFIRM, OpKind.LOAD, OpKind.WARM, OpKind.VERIFY, OpKind.HAND_OVER]
+)
+def test_a_candidate_that_fails_at_any_step_of_a_dual_swap_never_touches_the_stable_one(kind):
+    host = serving()
+    stable = chat(host).owner
+    host.swap("chat", "b")
+    host.fail(finish_until(host, kind))
+    host.settle(until_idle=False)
+    assert chat(host).owner == stable
+    assert host.finished[-1].phase is Phase.FAILED
+    assert host.finished[-1].steps[-1].status == "failed"
+    assert [w.id for w in host.state.workers] == [stable]
+
+
+@pytest.mark.parametrize("kind", [OpKind.CONFIRM, OpKind.LOAD, OpKind.WARM, OpKind.VERIFY])
+def test_a_candidate_that_fails_in_place_brings_the_old_revision_back(kind):
+    host = serving()
+    host.swap("chat", "big")
+    finish_until(host, OpKind.STOP)  # of the old worker: from here on it is gone
+    host.fail(finish_until(host, kind))
+    host.settle(until_idle=False)
+    owner = host.state.worker(chat(host).owner)
+    assert (owner.revision, host.finished[-1].phase) == (1, Phase.FAILED)
+    assert host.finished[-1].released
+    assert [w.id for w in host.state.workers] == [owner.id]
+
+
+def test_in_place_nothing_is_loaded_before_the_old_workers_process_tree_is_gone():
+    host = serving()
+    host.swap("chat", "big")
+    stop = finish_until(host, OpKind.STOP)
+    assert OpKind.LOAD not in kinds(host)
+    assert OpKind.CONFIRM not in kinds(host)
+    host.finish(stop)
+    assert OpKind.CONFIRM in kinds(host)
+
+
+def test_a_worker_that_can_park_is_parked_and_woken():
+    host = serving(hooks=("park", "wake"))
+    host.swap("chat", "big")
+    host.settle(until_idle=False)
+    assert rollback_kind(host.state, chat(host)) == "parked"
+    host.send(events.ReturnRequested(host.now, "chat", "ana", only_soaking=True))
+    host.settle(until_idle=False)
+    steps = [s.name for s in host.finished[-1].steps]
+    assert "restore: wake" in steps
+    assert "restore: load" not in steps
+    assert host.state.worker(chat(host).owner).revision == 1
+
+
+def test_only_an_engine_that_declares_it_is_staged_while_the_old_model_serves():
+    host = serving(hooks=("stage",))
+    host.swap("chat", "big")
+    host.settle(until_idle=False)
+    names = [s.name for s in chat(host).swap.steps]
+    assert names.index("stage") < names.index("hold")
+
+
+def test_the_soak_ends_by_itself_and_the_kept_revision_is_drained_and_stopped():
+    host = serving(soak_s=600.0)
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    assert rollback_kind(host.state, chat(host)) == "instant"
+    assert len(host.state.workers) == 2
+    host.pass_time(601)
+    drains = [run.op for run in host.pending.values() if run.op.kind is OpKind.DRAIN]
+    assert len(drains) == 1
+    host.settle(until_idle=False)
+    assert host.finished[-1].phase is Phase.SUCCEEDED
+    assert len(host.state.workers) == 1
+    assert rollback_kind(host.state, chat(host)) == "cold"
+
+
+def test_a_candidate_that_dies_in_the_soak_gives_the_clients_back_at_once():
+    host = serving()
+    stable = chat(host).owner
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    host.exit(chat(host).owner)
+    assert kinds(host) == [OpKind.ADOPT], "no gate in between: the resident worker takes the listeners"
+    host.settle(until_idle=False)
+    assert chat(host).owner == stable
+    assert host.finished[-1].phase is Phase.FAILED
+    assert "during the soak" in host.finished[-1].reason
+
+
+def test_a_stable_worker_that_dies_is_restarted_at_once_and_then_with_growing_pauses():
+    host = serving(backoff_max_s=4.0)
+    pauses = []
+    for _ in range(6):
+        before = host.now
+        host.exit(chat(host).owner)
+        spawn = None
+        while spawn is None:
+            spawn = next(
+                (r for r in host.pending.values() if r.op.kind is OpKind.SPAWN and "gate" not in r.op.worker), None
+            )
+            if spawn is None and host.wake:
+                host.pass_time(max(0.0, min(host.wake.values()) - host.now))
+        pauses.append(round(host.now - before, 3))
+        host.settle(until_idle=False)
+    assert pauses == [0.0, 0.5, 1.0, 2.0, 4.0, 4.0]
+
+
+def test_a_second_swap_is_refused_and_changes_nothing():
+    host = serving()
+    host.swap("chat", "b")
+    before = host.state
+    refused = host.swap("chat", "b")
+    assert isinstance(refused, Problem)
+    assert refused.code == errors.SWAP_IN_PROGRESS
+    assert host.state is before
+
+
+def test_equal_content_is_refused_unless_it_is_asked_for_again():
+    host = serving()
+    assert host.swap("chat", "a").code == errors.ALREADY_SERVING
+    assert host.swap("chat", "a", again=True).target.number == 2
+
+
+def test_a_late_result_of_a_worker_that_is_gone_is_void():
+    host = serving()
+    host.swap("chat", "b")
+    load = finish_until(host, OpKind.LOAD)
+    host.exit(host.pending[load].op.worker)
+    state = host.state
+    assert step(state, events.OpDone(host.now, load)).state == state
+    assert step(state, events.OpFailed(host.now, load, Problem("X", "late"))).state == state
+    assert step(state, events.WorkerExited(host.now, "nobody-1", Problem("X", "late"))).state == state
+    assert step(state, Measured(host.now, "chat", 1, Problem("X", "late"))).state == state
+
+
+def test_a_target_that_dies_within_the_hand_over_leaves_the_clients_with_the_source():
+    host = serving()
+    stable = chat(host).owner
+    host.swap("chat", "b")
+    switch = finish_until(host, OpKind.HAND_OVER)
+    host.exit(host.pending[switch].op.target)
+    assert OpKind.TARGET_DEAD in kinds(host)
+    host.settle(until_idle=False)
+    assert chat(host).owner == stable
+
+
+def test_a_source_that_dies_within_the_hand_over_leaves_them_with_the_target():
+    host = serving()
+    host.swap("chat", "b")
+    switch = finish_until(host, OpKind.HAND_OVER)
+    target = host.pending[switch].op.target
+    host.exit(host.pending[switch].op.worker)
+    assert OpKind.SOURCE_DEAD in kinds(host)
+    host.settle(until_idle=False)
+    assert chat(host).owner == target
+
+
+def test_a_target_that_hangs_is_killed_before_the_source_may_read_again():
+    host = serving()
+    stable = chat(host).owner
+    host.swap("chat", "b")
+    switch = finish_until(host, OpKind.HAND_OVER)
+    host.pending.pop(switch)
+    host.send(events.OpFailed(host.now, switch, Problem(errors.TIMEOUT, "no answer")))
+    assert kinds(host) == [OpKind.STOP]
+    host.settle(until_idle=False)
+    assert chat(host).owner == stable
+
+
+def test_the_way_back_keeps_its_memory_promised_after_an_in_place_swap_to_a_smaller_model():
+    host = Host(total=24 * GIB)
+    host.add("chat", "big")
+    host.settle(until_idle=False)
+    host.needs["b"] = 10 * GIB
+    candidate = host.swap("chat", "b")
+    host.settle(until_idle=False)
+    assert candidate.strategy.value == "in-place"
+    assert sum(r.bytes for r in host.state.reservations) == 20 * GIB
+    host.add("embed", "a")
+    host.measure()
+    assert host.state.service("embed").problem.code == errors.VRAM_INSUFFICIENT
+    host.pass_time(601)
+    host.settle()
+    assert host.state.service("embed").problem is None, "once the soak is over the rest is free"
+
+
+def test_health_tells_holding_from_failing():
+    host = Host()
+    host.add("chat", "a")
+    assert health(host.state, chat(host)) is Health.DEGRADED
+    host.measure()
+    host.fail(finish_until(host, OpKind.LOAD))
+    assert health(host.state, chat(host)) is Health.UNAVAILABLE
+    host.settle()
+    assert health(host.state, chat(host)) is Health.HEALTHY
+
+
+def test_records_have_the_documented_keys():
+    host = serving()
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    record = swap_record(chat(host).swap)
+    documented = "id service from to strategy why phase reason actor outage_ms cutover_ms steps peak_memory_bytes"
+    assert set(documented.split()) <= set(record)
+    assert record["steps"][0].keys() >= {"name", "status", "started_at", "ms"}
+    status = service_record(host.state, chat(host), listen=("127.0.0.1:1",), config_model="a", stats=None)
+    assert status["drift"] == "config a, running b"
+    assert status["soak"]["previous"] == {"revision": 1, "model": "a"}
+
+
+def test_every_phase_has_an_answer_and_the_ends_are_final():
+    assert set(SWAP_TABLE) == set(Phase)
+    assert {p for following in SWAP_TABLE.values() for p in following} <= set(Phase)
+    assert {Phase.SUCCEEDED, Phase.CANCELED, Phase.FAILED} == TERMINAL
+    for phase in set(Phase) - TERMINAL - {Phase.ROLLING_BACK}:
+        assert Phase.ROLLING_BACK in SWAP_TABLE[phase], f"{phase} cannot be left"

@@ -1,0 +1,64 @@
+"""The loop: intent is in the journal before an effect begins, and a journal that fails stops nothing that serves."""
+
+from support.rollout_host import Host
+
+from swapd.core import events
+from swapd.core.errors import JOURNAL_FAILED, SwapdError
+from swapd.core.events import Run
+from swapd.core.model import Revision, ServiceSettings, State
+from swapd.daemon.loop import Loop
+from swapd.host.journal import Journal
+
+
+class Recorder:
+    """In place of the executor: notes what the journal held when it was asked to act."""
+
+    def __init__(self, journal):
+        self.journal = journal
+        self.seen = []
+
+    def run(self, effect: Run):
+        rows = self.journal._run("SELECT kind FROM op WHERE op = ?", (effect.op.id,))
+        self.seen.append((effect.op.kind.value, [kind for (kind,) in rows]))
+
+    def measure(self, effect):
+        pass
+
+    def wake_at(self, effect):
+        pass
+
+    def exit(self):
+        self.seen.append("exit")
+
+
+def add(loop):
+    revision = Revision(1, "chat", "a", "s", "a")
+    loop.take(events.ServiceAdded(1.0, "chat", ServiceSettings(), "a", revision))
+    loop.take(events.Measured(1.0, "chat", 1, Host().measurement("a")))
+
+
+def test_the_intent_of_every_operation_is_durable_before_it_begins(tmp_path):
+    journal = Journal(tmp_path / "journal.db")
+    recorder = Recorder(journal)
+    add(Loop(State(), journal, recorder, lambda event, body: None))
+    assert recorder.seen
+    assert all(rows == [kind] for kind, rows in recorder.seen), recorder.seen
+    journal.close()
+
+
+def test_a_journal_that_cannot_be_written_is_told_and_serving_goes_on(tmp_path):
+    journal = Journal(tmp_path / "journal.db")
+    recorder = Recorder(journal)
+    loop = Loop(State(), journal, recorder, lambda event, body: None)
+
+    def full(*_, **__):
+        raise SwapdError(JOURNAL_FAILED, "database or disk is full")
+
+    journal.intend, kept = full, journal.intend
+    add(loop)
+    assert loop.journal_problem.code == JOURNAL_FAILED
+    assert recorder.seen, "the effects are carried out all the same"
+    journal.intend = kept
+    loop.take(events.TimerFired(2.0, "chat"))
+    assert loop.journal_problem is None, "it is told again when it works again"
+    journal.close()

@@ -1,0 +1,121 @@
+"""The journal: what was written is there after a crash, and a file that cannot be used is explained."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from swapd.core.errors import SwapdError
+from swapd.host.journal import SCHEMA_VERSION, Journal
+
+
+def record(number, service="chat", phase="Succeeded", finished_at=2.0):
+    return {
+        "id": number,
+        "service": service,
+        "from": {"revision": number, "model": "a"},
+        "to": {"revision": number + 1, "model": "b"},
+        "phase": phase,
+        "actor": "ana",
+        "created_at": 1.0,
+        "finished_at": finished_at,
+        "cut_requests": 0,
+    }
+
+
+@pytest.fixture
+def journal(tmp_path):
+    journal = Journal(tmp_path / "s" / "journal.db")
+    yield journal
+    journal.close()
+
+
+def test_swaps_are_newest_first_and_by_service(journal):
+    for number in range(1, 6):
+        journal.save_swap(record(number, "chat" if number % 2 else "embed"))
+    assert [r["id"] for r in journal.swaps(None, 3)] == [5, 4, 3]
+    assert [r["id"] for r in journal.swaps("embed", 10)] == [4, 2]
+    assert journal.swap(3) == record(3)
+    assert journal.swap(9) is None
+    assert journal.last_swap_id() == 5
+
+
+def test_an_unfinished_swap_is_found_again(journal):
+    journal.save_swap(record(1))
+    journal.save_swap(record(2, phase="Progressing", finished_at=None))
+    assert [r["id"] for r in journal.unfinished_swaps()] == [2]
+
+
+def test_a_transaction_that_fails_writes_nothing(journal):
+    def fail_half_way():
+        with journal.transaction():
+            journal.save_swap(record(1))
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail_half_way()
+    assert journal.last_swap_id() == 0
+
+
+def test_pruning_forgets_the_oldest_finished_swaps_and_theirs(journal):
+    for number in range(1, 11):
+        journal.save_swap(record(number, finished_at=None if number == 2 else 2.0))
+        journal.add_transition(number, "swap.phase", {"phase": "Soaking"}, 1.0)
+    journal.prune(4)
+    assert [r["id"] for r in journal.swaps(None, 99)] == [10, 9, 8, 7, 2]
+    assert journal.transitions(5) == []
+    assert journal.transitions(9)[0]["phase"] == "Soaking"
+
+
+def test_what_was_committed_survives_sigkill(tmp_path):
+    path = tmp_path / "journal.db"
+    script = (
+        "import sys, os, signal; from pathlib import Path; from swapd.host.journal import Journal\n"
+        "j = Journal(Path(sys.argv[1]))\n"
+        "for n in range(50):\n"
+        "    with j.transaction(): j.intend(n, None, 'chat', 'chat-1', 'load', {}, 1.0)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    journal = Journal(path)
+    journal.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT COUNT(*) FROM op WHERE done_at IS NULL").fetchone() == (50,)
+    db.close()
+    assert journal.boot == 2
+
+
+def test_a_damaged_file_is_explained(tmp_path):
+    path = tmp_path / "journal.db"
+    path.write_bytes(b"this is not a database, and it is long enough to be looked at" * 100)
+    with pytest.raises(SwapdError) as caught:
+        Journal(path)
+    assert caught.value.code == "JOURNAL_FAILED"
+    assert str(path) in caught.value.message
+
+
+def test_a_newer_schema_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "journal.db"
+    Journal(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    db.close()
+    with pytest.raises(SwapdError, match="newer swapd"):
+        Journal(path)
+
+
+def test_the_file_is_the_daemons_alone(journal):
+    assert os.stat(journal.path).st_mode & 0o077 == 0
+
+
+def test_learned_figures_come_back(journal):
+    journal.save_footprint("a", "d", "host", {"peak_bytes": 5, "runs": 1}, 1.0)
+    journal.save_timing("a", "d", "load", 1.5, 1.0)
+    journal.save_timing("a", "d", "load", 2.5, 2.0)
+    assert journal.footprint("a", "d", "host") == {"peak_bytes": 5, "runs": 1}
+    assert journal.footprint("a", "d", "nvml") is None
+    assert journal.timing("a", "d") == {"load": 2.5}
