@@ -102,10 +102,17 @@ class _Methods:
             return self._do(self._talk.call(method, params, least(deadline_s, DEADLINE_S)))
         return self._do(self._talk.act(method, params, deadline_s, on_event))
 
-    def wait_swap(self, swap_id: int, *, deadline_s: float | None = None, on_event: OnEvent | None = None) -> Any:
+    def wait_swap(
+        self,
+        swap_id: int,
+        *,
+        deadline_s: float | None = None,
+        on_event: OnEvent | None = None,
+        since: tuple[int | str, int] | None = None,
+    ) -> Any:
         """The record of the swap once it is at rest: Soaking, Succeeded, Failed or Canceled. `on_event` gets each
-        event of this swap. Raises SwapdError(TIMEOUT) at the deadline."""
-        return self._do(self._talk.wait_swap(swap_id, deadline_s, on_event))
+        event of this swap, from now on or from `since` = (epoch, seq). Raises SwapdError(TIMEOUT) at the deadline."""
+        return self._do(self._talk.wait_swap(swap_id, deadline_s, on_event, since))
 
     def cancel(
         self, service: str | None = None, *, id: int | None = None, deadline_s: float = DEADLINE_S, **options: Any

@@ -1,0 +1,315 @@
+"""The daemon's answers as tables and sentences.
+
+Duty: records in, lines out. On a terminal in columns that rich fits to its width, in a pipe as plain columns of full
+width. It asks nobody and decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+from swapd.cli import text
+from swapd.cli.text import NONE, clock, count, gib, milliseconds, printable, revision, seconds, when
+
+Record = Mapping[str, Any]
+
+_STYLES = {
+    **dict.fromkeys(("Healthy", "Succeeded", "ok", "done"), "green"),
+    **dict.fromkeys(("Degraded", "Soaking", "Progressing", "Preparing", "RollingBack", "running"), "yellow"),
+    **dict.fromkeys(("Unavailable", "Failed", "failed", "Canceled", "canceled"), "red"),
+}
+
+
+class Output:
+    """Where the lines go. `live` is whether somebody looks at a terminal that can be redrawn."""
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self.file = file or sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - stdout may be closed: `>&-`
+        self.live = self.file.isatty()
+
+    def line(self, line: str = "") -> None:
+        print(line, file=self.file, flush=True)
+
+    def lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.line(line)
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        if not self.live:
+            self.lines(text.columns(header, rows))
+            return
+        from rich.console import Console  # late: it takes a tenth of a second, which a pipe need not wait for
+
+        Console(file=self.file, highlight=False).print(rich_table(header, rows))
+
+
+def rich_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=_STYLES.get(cell.split(" ")[0], "")) for cell in row))
+    return table
+
+
+# --- status ------------------------------------------------------------------------------------------------------
+
+STATUS_HEADER = ("SERVICE", "HEALTH", "MODEL", "SWAP", "ROLLBACK", "REQUESTS", "IN FLIGHT", "LISTEN")
+
+
+def status_rows(status: Record, now_s: float) -> list[list[str]]:
+    return [_status_row(service, now_s) for service in status["services"]]
+
+
+def _status_row(service: Record, now_s: float) -> list[str]:
+    listen = service["listen"]
+    held = service.get("held")
+    waiting = f" ({held} held)" if held else " (held)" if service.get("holding") else ""
+    return [
+        printable(service["name"]),
+        service["health"],
+        revision({"model": service["model"] or NONE, "revision": service["revision"]}),
+        _swap_cell(service, now_s),
+        service["rollback"],
+        count(service["requests"]),
+        count(service["in_flight"]) + waiting,
+        printable(", ".join(listen) if isinstance(listen, list) else listen),
+    ]
+
+
+def _swap_cell(service: Record, now_s: float) -> str:
+    swap, soak = service.get("swap"), service.get("soak")
+    if soak:
+        return f"Soaking until {clock(soak['until'], now_s)}, {revision(soak['previous'])} kept"
+    if swap and swap["phase"] not in ("Succeeded", "Failed", "Canceled"):
+        running = [step["name"] for step in swap["steps"] if step["status"] == "running"]
+        return f"{swap['phase']} to {revision(swap['to'])}" + (f": {running[-1]}" if running else "")
+    return NONE
+
+
+def status_head(status: Record) -> str:
+    daemon = status["daemon"]
+    up = seconds(daemon["uptime_s"]).split(".")[0]
+    up = up if " " in up else f"{up} s"
+    stopping = ", stopping" if daemon.get("stopping") else ""
+    return printable(f"swapd {daemon['version']}, pid {daemon['pid']}, up {up}, {daemon['config']}{stopping}")
+
+
+def status_notes(status: Record, now_s: float) -> list[str]:
+    notes = [f"swapd: {printable(status['daemon']['journal'])}"] if status["daemon"].get("journal") else []
+    for service in status["services"]:
+        name = printable(service["name"])
+        if service.get("drift"):
+            notes.append(f"{name}: {printable(service['drift'])}")
+        if service.get("problem"):
+            again = service.get("retry_at")
+            retry = f"; next attempt at {when(again, now_s)}" if again else ""
+            notes.append(f"{name}: {text.problem(service['problem'])}{retry}")
+    return notes
+
+
+# --- devices and workers -----------------------------------------------------------------------------------------
+
+DEVICES_HEADER = ("DEVICE", "KIND", "TOTAL", "FREE", "RESERVED", "HEADROOM", "AVAILABLE", "DETAIL")
+WORKERS_HEADER = (
+    *("WORKER", "MODEL", "ROLE", "STATE", "PID", "DEVICE", "RESERVED", "USED", "UP", "IN FLIGHT", "CONNECTIONS"),
+)
+
+
+def device_rows(devices: Sequence[Record]) -> list[list[str]]:
+    sizes = ("total_bytes", "free_bytes", "reserved_bytes", "headroom_bytes", "available_bytes")
+    return [
+        [printable(d["name"]), d["kind"], *(gib(d[size]) for size in sizes), printable(d["detail"] or NONE)]
+        for d in devices
+    ]
+
+
+def device_notes(devices: Sequence[Record]) -> list[str]:
+    """Who is on each device, ours and others."""
+    notes = []
+    for device in devices:
+        users = [f"{w['id']} {gib(w['used_bytes'])} of {gib(w['reserved_bytes'])} reserved" for w in device["workers"]]
+        users += [f"pid {f['pid']} {printable(f['name'])} {gib(f['bytes'])}, not swapd's" for f in device["foreign"]]
+        notes += [f"{printable(device['name'])}: {user}" for user in users]
+    return notes
+
+
+def worker_rows(workers: Sequence[Record]) -> list[list[str]]:
+    return [
+        [
+            printable(w["id"]),
+            revision({"model": w["model"], "revision": w["revision"]}) if w["model"] else NONE,
+            w["role"],
+            w["state"],
+            count(w["pid"]),
+            w["device"] or NONE,
+            gib(w["reserved_bytes"]) if w["device"] else NONE,
+            gib(w["used_bytes"]) if w["device"] else NONE,
+            seconds(w["uptime_s"]),
+            count(w["in_flight"]),
+            count(w["connections"]),
+        ]
+        for w in workers
+    ]
+
+
+# --- swaps -------------------------------------------------------------------------------------------------------
+
+HISTORY_HEADER = (
+    "ID",
+    "SERVICE",
+    "FROM",
+    "TO",
+    "STRATEGY",
+    "PHASE",
+    "CLIENTS WAITED",
+    "CUT",
+    "ACTOR",
+    "WHEN",
+    "REASON",
+)
+
+
+def history_rows(history: Sequence[Record], now_s: float) -> list[list[str]]:
+    return [
+        [
+            str(r["id"]),
+            printable(r["service"]),
+            revision(r["from"]),
+            revision(r["to"]),
+            r["strategy"],
+            r["phase"],
+            _waited(r),
+            str(r["cut_requests"] or 0),
+            printable(r["actor"]),
+            when(r["created_at"], now_s),
+            printable(_reason(r)),
+        ]
+        for r in history
+    ]
+
+
+def _waited(record: Record) -> str:
+    """How long clients waited: the outage of an in-place swap, the cutover of a dual one."""
+    value = record["outage_ms"] if record["outage_ms"] is not None else record["cutover_ms"]
+    return NONE if value is None else milliseconds(value)
+
+
+def _reason(record: Record) -> str:
+    error = record.get("error")
+    return str((error and error.get("message")) or record.get("reason") or record.get("asked_reason") or NONE)
+
+
+def step_line(step: Record) -> str:
+    """load      ok       1.2 s  (detail)"""
+    words = {"done": "ok"}
+    took = milliseconds(step["ms"]) if step.get("ms") is not None else ""
+    detail = f"  {printable(step['detail'])}" if step.get("detail") else ""
+    return f"{printable(step['name']):<9} {words.get(step['status'], step['status']):<8} {took:>9}{detail}".rstrip()
+
+
+def swap_lines(record: Record, now_s: float) -> list[str]:
+    """Everything about one swap: `show`."""
+    asked = f": {printable(record['asked_reason'])}" if record.get("asked_reason") else ""
+    reason = f", {printable(record['reason'])}" if record.get("reason") else ""
+    lines = [
+        f"swap {record['id']}  {printable(record['service'])}: {revision(record['from'])} to {revision(record['to'])}",
+        f"phase     {record['phase']}{reason}",
+        f"strategy  {record['strategy']}: {printable(record['why'])}",
+        f"asked     {when(record['created_at'], now_s)} by {printable(record['actor'])}{asked}",
+    ]
+    if record.get("finished_at"):
+        lines.append(f"finished  {when(record['finished_at'], now_s)}")
+    if record.get("soak_until") and record["phase"] == "Soaking":
+        lines.append(f"soak      until {when(record['soak_until'], now_s)}, {revision(record['from'])} kept")
+    lines.append(f"clients   {_client_words(record)}")
+    for device, peak in (record.get("peak_memory_bytes") or {}).items():
+        lines.append(f"peak      {gib(peak)} on {printable(device)}")
+    lines += ["", *(step_line(step) for step in record["steps"])] if record["steps"] else []
+    return [*lines, *(["", *failure_lines(record)] if record.get("error") else [])]
+
+
+def _client_words(record: Record) -> str:
+    words = []
+    if record["outage_ms"] is not None:
+        words.append(f"waited {milliseconds(record['outage_ms'])}")
+    if record["cutover_ms"] is not None:
+        words.append(f"cutover {milliseconds(record['cutover_ms'])}")
+    words.append(f"{record['cut_requests'] or 'no'} requests cut")
+    return ", ".join(words)
+
+
+def headline(record: Record) -> str:
+    return printable(
+        f"swap {record['id']}  {record['service']}: {revision(record['from'])} to {revision(record['to'])},"
+        f" {record['strategy']}: {record['why']}"
+    )
+
+
+def success_line(record: Record, now_s: float | None = None) -> str:
+    """b serves; a kept until 14:32 (cutover 0.8 ms)"""
+    now_s = time.time() if now_s is None else now_s
+    to, source = record["to"]["model"], record["from"]
+    kept = ""
+    if record["phase"] == "Soaking" and source:
+        kept = f"; {printable(source['model'])} kept until {clock(record['soak_until'], now_s)}"
+    figures = []
+    if record["outage_ms"] is not None:
+        figures.append(f"outage {milliseconds(record['outage_ms'])}")
+    elif record["cutover_ms"] is not None:
+        figures.append(f"cutover {milliseconds(record['cutover_ms'])}")
+    if record["cut_requests"]:
+        figures.append(f"{record['cut_requests']} requests cut")
+    return f"{printable(to)} serves{kept}" + (f" ({', '.join(figures)})" if figures else "")
+
+
+def failure_lines(record: Record) -> list[str]:
+    """Which step failed, why, and what the candidate wrote last."""
+    error = record.get("error") or {}
+    step = error.get("step") or next((s["name"] for s in record["steps"] if s["status"] == "failed"), None)
+    where = f" in {step}" if step else ""
+    if error:
+        lines = [f"swap {record['id']} {record['phase'].lower()}{where}: {text.problem(error)}"]
+    else:
+        why = f": {printable(record['reason'])}" if record.get("reason") else ""
+        lines = [f"swap {record['id']} {record['phase'].lower()}{where}{why}"]
+    log_tail = error.get("log_tail") or []
+    if log_tail:
+        lines += [f"the last lines of {printable(record['to']['model'])}:", *(f"  | {printable(x)}" for x in log_tail)]
+    return lines
+
+
+def plan_lines(plan: Record) -> list[str]:
+    need = f"{gib(plan['need_bytes'])} on {printable(plan['device'] or 'no device')}, {plan['need_source']}"
+    outage = plan["expected_outage_s"]
+    lines = [
+        f"{printable(plan['service'])}: {revision(plan['from'])} to {revision(plan['to'])}",
+        f"strategy  {plan['strategy']}: {printable(plan['why'])}",
+        f"needs     {need}",
+        f"outage    {'none expected' if outage == 0 else seconds(outage) if outage is not None else 'unknown'}",
+        f"streams   {_stream_words(plan)}",
+        f"rollback  {_rollback_words(plan)}",
+    ]
+    for other in plan["alternatives"]:
+        possible = "possible" if other["possible"] else "impossible"
+        lines.append(f"or        {other['strategy']}: {possible}: {printable(other['why'])}")
+    return [*lines, *(f"change    {printable(what)}" for what in plan["would_change"])]
+
+
+def _stream_words(plan: Record) -> str:
+    if plan["open_streams"] is None:
+        return "unknown"
+    longest = plan["longest_stream_s"]
+    return f"{plan['open_streams']} open" + (f", the longest for {seconds(longest)}" if longest else "")
+
+
+def _rollback_words(plan: Record) -> str:
+    takes = plan["rollback_s"]
+    return str(plan["rollback"]) + (f", {seconds(takes)}" if takes else "")

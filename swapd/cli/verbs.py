@@ -1,0 +1,311 @@
+"""What each verb does: asks the daemon, shows the answer, and says by its exit status how it went."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from swapd.cli import render, text
+from swapd.cli.render import Output
+from swapd.cli.watch import Watch
+from swapd.client import Client, SwapdError
+from swapd.core import errors
+from swapd.wire.control import PHASES_AT_REST, PHASES_WELL
+
+DONE: Final = 0
+FAILED: Final = 1  # the swap failed or was rolled back
+USAGE: Final = 2
+UNREACHABLE: Final = 3
+REFUSED: Final = 4
+UNFINISHED: Final = 5  # timed out, or detached by Ctrl-C
+
+REFRESH_S: Final = 1.0
+FOLLOW_S: Final = 0.5
+
+Arguments = argparse.Namespace
+
+
+class Verbs:
+    """One method a verb, named as it is; each returns the exit status."""
+
+    def __init__(self, client: Client, arguments: Arguments, output: Output) -> None:
+        self._client = client
+        self._arguments = arguments
+        self._output = output
+
+    def run(self) -> int:
+        verb: Callable[[], int] = getattr(self, self._arguments.verb.replace("-", "_"))
+        return verb()
+
+    def _json(self, value: Any) -> bool:
+        """Prints the daemon's answer as it is, where --json is given."""
+        if self._arguments.json:
+            self._output.line(json.dumps(value, indent=2, ensure_ascii=False))
+        return bool(self._arguments.json)
+
+    # --- swaps ---------------------------------------------------------------------------------------------------
+
+    def swap(self) -> int:
+        given = self._arguments
+        if given.dry_run:
+            return self.plan()
+        params = {"strategy": given.strategy, "max_outage": given.max_outage}
+        return self._change(lambda: self._client.swap(given.service, given.to, wait=False, **params, **self._why()))
+
+    def restart(self) -> int:
+        given = self._arguments
+        params = {"strategy": given.strategy, "max_outage": given.max_outage}
+        return self._change(lambda: self._client.restart(given.service, wait=False, **params, **self._why()))
+
+    def rollback(self) -> int:
+        given = self._arguments
+        to = int(given.to) if given.to and given.to.isdigit() else given.to
+        params = {"max_outage": given.max_outage}
+        return self._change(lambda: self._client.rollback(given.service, to, wait=False, **params, **self._why()))
+
+    def cancel(self) -> int:
+        target = self._arguments.target
+        which = {"id": int(target)} if target.isdigit() else {"service": target}
+        return self._change(lambda: self._client.cancel(**which, **self._why()))
+
+    def _why(self) -> dict[str, Any]:
+        return {"reason": self._arguments.reason, "actor": self._arguments.actor}
+
+    def _change(self, ask: Callable[[], Any]) -> int:
+        hello = self._client.hello()  # first, so that no event of the swap is missed
+        record = ask()
+        if self._arguments.detach:
+            if not self._json(record):
+                self._output.line(render.headline(record))
+                self._output.line(f"goes on; {_how_to_watch(record)}")
+            return DONE
+        return self._follow(record, (hello["epoch"], hello["seq"]))
+
+    def _follow(self, record: Mapping[str, Any], since: tuple[int | str, int]) -> int:
+        """Wait until the swap is at rest, show how it goes, and say how it went."""
+        # A return answers with the swap that it undoes: canceled is what was asked for.
+        returning = record["phase"] in ("RollingBack", "Canceled")
+        shown = Output(sys.stderr) if self._arguments.json else self._output
+        if not self._arguments.json:
+            shown.line(render.headline(record))
+        watch = Watch(shown, record)
+        try:
+            if self._arguments.json:
+                record = self._client.wait_swap(record["id"], deadline_s=self._arguments.deadline, since=since)
+            else:
+                record = watch.wait(self._client, record["id"], self._arguments.deadline, since)
+        except KeyboardInterrupt:
+            shown.line(f"detached; swap {record['id']} goes on; {_how_to_watch(record)}")
+            return UNFINISHED
+        except SwapdError as late:
+            if late.code != errors.TIMEOUT:
+                raise
+            shown.line(f"{late.message}; {_how_to_watch(record)}")
+            return UNFINISHED
+        well = record["phase"] in PHASES_WELL or (returning and record["phase"] == "Canceled")
+        more_follows = self._arguments.verb == "wait" and self._arguments.healthy and well  # one document of JSON
+        if not self._arguments.json:
+            self._tell_end(record, well, returning)
+        elif not more_follows:
+            self._json(record)
+        return DONE if well else FAILED
+
+    def _tell_end(self, record: Mapping[str, Any], well: bool, returning: bool) -> None:
+        if well and not returning:
+            self._output.line(render.success_line(record))
+            return
+        if not well:
+            self._output.lines(render.failure_lines(record))
+        self._output.line(self._who_serves(record["service"]))
+
+    def _who_serves(self, name: str) -> str:
+        service = self._client.status(name)["services"][0]
+        model = service["model"] if service["front"] == "direct" else None
+        if model is None:
+            waiting = "its clients wait" if service["holding"] else "nothing serves"
+            return text.printable(f"{name}: {waiting} ({service['health']}); swapd-cli status {name}")
+        return text.printable(f"{model} serves")
+
+    def wait(self) -> int:
+        given = self._arguments
+        started = time.monotonic()
+        hello = self._client.hello()
+        service = self._service()
+        record = service["swap"]
+        if record is not None and record["phase"] not in PHASES_AT_REST:
+            status = self._follow(record, (hello["epoch"], hello["seq"]))
+            if status != DONE or not given.healthy:
+                return status
+            service = self._service()
+        while given.healthy and service["health"] != "Healthy":
+            if given.deadline is not None and time.monotonic() - started > given.deadline:
+                self._output.line(f"{service['name']} is {service['health']} after {text.seconds(given.deadline)}")
+                return UNFINISHED
+            time.sleep(FOLLOW_S)
+            service = self._service()
+        if not self._json(service):
+            self._output.line(f"{text.printable(service['name'])}: {service['health']}, {service['model']} serves")
+        return DONE
+
+    def _service(self) -> Any:
+        return self._client.status(self._arguments.service)["services"][0]
+
+    def plan(self) -> int:
+        given = self._arguments
+        plan = self._client.plan(given.service, given.to, strategy=given.strategy, max_outage=given.max_outage)
+        if not self._json(plan):
+            self._output.lines(render.plan_lines(plan))
+        return DONE
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def status(self) -> int:
+        if self._arguments.watch:
+            return self._watch_status()
+        status = self._client.status(self._arguments.service)
+        if not self._json(status):
+            now_s = time.time()
+            self._output.line(render.status_head(status))
+            self._output.table(render.STATUS_HEADER, render.status_rows(status, now_s))
+            self._output.lines(render.status_notes(status, now_s))
+        return DONE
+
+    def _watch_status(self) -> int:
+        """On a terminal redrawn in place; in a pipe, told again when a service changes."""
+        if self._output.live and not self._arguments.json:
+            return self._draw_status()
+        before: Any = None
+        while True:
+            status = self._client.status(self._arguments.service)
+            rows = render.status_rows(status, time.time())
+            changed = [row[:5] for row in rows]  # not the counters
+            if changed != before:
+                before = changed
+                if self._arguments.json:
+                    self._output.line(json.dumps(status, ensure_ascii=False))
+                else:
+                    self._output.lines(text.columns(render.STATUS_HEADER, rows))
+            time.sleep(REFRESH_S)
+
+    def _draw_status(self) -> int:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.text import Text
+
+        console = Console(file=self._output.file, highlight=False)
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                status = self._client.status(self._arguments.service)
+                now_s = time.time()
+                table = render.rich_table(render.STATUS_HEADER, render.status_rows(status, now_s))
+                notes = "\n".join(render.status_notes(status, now_s))
+                live.update(Group(Text(render.status_head(status)), table, Text(notes)), refresh=True)
+                time.sleep(REFRESH_S)
+
+    def devices(self) -> int:
+        devices = self._client.devices()
+        if not self._json(devices):
+            self._output.table(render.DEVICES_HEADER, render.device_rows(devices))
+            self._output.lines(render.device_notes(devices))
+        return DONE
+
+    def workers(self) -> int:
+        workers = self._client.workers()
+        if not self._json(workers):
+            self._output.table(render.WORKERS_HEADER, render.worker_rows(workers))
+        return DONE
+
+    def history(self) -> int:
+        history = self._client.history(self._arguments.service, self._arguments.limit)
+        if not self._json(history):
+            self._output.table(render.HISTORY_HEADER, render.history_rows(history, time.time()))
+        return DONE
+
+    def show(self) -> int:
+        record = self._client.show(self._arguments.id)
+        if not self._json(record):
+            self._output.lines(render.swap_lines(record, time.time()))
+        return DONE
+
+    # --- events and logs -----------------------------------------------------------------------------------------
+
+    def events(self) -> int:
+        hello = self._client.hello()
+        since = (hello["epoch"], max(0, hello["seq"] - self._arguments.lines))
+        if self._arguments.follow:
+            for event in self._client.events(since):
+                self._event(event)
+        for event in self._client.events_since(*since, limit=self._arguments.lines)["events"]:
+            self._event(event)
+        return DONE
+
+    def _event(self, event: Mapping[str, Any]) -> None:
+        if self._arguments.json:
+            self._output.line(json.dumps(event, ensure_ascii=False))
+            return
+        rest = {key: value for key, value in event.items() if key not in ("event", "epoch", "seq", "at")}
+        at = time.strftime("%H:%M:%S", time.localtime(event.get("at", time.time())))
+        self._output.line(f"{at}  {text.printable(event['event']):<14}  {text.pairs(rest)}".rstrip())
+
+    def logs(self) -> int:
+        target = self._arguments.target
+        found = self._client.logs(target, self._arguments.lines)
+        if not self._arguments.follow:
+            if not self._json(found):
+                self._log_lines(found)
+            return DONE
+        worker = found["worker"]
+        self._log_lines(found)
+        while True:
+            time.sleep(FOLLOW_S)
+            found = self._client.logs(target, offset=found["offset"])
+            if found["worker"] != worker:  # a swap: the service's log is another one now, from its beginning
+                worker = found["worker"]
+                self._output.line(f"==> {text.printable(worker)}")
+                found = self._client.logs(worker, offset=0)
+            self._log_lines(found)
+
+    def _log_lines(self, found: Mapping[str, Any]) -> None:
+        for line in found["lines"]:
+            # In a pipe as it was written; on a terminal it must not steer it.
+            self._output.line(text.printable(line) if self._output.live else line)
+
+    # --- the daemon ----------------------------------------------------------------------------------------------
+
+    def reload(self) -> int:
+        found = self._client.reload(dry_run=self._arguments.dry_run, actor=self._arguments.actor)
+        if self._json(found):
+            return DONE
+        for change in found["changes"]:
+            self._output.line(text.printable(change["text"]))
+        if not found["changes"]:
+            self._output.line("nothing has changed")
+        elif found.get("refused"):
+            self._output.line(f"not possible without a restart of swapd: {text.printable(', '.join(found['refused']))}")
+        elif found["applied"]:
+            self._output.line("applied")
+        for record in found.get("swaps", []):
+            self._output.line(f"{render.headline(record)}; {_how_to_watch(record)}")
+        return DONE
+
+    def stop_workers(self) -> int:
+        if not self._arguments.yes:
+            if not sys.stdin.isatty():
+                print("stop-workers: no service answers afterwards; say --yes to mean it", file=sys.stderr)
+                return USAGE
+            if input("Stop every worker? No service answers afterwards. [y/N] ").strip().lower() not in ("y", "yes"):
+                return REFUSED
+        found = self._client.stop_workers(confirm=True, actor=self._arguments.actor)
+        if not self._json(found):
+            names = ", ".join(found.get("workers", [])) or "none is running"
+            self._output.line(f"stopping: {text.printable(names)}")
+        return DONE
+
+
+def _how_to_watch(record: Mapping[str, Any]) -> str:
+    service = text.printable(record["service"])
+    return f"to watch it: swapd-cli wait {service}; to end it: swapd-cli cancel {service}"
