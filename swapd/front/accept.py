@@ -18,17 +18,20 @@ OUT_OF_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno
 
 
 class Acceptor:
-    """`may_accept` is asked before every single accept; `on_accept` owns the socket that it gets."""
+    """Asked before every single accept: `may_accept` (no: stop, until `watch`), and `has_room` (no: wait a moment).
+    `on_accept` owns the socket that it gets."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         on_accept: Callable[[socket.socket], None],
         may_accept: Callable[[], bool],
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         self._loop = loop
         self._on_accept = on_accept
         self._may_accept = may_accept
+        self._has_room = has_room
         self._listeners: dict[str, socket.socket] = {}
         self._watching = False
         self._pause: asyncio.TimerHandle | None = None
@@ -79,6 +82,9 @@ class Acceptor:
             if not self._may_accept():
                 self.unwatch()
                 return
+            if not self._has_room():
+                self._wait_for_room()
+                return
             try:
                 sock, _ = listener.accept()
             except (BlockingIOError, InterruptedError):
@@ -88,19 +94,22 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in OUT_OF_ROOM:
                     raise
-                self.pause()
+                self._wait_for_room()
                 return
             self._on_accept(sock)
 
-    def pause(self) -> None:
-        """Accept nothing for a moment: there is no room."""
+    def _wait_for_room(self) -> None:
         self.unwatch()
         self._pause = self._loop.call_later(PAUSE_S, self._again)
 
     def _again(self) -> None:
         self._pause = None
-        if self._may_accept():
+        if not self._may_accept():
+            return
+        if self._has_room():
             self.watch()
+        else:
+            self._wait_for_room()
 
     def _cancel_pause(self) -> None:
         if self._pause is not None:

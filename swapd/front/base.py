@@ -117,7 +117,7 @@ class Front(ABC):
         self._retry_after_s = retry_after_s
         self._lock = threading.RLock()  # around every step: a hand-over past a blocked loop runs on another thread
         self._state = State()
-        self._acceptor = Acceptor(loop, self._accepted, self._may_read)
+        self._acceptor = Acceptor(loop, self._accepted, self._may_read, self._has_room)
         self._giving: Giving | None = None
         # as a target
         self._links: dict[PeerLink, int] = {}  # and the epoch that each was armed for
@@ -126,7 +126,8 @@ class Front(ABC):
         self._parts: dict[tuple[PeerLink, int], bytes] = {}
         # what follows later
         self._ready: deque[Copy] = deque()
-        self._unacknowledged: dict[int, Copy] = {}
+        self._outbound: set[PeerLink] = set()  # this hand-over's link, and older ones that still owe an answer
+        self._unacknowledged: dict[int, tuple[PeerLink, Copy]] = {}
         self._next_id = 1
         self._asked = False
         _widen_descriptor_table()
@@ -172,6 +173,10 @@ class Front(ABC):
 
     @abstractmethod
     def _accepted(self, sock: socket.socket) -> None: ...
+
+    def _has_room(self) -> bool:
+        """Whether one more connection may be accepted."""
+        return True
 
     @abstractmethod
     def _held_count(self) -> int: ...
@@ -227,18 +232,20 @@ class Front(ABC):
         """
         giving, claimed = self._claim(epoch, blocked=False)
         if claimed:
-            self._offer(giving, peer, deadline_s)
+            try:
+                self._offer(giving, peer, deadline_s)
+            except OSError as error:  # no descriptor left for a duplicate, for example
+                giving.reason = str(error)
+                self._apply(Event(Kind.PEER_GONE, epoch))
         return await asyncio.wrap_future(giving.done, loop=self._loop)
 
     def successor(self, epoch: int, peer: socket.socket) -> None:
         """A new way for what has yet to follow (after `on_needs_successor`)."""
         if self._giving is None:
             self._giving = Giving(epoch, time.monotonic())
-        if self._giving.link is not None:
-            self._giving.link.close()
-        self._giving.link = PeerLink(self._loop, peer, self._on_target_message, self._on_target_gone)
+        self._giving.link = self._link_to_target(peer)
         self._asked = False
-        self._send_again()
+        self._send_ready()
 
     def source_dead(self, epoch: int) -> SourceDeadReport:
         """The source is proven dead: start with all that is held."""
@@ -295,11 +302,11 @@ class Front(ABC):
         if giving is not None:
             if giving.timer is not None:
                 giving.timer.cancel()
-            if giving.link is not None:
-                giving.link.close()
             if not giving.done.done():
                 giving.done.set_exception(SwapdError(HAND_OVER_FAILED, "this front was closed"))
-        for copy in [*self._ready, *self._unacknowledged.values()]:
+        for link in list(self._outbound):
+            self._close_outbound(link)
+        for copy in [*self._ready, *(copy for _, copy in self._unacknowledged.values())]:
             if isinstance(copy, RawCopy):
                 copy.release()
 
@@ -389,7 +396,7 @@ class Front(ABC):
         giving.timer = self._loop.call_later(deadline_s, self._too_late, giving)
         self._acceptor.unwatch()
         copies = self._pause()
-        giving.link = link = PeerLink(self._loop, peer, self._on_target_message, self._on_target_gone)
+        giving.link = link = self._link_to_target(peer)
         connections = []
         for copy in copies:
             read = copy.carried()
@@ -413,6 +420,9 @@ class Front(ABC):
     def _on_target_message(self, link: PeerLink, received: wire.Received) -> None:
         message = received.message
         wire.close_all(received.fds)  # nothing that a target says comes with one
+        if isinstance(message, wire.Adopted | wire.Refused):
+            self._straggler_answered(link, message)
+            return
         giving = self._giving
         if giving is None or giving.link is not link:
             return
@@ -423,18 +433,34 @@ class Front(ABC):
         elif isinstance(message, wire.Abort):
             giving.reason = giving.reason or message.reason
             self._apply(Event(Kind.ABORT, message.epoch), link)
-        elif isinstance(message, wire.Adopted):
-            copy = self._unacknowledged.pop(message.id, None)
-            if copy is not None and not copy.gone:
+
+    def _link_to_target(self, peer: socket.socket) -> PeerLink:
+        link = PeerLink(self._loop, peer, self._on_target_message, self._on_target_gone)
+        self._outbound.add(link)
+        return link
+
+    def _straggler_answered(self, link: PeerLink, answer: wire.Adopted | wire.Refused) -> None:
+        sent_on, copy = self._unacknowledged.get(answer.id, (None, None))
+        if copy is None or sent_on is not link:
+            return
+        del self._unacknowledged[answer.id]
+        if not copy.gone:
+            if isinstance(answer, wire.Adopted):
                 copy.release()
-            self._let_go_of_link()
-        elif isinstance(message, wire.Refused):
-            copy = self._unacknowledged.pop(message.id, None)
-            if copy is not None and not copy.gone:
+            else:
                 self._ready.append(copy)
-                self._loop.call_later(REFUSED_RETRY_S, self._send_ready)
+                self._loop.call_later(REFUSED_RETRY_S, self._retry_refused)
+        self._let_go_of_links()
+
+    def _retry_refused(self) -> None:
+        if self._state.phase is Phase.OWNER:
+            self._restore_ready()
+        else:
+            self._send_ready()
 
     def _on_target_gone(self, link: PeerLink) -> None:
+        self._outbound.discard(link)
+        self._reclaim(link)
         giving = self._giving
         if giving is None or giving.link is not link:
             return
@@ -443,7 +469,6 @@ class Front(ABC):
         giving.link = None
         giving.reason = giving.reason or "the target's end of the socket was closed"
         self._apply(Event(Kind.PEER_GONE, giving.epoch), link)
-        self._reclaim()
         self._ask_for_successor()
 
     def _started(self, giving: Giving, message: wire.Started) -> None:
@@ -482,7 +507,7 @@ class Front(ABC):
         if copies:
             self._loop.call_soon(self._release_some, copies)
         else:
-            self._let_go_of_link()
+            self._let_go_of_links()
 
     def _resume(self) -> None:
         """The hand-over failed, and the target reads nothing: everything goes on here."""
@@ -491,7 +516,7 @@ class Front(ABC):
             if giving.timer is not None:
                 giving.timer.cancel()
             if giving.link is not None:
-                giving.link.close()
+                self._close_outbound(giving.link)
                 giving.link = None
         if self._state.phase is not Phase.OWNER:
             return  # a newer hand-over began in between
@@ -545,21 +570,17 @@ class Front(ABC):
         read = copy.carried()
         for at in range(0, len(read), wire.MAX_PART_BYTES):
             link.send(wire.Bytes(epoch, number, read[at : at + wire.MAX_PART_BYTES]))
-        self._unacknowledged[number] = copy
+        self._unacknowledged[number] = (link, copy)
         link.send(wire.Straggler(epoch, number, len(read)), [copy.fd])
 
-    def _reclaim(self) -> None:
-        """What was sent and not acknowledged was never read by anybody: ADOPTED leaves before the first byte is."""
-        for copy in self._unacknowledged.values():
-            if not copy.gone:
-                self._ready.append(copy)
-        self._unacknowledged.clear()
-        if self._state.phase is Phase.OWNER:
-            self._restore_ready()
-
-    def _send_again(self) -> None:
-        self._reclaim()
-        self._send_ready()
+    def _reclaim(self, link: PeerLink) -> None:
+        """What was sent there and not acknowledged was never read by anybody: ADOPTED leaves before the first byte."""
+        for number, (sent_on, copy) in list(self._unacknowledged.items()):
+            if sent_on is link:
+                del self._unacknowledged[number]
+                if not copy.gone:
+                    self._ready.append(copy)
+        self._retry_refused()
 
     def _stragglers(self) -> int:
         return len(self._ready) + len(self._unacknowledged) + self._busy_count()
@@ -572,19 +593,26 @@ class Front(ABC):
             self._asked = True
             self.on_needs_successor(self._state.epoch, count)
 
-    def _let_go_of_link(self) -> None:
-        """Close the way to the successor once nothing can follow any more."""
-        giving = self._giving
-        if (
-            giving is not None
-            and giving.link is not None
-            and self._state.phase is Phase.VACANT
-            and not giving.offered
-            and not self._stragglers()
-            and not self._links
-        ):
-            giving.link.close()
-            giving.link = None
+    def _let_go_of_links(self) -> None:
+        """Close the ways to our successors on which nothing can follow, and nothing is owed, any more."""
+        owed = {link for link, _ in self._unacknowledged.values()}
+        current = self._giving.link if self._giving is not None and self._may_still_follow() else None
+        for link in self._outbound - owed:
+            if link is not current:
+                self._close_outbound(link)
+
+    def _may_still_follow(self) -> bool:
+        if self._state.phase is Phase.OWNER:
+            return False
+        if self._state.phase is not Phase.VACANT:
+            return True
+        return bool(self._links or self._stragglers() or (self._giving is not None and self._giving.offered))
+
+    def _close_outbound(self, link: PeerLink) -> None:
+        self._outbound.discard(link)
+        link.close()
+        if self._giving is not None and self._giving.link is link:
+            self._giving.link = None
 
     # --- as the target -----------------------------------------------------------------------------------------
 
@@ -675,7 +703,7 @@ class Front(ABC):
     def _on_source_gone(self, link: PeerLink) -> None:
         self._links.pop(link, None)
         self._forget_parts(link)
-        self._let_go_of_link()
+        self._let_go_of_links()
 
     def _close_link(self, link: PeerLink) -> None:
         self._links.pop(link, None)
@@ -760,7 +788,7 @@ class Front(ABC):
             return
         self._acceptor.unwatch()
         giving.blocked = False
-        giving.link = PeerLink(self._loop, peer, self._on_target_message, self._on_target_gone)
+        giving.link = self._link_to_target(peer)
         copies = self._pause()
         if self._state.phase is Phase.COMMITTED:
             self._ready.extend(copies)
@@ -776,7 +804,7 @@ class Front(ABC):
         self._beat_at = time.monotonic()
         self._beat_timer = self._loop.call_later(BEAT_S, self._beat)
         self._on_beat()
-        self._let_go_of_link()
+        self._let_go_of_links()
 
     def _blocked_s(self) -> float:
         return max(0.0, time.monotonic() - self._beat_at - BEAT_S)

@@ -121,7 +121,7 @@ class HttpConnection(HttpToolsProtocol):
         return self.transport.get_write_buffer_size() > 0
 
     def carried(self) -> bytes:
-        return self._head + self._unparsed
+        return self._head + self._unparsed  # asked only when _known: see answerable_only_here
 
     def head_overdue(self, before: float) -> bool:
         return self._partial and self.began_at < before
@@ -204,7 +204,7 @@ class HttpConnection(HttpToolsProtocol):
         if quiesced and (at_boundary or (self._partial and self._known)):
             self._keep(data)
             return
-        if len(data) > MAX_HEAD_BYTES and self._head_too_large(data, at_boundary):
+        if (self._partial or len(data) > MAX_HEAD_BYTES) and self._head_too_large(data, at_boundary):
             return
         try:
             self.parser.feed_data(data)
@@ -243,21 +243,21 @@ class HttpConnection(HttpToolsProtocol):
     def _keep_head(self, data: bytes, at_boundary: bool) -> None:
         """The chunk ended within a head. Its bytes are known only if it began where a chunk did."""
         if self._partial:
-            self._head += data if self._known else b""
+            self._head += data
         elif self.scope is not None:
             self._partial = True
             self._known = at_boundary
-            self._head = data if at_boundary else b""
+            self._head = data if at_boundary else b""  # else from the next chunk on, for its size alone
             self.began_at = self.group.now
-        if len(self._head) > MAX_HEAD_BYTES:
-            self.refuse(431, "The request's head is over 64 KiB.", "head_too_large")
 
     def _head_too_large(self, data: bytes, at_boundary: bool) -> bool:
         """uvicorn and httptools know no limit of their own."""
-        if (at_boundary or self._partial) and data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) < 0:
-            self.refuse(431, "The request's head is over 64 KiB.", "head_too_large")
-            return True
-        return False
+        if not (at_boundary or self._partial) or len(self._head) + len(data) <= MAX_HEAD_BYTES:
+            return False
+        if (self._head[-3:] + data).find(b"\r\n\r\n", 0, MAX_HEAD_BYTES - len(self._head[:-3])) >= 0:
+            return False
+        self.refuse(431, "The request's head is over 64 KiB.", "head_too_large")
+        return True
 
     def _upgrade(self) -> None:
         self.upgraded = True

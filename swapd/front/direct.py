@@ -68,7 +68,6 @@ class DirectFront(Front):
         self._poll = select.poll()
         self._beats = 0
         self._cut = 0
-        self._closing = False
         self._private_acceptor = Acceptor(loop, self._accepted_private, lambda: True)
         if not private_socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             private_socket.listen(128)
@@ -257,7 +256,6 @@ class DirectFront(Front):
     def _begin_close(self) -> None:
         """The service ends: accept no more, and let go of those who ask for nothing."""
         self._acceptor.close()
-        self._closing = True
         self._pool.close_all()
         for connection in self._connections():
             if connection.idle:
@@ -272,7 +270,8 @@ class DirectFront(Front):
         return (
             bool(self._group.tasks)
             or bool(self._upgraded())
-            or any((c.busy or c.ending) and not c.gone for c in self._connections())
+            or any((c.busy or c.ending or c.unflushed) and not c.gone for c in self._connections())
+            or (self._giving is not None and bool(self._ready or self._unacknowledged))  # still on their way
         )
 
     def _cut_all(self) -> int:
@@ -282,6 +281,9 @@ class DirectFront(Front):
             if connection.busy and not connection.gone:
                 cut += 1 + len(connection.pipeline)
                 connection.cut(running.get(connection.transport), self._retry_after_s)
+            elif connection.unflushed and not connection.gone:
+                cut += 1  # its answer is complete here, and the client too slow
+                connection.transport.abort()
         for websocket in self._upgraded():
             cut += 1
             with contextlib.suppress(Exception):
@@ -325,12 +327,11 @@ class DirectFront(Front):
 
     def _sweep(self, now: float) -> None:
         idle_before, head_before = now - self._keep_alive_s, now - HEAD_TIMEOUT_S
-        connections = [c for c in list(self._private.connections) if type(c) is HttpConnection]
         if self._may_read():
             self._pool.close_older(idle_before)
-            connections += self._connections()
-        for connection in connections:
-            if connection.gone or connection.ending:
+        private = [c for c in list(self._private.connections) if type(c) is HttpConnection]
+        for connection in private + self._connections():
+            if connection.gone or connection.ending or connection.flow.frozen:
                 continue
             if connection.idle and connection.since < idle_before:
                 connection.transport.close()

@@ -89,14 +89,16 @@ class GateFront(Front):
         self._lingering = Lingering(loop)
         self._requests = 0
         self._turned_away = 0
-        self._closing = False
 
     # --- clients come ------------------------------------------------------------------------------------------
 
     def _accepted(self, sock: socket.socket) -> None:
-        if len(self._clients) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS:
-            self._acceptor.pause()  # the rest wait in the listener's queue
         self._take(sock.detach(), b"")
+
+    def _has_room(self) -> bool:
+        """Else the rest wait in the listener's queue."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return limit == resource.RLIM_INFINITY or len(self._clients) + len(self._lingering) < limit - SPARE_DESCRIPTORS
 
     def _hold(self, fd: int, read: bytes) -> None:
         self._clients[fd] = Held(fd, read)

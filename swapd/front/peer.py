@@ -47,8 +47,12 @@ class PeerLink:
         """Send now, or as soon as the kernel takes it. A peer that is gone is told by `on_gone`, later."""
         if self.closed:
             return
-        if self._queue or not self._try(message, fds):
+        if not self._queue and self._try(message, fds):
+            return
+        try:
             self._queue.append((message, [os.dup(fd) for fd in fds]))
+        except OSError:  # no descriptor left: without this message the rest makes no sense
+            self._loop.call_soon(self._gone)
 
     def drain(self) -> None:
         """Take in everything that has arrived, before a decision that depends on it."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import socket
 import struct
 
@@ -333,3 +334,42 @@ def test_clients_that_gave_up_in_the_queue_never_reach_the_model(pair, connect):
     assert kept.get()[2] == b"1"
     assert json.loads(kept.get("/seen")[2]) == ["/"]
     wait_until(lambda: old.stats()["connections"] == 1, "only the kept one is left")
+
+
+def descriptors(front):
+    return len(os.listdir(f"/proc/{front.pid}/fd"))
+
+
+def test_no_descriptor_is_left_behind(pair, connect):
+    old, new = pair
+    for epoch, source, target in ((2, old, new), (3, new, old)):
+        first = connect()
+        first.get()  # the event loop opens some of its own with its first connection
+        hand_over(source, target, epoch)
+        first.get()
+        first.close()
+    wait_until(lambda: all(front.stats()["connections"] == 0 for front in pair), "all are gone")
+    before = [descriptors(front) for front in pair]
+    clients = [connect() for _ in range(20)]
+    for epoch in range(4, 14):
+        for client in clients[::2]:
+            client.get()
+        hand_over(old, new, epoch)
+        old, new = new, old
+    for client in clients:
+        client.close()
+    wait_until(lambda: [descriptors(front) for front in pair] == before, f"descriptors as before: {before}")
+
+
+def test_drain_waits_for_a_slow_readers_last_byte(pair, connect):
+    old, new = pair
+    size = 4 * 1024 * 1024
+    client = connect(rcvbuf=16384)
+    client.send_request(f"/big?n={size}")
+    old.wait_stats(requests=1, in_flight=0)
+    hand_over(old, new, 2)
+    number = old.begin("drain", deadline_s=20)
+    assert len(client.answer()[2]) == size
+    assert old.result(number)["cut"] == 0
+    old.kill()
+    assert client.get()[2] == b"2"
