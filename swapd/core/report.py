@@ -34,6 +34,7 @@ def swap_record(swap: Swap) -> dict[str, Any]:
         "created_at": swap.created_at,
         "finished_at": swap.finished_at,
         "soak_until": swap.soak_until,
+        "kept": _kept(swap),
         "outage_ms": swap.outage_ms,
         "cutover_ms": swap.cutover_ms,
         "cut_requests": swap.cut_requests,
@@ -49,6 +50,16 @@ def swap_record(swap: Swap) -> dict[str, Any]:
         ],
         "peak_memory_bytes": dict(swap.peak_memory_bytes),
     }
+
+
+def _kept(swap: Swap) -> str | None:
+    """What became of the old revision's worker, as long as the soak keeps the way back: resident, parked or stopped."""
+    if swap.phase is not Phase.SOAKING or swap.source is None:
+        return None
+    done = {s.name for s in swap.steps if s.status == "done"}
+    if "stop" in done or not swap.released:
+        return "stopped" if swap.released else "resident"
+    return "parked"
 
 
 def problem_record(problem: Problem | None) -> dict[str, Any] | None:

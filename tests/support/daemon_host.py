@@ -207,9 +207,9 @@ class Crowd:
 
     def check(self):
         """Nothing went wrong, and no request begun after a newer revision's first answer got an older one."""
+        self.check_monotonic()
         assert not self.errors, self.errors
         assert self.reconnects == 0, f"{self.reconnects} keep-alive connections were closed"
-        self.check_monotonic()
 
     def mark(self):
         """Call it before each further swap: within the stretch between two marks there is one switch at most."""
