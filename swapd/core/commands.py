@@ -12,7 +12,7 @@ from typing import Final
 from swapd.core import errors, events, placement
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
-from swapd.core.model import Kind, Service, Slot, State, Strategy, Swap
+from swapd.core.model import Kind, Revision, Service, Slot, State, Strategy, Swap
 from swapd.core.states import Phase, WorkerState
 
 KEPT_REVISIONS: Final = 32
@@ -72,7 +72,7 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
     d.set_service(
         service.name,
         swap=swap,
-        revisions=(*service.revisions, target)[-KEPT_REVISIONS:],
+        revisions=(*_kept_revisions(service), target),
         slots=(*((n, s) for n, s in service.slots if n == service.stable), (number, slot)),
         retry_at=None,
         measuring=False,
@@ -81,6 +81,13 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
     if swap.strategy is not Strategy.IN_PLACE:
         d.reserve(worker, slot)
     return service.name
+
+
+def _kept_revisions(service: Service) -> tuple[Revision, ...]:
+    """The latest ones, and those that clients are served by or may go back to, however old these are."""
+    old = len(service.revisions) - KEPT_REVISIONS + 1
+    needed = (service.stable, service.previous)
+    return tuple(r for n, r in enumerate(service.revisions) if n >= old or r.number in needed)
 
 
 def plan(state: State, event: events.SwapRequested) -> placement.Placement | Problem:

@@ -140,6 +140,19 @@ def test_the_soak_ends_by_itself_and_the_kept_revision_is_drained_and_stopped():
     assert rollback_kind(host.state, chat(host)) == "cold"
 
 
+def test_the_serving_revision_is_remembered_however_many_candidates_fail():
+    host = serving()
+    for _ in range(40):
+        host.swap("chat", "b")
+        host.fail(finish_until(host, OpKind.VERIFY))
+        host.settle(until_idle=False)
+    assert chat(host).revision(chat(host).stable).model == "a"
+    assert len(chat(host).revisions) <= 33
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    assert rollback_kind(host.state, chat(host)) == "instant"
+
+
 def test_a_candidate_that_dies_in_the_soak_gives_the_clients_back_at_once():
     host = serving()
     stable = chat(host).owner
