@@ -101,8 +101,8 @@ class _Daemon:
         self.knowledge = knowledge
         self.journal = journal
         self.workers = workers
-        self.manager = ServiceManager()
         self.done = asyncio.Event()
+        self.manager: ServiceManager
         self.api: Api
         self.control: ControlSocket
 
@@ -113,7 +113,9 @@ class _Daemon:
         await _end_leftovers(Path(config.daemon.runtime_dir) / "w")
         journal = Journal(Path(config.daemon.state_dir) / "journal.db")
         stack.callback(journal.close)
-        inherited = ServiceManager().listen_fds()
+        manager = ServiceManager()  # takes the environment's variables away: there is one
+        stack.callback(manager.close)
+        inherited = manager.listen_fds()
         bound = _bind_all(config, inherited)
         for socks in bound.values():
             for sock in socks.values():
@@ -138,6 +140,7 @@ class _Daemon:
         loop = Loop(state, journal, executor, publish)
         executor.loop = knowledge.loop = loop
         daemon = cls(config, loop, executor, knowledge, journal, workers)
+        daemon.manager = manager
         daemon.api = Api(loop, executor, workers, devices, knowledge, journal, daemon.apply)
         workers.start()
         stack.push_async_callback(workers.close)

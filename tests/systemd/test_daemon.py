@@ -1,0 +1,89 @@
+"""The real daemon in its shipped unit, in a real systemd: started, asked, swapped, restarted, stopped."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+
+import pytest
+from support.process_waiting import wait_until
+from support.systemd_host import PROJECT, SystemdHost
+
+pytestmark = pytest.mark.systemd
+UNIT = "swapd.service"
+PORT = 18431  # in a network shared with the host: chosen outside the ephemeral range
+
+CONFIG = """
+[devices.host]
+kind = "host"
+memory = "1GiB"
+[models.a]
+app = "model_app:app"
+directory = "{apps}"
+device_memory = "100MiB"
+env = {{ NAME = "a" }}
+[models.b]
+app = "model_app:app"
+directory = "{apps}"
+device_memory = "100MiB"
+env = {{ NAME = "b" }}
+[services.chat]
+listen = "127.0.0.1:{port}"
+model = "a"
+"""
+
+
+@pytest.fixture
+def host(systemd, tmp_path):
+    apps = PROJECT / "tests" / "support" / "apps"
+    files = {
+        "/etc/sysusers.d/swapd.conf": (PROJECT / "systemd" / "swapd.sysusers.conf").read_text(),
+        "/etc/tmpfiles.d/swapd.conf": (PROJECT / "systemd" / "swapd.tmpfiles.conf").read_text(),
+    }
+    prepare = "systemd-sysusers /etc/sysusers.d/swapd.conf; systemd-tmpfiles --create /etc/tmpfiles.d/swapd.conf"
+    with SystemdHost(
+        tmp_path, units={UNIT: (PROJECT / "systemd" / UNIT).read_text()}, files=files, prepare=prepare
+    ) as host:
+        config = host.path("/etc/swapd/swapd.toml")
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(CONFIG.format(apps=host.inside(apps), port=PORT))
+        for name, module in (("swapd", "swapd.daemon.main"), ("swapd-cli", "swapd.cli.main")):
+            program = host.path(f"/opt/swapd/current/bin/{name}")
+            program.parent.mkdir(parents=True, exist_ok=True)
+            environment = f"PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={host.inside(PROJECT)}"
+            program.write_text(f'#!/bin/sh\n{environment} exec {host.python} -m {module} "$@"\n')
+            program.chmod(0o755)
+        yield host
+
+
+def asked() -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/", timeout=30) as answer:
+        return json.load(answer)["model"]
+
+
+def cli(host: SystemdHost, *arguments: str) -> str:
+    return host.run("/opt/swapd/current/bin/swapd-cli", *arguments)
+
+
+def test_the_daemon_serves_swaps_restarts_and_stops_under_its_unit(host):
+    host.systemctl("start", UNIT)  # returns at READY=1: control answers and the address is bound
+    assert cli(host, "status")
+    assert asked() == "a"
+    cli(host, "swap", "chat", "--to", "b")
+    assert asked() == "b"
+    wait_until(lambda: host.show(UNIT, "StatusText").startswith("chat: b"), "the status line")
+    host.systemctl("restart", UNIT)
+    assert asked() == "b", "what was swapped to serves after a restart"
+    host.systemctl("stop", UNIT)
+    assert host.show(UNIT, "Result") == "success"
+    assert host.show(UNIT, "ActiveState") == "inactive"
+
+
+def test_a_daemon_that_is_killed_is_started_again_and_serves(host):
+    host.systemctl("start", UNIT)
+    assert asked() == "a"
+    first = host.pid(UNIT)
+    host.run("kill", "-9", str(first))
+    wait_until(lambda: host.pid(UNIT) not in (0, first), "the next daemon")
+    host.wait_for(UNIT, "ActiveState", "active")
+    assert asked() == "a"
