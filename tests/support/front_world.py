@@ -94,8 +94,6 @@ class World:
         if not effects:
             link.open_at.discard(source.name)
             return
-        if source.out is not None:
-            self.abandon(source)
         source.out = link
         source.effects.extend((effect, epoch, link, None) for effect in effects)
 
@@ -103,10 +101,7 @@ class World:
         link = Link(front.state.epoch, front, owner, open_at={front.name, owner.name})
         self.links.append(link)
         owner.into.append(link)
-        if front.out is not None:
-            self.abandon(front)
         front.out = link
-        self.reclaim(front)
         self.follow(front)
 
     def abandon(self, front):
@@ -180,13 +175,13 @@ class World:
             self.end_of_file(front, link)
             return
         kind, epoch, content = queue.popleft()
-        if front is link.source and link is not front.out:
+        if front is link.source and link is not front.out and kind not in ("adopted", "refused"):
             return
         if kind == "adopted":
             self.acknowledged(front, content)
         elif kind == "refused":
             for connection, mode in front.copies.items():
-                if mode == ("sent", content):
+                if isinstance(mode, tuple) and mode[1] == content:
                     front.copies[connection] = "ready"
         else:
             if kind == "straggler":
@@ -197,19 +192,21 @@ class World:
         link.open_at.discard(front.name)
         if front is link.target:
             front.into.remove(link)
-        elif link is front.out and front.state.phase is not Phase.COMMITTED:
+            return
+        self.reclaim(front, link)
+        if link is front.out and front.state.phase is not Phase.COMMITTED:
             front.out = None
             self.event(front, Kind.PEER_GONE, front.state.epoch, link)
-            self.reclaim(front)
 
     def acknowledged(self, front, number):
         for connection, mode in list(front.copies.items()):
-            if mode == ("sent", number):
+            if isinstance(mode, tuple) and mode[1] == number:
                 self.close(front, connection)
 
-    def reclaim(self, front):
+    def reclaim(self, front, link):
+        """What was sent there and not acknowledged was never read."""
         for connection, mode in list(front.copies.items()):
-            if isinstance(mode, tuple):
+            if isinstance(mode, tuple) and mode[2] is link:
                 front.copies[connection] = "ready"
         if front.state.phase is Phase.OWNER and front.idle:
             self.read_all(front, ("ready",))
@@ -309,7 +306,7 @@ class World:
             for connection, mode in list(front.copies.items()):
                 if mode in ("ready", "frozen") and connection not in front.offered:
                     number = next(self.straggler_ids)
-                    front.copies[connection] = ("sent", number)
+                    front.copies[connection] = ("sent", number, front.out)
                     front.out.to_target.append(("straggler", front.out.epoch, (number, connection)))
 
     # --- invariants --------------------------------------------------------------------------------------------
