@@ -12,6 +12,11 @@ from support.daemon_host import Daemon, free_port, model, until
 A, B = model("a"), model("b")
 
 
+def ask_in_vain(daemon, path):
+    with pytest.raises(OSError, match="."):
+        daemon.get(path)
+
+
 def run(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "swapd.daemon.main", *map(str, arguments)], capture_output=True, text=True, timeout=30
@@ -56,7 +61,7 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_no_process():
 
 def test_sigint_stops_it_as_well_and_a_second_one_at_once():
     with Daemon([A]) as daemon:
-        thread = threading.Thread(target=lambda: pytest.raises(OSError, daemon.get, "/sleep?s=60"))
+        thread = threading.Thread(target=ask_in_vain, args=(daemon, "/sleep?s=60"))
         thread.start()
         until(lambda: daemon.call("workers")[0]["in_flight"], what="the request in flight")
         daemon.process.send_signal(signal.SIGINT)
