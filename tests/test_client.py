@@ -386,6 +386,25 @@ def test_events_that_the_socket_lost_are_filled_in(daemon, client):
     assert [event["number"] for event in listening.heard] == list(range(60))
 
 
+def test_a_lost_event_is_fetched_at_once_while_others_keep_coming(daemon, client):
+    """Not only when the stream pauses: it may never."""
+    listening = Listening(client, since=(1, 0))
+    while not listening.heard:
+        daemon.publish("test.probe")
+    pub = daemon.socket._pub
+    send, pub.send = pub.send, lambda frames: None
+    daemon.publish("swap.created")
+    pub.send = send
+
+    def heard() -> bool:
+        daemon.publish("test.probe")
+        return "swap.created" in listening.names()
+
+    wait_until(heard)
+    daemon.publish("test.stop")
+    listening.join()
+
+
 def test_the_last_event_is_heard_of_although_it_was_lost(daemon, client):
     """No later event shows the gap: only asking does."""
     listening = Listening(client, since=(1, 0))

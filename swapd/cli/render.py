@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -16,6 +15,9 @@ from swapd.cli import text
 from swapd.cli.text import NONE, clock, count, gib, milliseconds, printable, revision, seconds, when
 
 Record = Mapping[str, Any]
+
+STEP_CHARS = 15  # "restore: switch"
+BACKWARD = ("RollingBack", "Canceled")  # a return answers with the swap that it undoes, in one of these
 
 _STYLES = {
     **dict.fromkeys(("Healthy", "Succeeded", "ok", "done"), "green"),
@@ -87,7 +89,10 @@ def _status_row(service: Record, now_s: float) -> list[str]:
 def _swap_cell(service: Record, now_s: float) -> str:
     swap, soak = service.get("swap"), service.get("soak")
     if soak:
-        return f"Soaking until {clock(soak['until'], now_s)}, {revision(soak['previous'])} kept"
+        kept = {"instant": " kept", "parked": " parked"}.get(service["rollback"])
+        return f"Soaking until {clock(soak['until'], now_s)}" + (
+            f", {revision(soak['previous'])}{kept}" if kept else ""
+        )
     if swap and swap["phase"] not in ("Succeeded", "Failed", "Canceled"):
         running = [step["name"] for step in swap["steps"] if step["status"] == "running"]
         return f"{swap['phase']} to {revision(swap['to'])}" + (f": {running[-1]}" if running else "")
@@ -197,8 +202,8 @@ def history_rows(history: Sequence[Record], now_s: float) -> list[list[str]]:
 
 
 def _waited(record: Record) -> str:
-    """How long clients waited: the outage of an in-place swap, the cutover of a dual one."""
-    value = record["outage_ms"] if record["outage_ms"] is not None else record["cutover_ms"]
+    """How long clients waited: the outage of an in-place swap, the cutover of another."""
+    value = record["outage_ms"] if record["strategy"] == "in-place" else record["cutover_ms"]
     return NONE if value is None else milliseconds(value)
 
 
@@ -208,11 +213,12 @@ def _reason(record: Record) -> str:
 
 
 def step_line(step: Record) -> str:
-    """load      ok       1.2 s  (detail)"""
+    """load             ok           1.2 s  (detail)"""
     words = {"done": "ok"}
     took = milliseconds(step["ms"]) if step.get("ms") is not None else ""
     detail = f"  {printable(step['detail'])}" if step.get("detail") else ""
-    return f"{printable(step['name']):<9} {words.get(step['status'], step['status']):<8} {took:>9}{detail}".rstrip()
+    status = words.get(step["status"], step["status"])
+    return f"{printable(step['name']):<{STEP_CHARS}} {status:<8} {took:>9}{detail}".rstrip()
 
 
 def swap_lines(record: Record, now_s: float) -> list[str]:
@@ -222,7 +228,7 @@ def swap_lines(record: Record, now_s: float) -> list[str]:
     lines = [
         f"swap {record['id']}  {printable(record['service'])}: {revision(record['from'])} to {revision(record['to'])}",
         f"phase     {record['phase']}{reason}",
-        f"strategy  {record['strategy']}: {printable(record['why'])}",
+        f"strategy  {_strategy(record)}",
         f"asked     {when(record['created_at'], now_s)} by {printable(record['actor'])}{asked}",
     ]
     if record.get("finished_at"):
@@ -238,7 +244,7 @@ def swap_lines(record: Record, now_s: float) -> list[str]:
 
 def _client_words(record: Record) -> str:
     words = []
-    if record["outage_ms"] is not None:
+    if record["strategy"] == "in-place" and record["outage_ms"] is not None:
         words.append(f"waited {milliseconds(record['outage_ms'])}")
     if record["cutover_ms"] is not None:
         words.append(f"cutover {milliseconds(record['cutover_ms'])}")
@@ -247,27 +253,31 @@ def _client_words(record: Record) -> str:
 
 
 def headline(record: Record) -> str:
-    return printable(
-        f"swap {record['id']}  {record['service']}: {revision(record['from'])} to {revision(record['to'])},"
-        f" {record['strategy']}: {record['why']}"
-    )
+    """swap 42  chat: a #41 to b #42, dual: why"""
+    head = f"swap {record['id']}  {printable(record['service'])}: "
+    if record["phase"] in BACKWARD:
+        return f"{head}{revision(record['to'])} back to {revision(record['from'])}"
+    return f"{head}{revision(record['from'])} to {revision(record['to'])}, {_strategy(record)}"
 
 
-def success_line(record: Record, now_s: float | None = None) -> str:
-    """b serves; a kept until 14:32 (cutover 0.8 ms)"""
-    now_s = time.time() if now_s is None else now_s
-    to, source = record["to"]["model"], record["from"]
-    kept = ""
-    if record["phase"] == "Soaking" and source:
-        kept = f"; {printable(source['model'])} kept until {clock(record['soak_until'], now_s)}"
+def _strategy(record: Record) -> str:
+    """The strategy and why, which often begins with the strategy itself."""
+    strategy, why = record["strategy"], printable(record["why"])
+    return why if why.startswith(strategy) else f"{strategy}: {why}"
+
+
+def success_line(record: Record, rollback: str, now_s: float) -> str:
+    """b serves; a kept until 14:32 (cutover 0.8 ms). `rollback`: how the way back is kept (see `status`)."""
+    kept = {"instant": "kept", "parked": "parked"}.get(rollback)
+    words = f"{printable(record['to']['model'])} serves"
+    if record["phase"] == "Soaking" and record["from"] and kept:
+        words += f"; {printable(record['from']['model'])} {kept} until {clock(record['soak_until'], now_s)}"
     figures = []
-    if record["outage_ms"] is not None:
-        figures.append(f"outage {milliseconds(record['outage_ms'])}")
-    elif record["cutover_ms"] is not None:
-        figures.append(f"cutover {milliseconds(record['cutover_ms'])}")
+    if _waited(record) != NONE:
+        figures.append(f"{'outage' if record['strategy'] == 'in-place' else 'cutover'} {_waited(record)}")
     if record["cut_requests"]:
         figures.append(f"{record['cut_requests']} requests cut")
-    return f"{printable(to)} serves{kept}" + (f" ({', '.join(figures)})" if figures else "")
+    return words + (f" ({', '.join(figures)})" if figures else "")
 
 
 def failure_lines(record: Record) -> list[str]:
@@ -291,7 +301,7 @@ def plan_lines(plan: Record) -> list[str]:
     outage = plan["expected_outage_s"]
     lines = [
         f"{printable(plan['service'])}: {revision(plan['from'])} to {revision(plan['to'])}",
-        f"strategy  {plan['strategy']}: {printable(plan['why'])}",
+        f"strategy  {_strategy(plan)}",
         f"needs     {need}",
         f"outage    {'none expected' if outage == 0 else seconds(outage) if outage is not None else 'unknown'}",
         f"streams   {_stream_words(plan)}",
@@ -299,7 +309,7 @@ def plan_lines(plan: Record) -> list[str]:
     ]
     for other in plan["alternatives"]:
         possible = "possible" if other["possible"] else "impossible"
-        lines.append(f"or        {other['strategy']}: {possible}: {printable(other['why'])}")
+        lines.append(f"or        {possible}: {_strategy(other)}")
     return [*lines, *(f"change    {printable(what)}" for what in plan["would_change"])]
 
 

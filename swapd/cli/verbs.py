@@ -88,7 +88,7 @@ class Verbs:
     def _follow(self, record: Mapping[str, Any], since: tuple[int | str, int]) -> int:
         """Wait until the swap is at rest, show how it goes, and say how it went."""
         # A return answers with the swap that it undoes: canceled is what was asked for.
-        returning = record["phase"] in ("RollingBack", "Canceled")
+        returning = record["phase"] in render.BACKWARD
         shown = Output(sys.stderr) if self._arguments.json else self._output
         if not self._arguments.json:
             shown.line(render.headline(record))
@@ -116,7 +116,8 @@ class Verbs:
 
     def _tell_end(self, record: Mapping[str, Any], well: bool, returning: bool) -> None:
         if well and not returning:
-            self._output.line(render.success_line(record))
+            rollback = self._client.status(record["service"])["services"][0]["rollback"]
+            self._output.line(render.success_line(record, rollback, time.time()))
             return
         if not well:
             self._output.lines(render.failure_lines(record))

@@ -1,6 +1,6 @@
 """A swap while it goes on: its steps, drawn in place on a terminal, or a line for each that has ended.
 
-Duty: fold events into steps, show them, wait. What a swap's end means is `verbs`' to say.
+Duty: show the steps, and wait. What a swap's end means is `verbs`' to say.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from swapd.cli.render import Output, step_line
+from swapd.cli.render import BACKWARD, STEP_CHARS, Output, step_line
 from swapd.cli.text import gib, printable, seconds
-from swapd.client import Client
+from swapd.client import Client, SwapdError
 
 REDRAWS_PER_S = 8
 
@@ -35,14 +35,14 @@ class Step:
 
 
 class Steps:
-    """The steps of one swap, as its record and then its events tell them."""
+    """The steps of one swap. The record tells them; events only say when to look, and how far a step has come: told
+    again after a gap, or older than the record, they would show a step twice."""
 
     def __init__(self, record: Mapping[str, Any], clock_s: float) -> None:
         self.steps: list[Step] = []
         self.correct(record, clock_s)
 
     def correct(self, record: Mapping[str, Any], clock_s: float) -> None:
-        """Take over what the record says, which is the truth; events may have been missed."""
         known = self.steps
         self.steps = []
         for index, told in enumerate(record["steps"]):
@@ -51,29 +51,18 @@ class Steps:
                 step = replace(known[index], status=step.status, ms=step.ms, detail=step.detail)
             self.steps.append(step)
 
-    def take(self, event: Mapping[str, Any], clock_s: float) -> None:
-        if event["event"] == "swap.step":
-            step = Step(event["step"], event["status"], event.get("ms"), event.get("detail") or "", clock_s)
-            index = self._running(step.name)
-            if index is None:
-                self.steps.append(step)
-            else:
-                self.steps[index] = replace(self.steps[index], status=step.status, ms=step.ms, detail=step.detail)
-        elif event["event"] == "swap.progress":
-            index = self._running(event["step"])
-            if index is not None:
-                done, total, unit = event.get("done"), event.get("total"), event.get("unit") or ""
-                self.steps[index] = replace(self.steps[index], done=done, total=total, unit=unit)
-
-    def _running(self, name: str) -> int | None:
+    def progress(self, event: Mapping[str, Any]) -> None:
         """A step may come twice in one swap (the switch, and the switch back): only one of them is running."""
-        return next((i for i, s in enumerate(self.steps) if s.name == name and not s.ended), None)
+        for index, step in enumerate(self.steps):
+            if step.name == event["step"] and not step.ended:
+                done, total, unit = event.get("done"), event.get("total"), event.get("unit") or ""
+                self.steps[index] = replace(step, done=done, total=total, unit=unit)
 
 
 def running_line(step: Step, clock_s: float) -> str:
-    """load      running    3.1 s  2.0 GiB of 6.0 GiB"""
+    """load             running      3.1 s  2.0 GiB of 6.0 GiB"""
     took = seconds(clock_s - step.began_s) if step.began_s is not None else ""
-    return f"{printable(step.name):<9} {'running':<8} {took:>9}  {_progress(step)}".rstrip()
+    return f"{printable(step.name):<{STEP_CHARS}} {'running':<8} {took:>9}  {_progress(step)}".rstrip()
 
 
 def _progress(step: Step) -> str:
@@ -91,18 +80,27 @@ class Watch:
     def __init__(self, output: Output, record: Mapping[str, Any]) -> None:
         self._output = output
         self._steps = Steps(record, time.monotonic())
+        # On the way back, the way forth has been told before.
+        self._past = sum(s.ended for s in self._steps.steps) if record["phase"] in BACKWARD else 0
         self._printed = 0  # steps told so far, in a pipe
 
     def wait(self, client: Client, swap_id: int, deadline_s: float | None, since: tuple[int | str, int]) -> Any:
         """The record at rest. Raises what `Client.wait_swap` raises, and KeyboardInterrupt."""
         with self._drawing():
-            record = client.wait_swap(swap_id, deadline_s=deadline_s, on_event=self._hear, since=since)
-            self._steps.correct(record, time.monotonic())
-            self._tell()
+
+            def hear(event: Mapping[str, Any]) -> None:
+                if event["event"] == "swap.progress":
+                    self._steps.progress(event)
+                elif event["event"] == "swap.step":
+                    with contextlib.suppress(SwapdError):  # the wait itself says what is wrong with the daemon
+                        self.see(client.show(swap_id))
+
+            record = client.wait_swap(swap_id, deadline_s=deadline_s, on_event=hear, since=since)
+            self.see(record)
         return record
 
-    def _hear(self, event: Mapping[str, Any]) -> None:
-        self._steps.take(event, time.monotonic())
+    def see(self, record: Mapping[str, Any]) -> None:
+        self._steps.correct(record, time.monotonic())
         self._tell()
 
     def _tell(self) -> None:
@@ -115,7 +113,7 @@ class Watch:
             self._printed += 1
 
     def _shown(self) -> list[Step]:
-        return [step for step in self._steps.steps if step.name != "soak"]
+        return [step for step in self._steps.steps[self._past :] if step.name != "soak"]
 
     def lines(self) -> list[str]:
         now_s = time.monotonic()

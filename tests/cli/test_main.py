@@ -71,12 +71,20 @@ def test_a_swap_shows_its_steps_and_who_serves(daemon, capsys):
     assert main(["swap", "chat", "--to", "b", "--reason", "new weights", "--actor", "bot"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("swap 42  chat: a #41 to b #42, dual: b needs 6.0 GiB")
-    assert lines[1:3] == ["start     ok          120 ms", "load      ok           1.2 s"]
+    assert lines[1:3] == ["start           ok          120 ms", "load            ok           1.2 s"]
     kept = time.strftime("%H:%M", time.localtime(until))
     assert lines[-1] == f"b serves; a kept until {kept} (cutover 840 us)"
     assert ("swap", {"service": "chat", "to": "b", "reason": "new weights", "actor": "bot"}) in [
         call[:2] for call in daemon.calls
     ]
+
+
+def test_a_model_that_was_not_kept_is_not_said_to_be(daemon, capsys):
+    daemon.answers["status"] = status(service(rollback="cold"))
+    soaking = swap_record(phase="Soaking", strategy="in-place", outage_ms=70.0, soak_until=time.time())
+    play(daemon, swap_record(phase="Preparing", steps=[]), soaking)
+    assert main(["swap", "chat", "--to", "b"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "b serves (outage 70.0 ms)"
 
 
 def test_an_in_place_swap_tells_its_outage_and_what_was_cut(daemon, capsys):
@@ -113,10 +121,16 @@ def test_a_failure_that_leaves_nobody_serving_says_so(daemon, capsys):
 
 @pytest.mark.parametrize("argv", [["rollback", "chat"], ["cancel", "42"], ["cancel", "chat"]])
 def test_a_return_is_done_when_the_old_one_serves_again(daemon, capsys, argv):
-    returning = swap_record(phase="RollingBack", steps=[])
-    play(daemon, returning, swap_record(phase="Canceled", reason="canceled by ana"), method=argv[0])
+    returning = swap_record(phase="RollingBack")
+    back = {"name": "restore: switch", "status": "done", "started_at": 0.0, "ms": 3.1, "detail": ""}
+    canceled = swap_record(phase="Canceled", reason="canceled by ana", steps=[*returning["steps"], back])
+    play(daemon, returning, canceled, method=argv[0])
     assert main(argv) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "a serves"
+    assert capsys.readouterr().out.splitlines() == [
+        "swap 42  chat: b #42 back to a #41",
+        "restore: switch ok          3.1 ms",
+        "a serves",
+    ]
 
 
 def test_a_rollback_names_a_revision_by_its_number(daemon):
@@ -168,7 +182,7 @@ def test_a_dry_run_is_a_plan(daemon, capsys):
         "outage    12.5 s\n"
         "streams   3 open, the longest for 40.0 s\n"
         "rollback  cold, 11.0 s\n"
-        "or        dual: impossible: 2.5 GiB short on gpu0\n"
+        "or        impossible: dual: 2.5 GiB short on gpu0\n"
         "change    2.5 GiB more free on gpu0 makes it dual\n"
     )
 
@@ -320,7 +334,7 @@ def test_history_and_show(daemon, capsys):
     assert "swap 42  chat: a #41 to b #42" in out
     assert "clients   cutover 840 us, no requests cut" in out
     assert "peak      6.0 GiB on gpu0" in out
-    assert "load      ok           1.2 s" in out
+    assert "load            ok           1.2 s" in out
 
 
 def test_reload_names_what_it_cannot_apply(daemon, capsys):
@@ -457,13 +471,13 @@ def test_a_terminal_gets_a_live_line_and_colours(daemon):
     play(daemon, running)
 
     def end_it_once_it_is_seen_running(shown: str) -> None:
-        if "load      running" in shown and daemon.answers["show"] != swap_record():
+        if "load            running" in shown and daemon.answers["show"] != swap_record():
             daemon.answers["show"] = swap_record()
             daemon.publish("swap.phase", swap_id=42, phase="Succeeded")
 
     exit_status, shown = on_terminal("swap", "chat", "--to", "b", seen=end_it_once_it_is_seen_running)
     assert exit_status == 0
-    assert "load      ok           1.2 s" in shown
+    assert "load            ok           1.2 s" in shown
     assert "b serves" in shown
     _, shown = on_terminal("status")
     assert "\x1b[32mHealthy" in shown

@@ -519,6 +519,23 @@ def test_the_socket_files_are_for_the_group_and_vanish_at_the_end(daemon):
     assert not any(path.exists() for path in paths)
 
 
+def test_the_socket_file_never_exists_with_a_wider_mode(context, tmp_path, monkeypatch):
+    seen = []
+    chmod = os.chmod
+
+    def watched(path: str, mode: int) -> None:
+        seen.append(stat.S_IMODE(os.stat(path).st_mode))
+        chmod(path, mode)
+
+    monkeypatch.setattr(os, "chmod", watched)
+    before = os.umask(0)
+    try:
+        asyncio.run(start_and_close(f"ipc://{tmp_path}/control.sock", f"ipc://{tmp_path}/events.sock"))
+    finally:
+        os.umask(before)
+    assert seen == [0o600, 0o600]
+
+
 def test_a_stale_file_is_replaced(context, tmp_path):
     for name in ("control.sock", "events.sock", "control.sock.full"):
         with socket.socket(socket.AF_UNIX) as gone:

@@ -49,7 +49,7 @@ def service(**changes: Any) -> dict[str, Any]:
         "holding": False,
         "swap": None,
         "soak": None,
-        "rollback": "none",
+        "rollback": "instant",
         "workers": ["chat-3"],
         "requests": 1234,
         "in_flight": 2,

@@ -154,6 +154,10 @@ _near = st.fixed_dictionaries(
 @example(b'{"jsonrpc":"2.0","id":1,"method":"\\ud800"}')
 @example(b'{"jsonrpc":"2.0","id":1,"method":"status","params":{"\\ud800":1}}')
 @example(b'{"jsonrpc":"2.0","id":' + b"9" * 5000 + b',"method":"status"}')
+@example(b'{"jsonrpc":"2.0","id":"\xff","method":"status"}')
+@example(b'{"jsonrpc":"2.0","id":1,"method":"\xff"}')
+@example(b'{"jsonrpc":"2.0","id":1,"method":"status","params":{"\xff":1}}')
+@example(b'{"jsonrpc":"2.0","id":1,"method":"status","params":{"service":"\xff"}}')
 @example(b'{"jsonrpc":"2.0","id":1e999,"method":"status"}')
 def test_any_bytes_become_a_request_or_a_reply_that_can_be_sent(raw):
     found = control.decode_request(raw)
