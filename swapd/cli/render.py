@@ -234,7 +234,9 @@ def swap_lines(record: Record, now_s: float) -> list[str]:
     if record.get("finished_at"):
         lines.append(f"finished  {when(record['finished_at'], now_s)}")
     if record.get("soak_until") and record["phase"] == "Soaking":
-        lines.append(f"soak      until {when(record['soak_until'], now_s)}, {revision(record['from'])} kept")
+        lines.append(
+            f"soak      until {when(record['soak_until'], now_s)}, {revision(record['from'])} {record['kept']}"
+        )
     lines.append(f"clients   {_client_words(record)}")
     for device, peak in (record.get("peak_memory_bytes") or {}).items():
         lines.append(f"peak      {gib(peak)} on {printable(device)}")
@@ -266,11 +268,11 @@ def _strategy(record: Record) -> str:
     return why if why.startswith(strategy) else f"{strategy}: {why}"
 
 
-def success_line(record: Record, rollback: str, now_s: float) -> str:
-    """b serves; a kept until 14:32 (cutover 0.8 ms). `rollback`: how the way back is kept (see `status`)."""
-    kept = {"instant": "kept", "parked": "parked"}.get(rollback)
+def success_line(record: Record, now_s: float) -> str:
+    """b serves; a kept until 14:32 (cutover 0.8 ms)"""
+    kept = {"resident": "kept", "parked": "parked"}.get(record.get("kept") or "")
     words = f"{printable(record['to']['model'])} serves"
-    if record["phase"] == "Soaking" and record["from"] and kept:
+    if record["from"] and kept:
         words += f"; {printable(record['from']['model'])} {kept} until {clock(record['soak_until'], now_s)}"
     figures = []
     if _waited(record) != NONE:

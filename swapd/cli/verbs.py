@@ -116,8 +116,7 @@ class Verbs:
 
     def _tell_end(self, record: Mapping[str, Any], well: bool, returning: bool) -> None:
         if well and not returning:
-            rollback = self._client.status(record["service"])["services"][0]["rollback"]
-            self._output.line(render.success_line(record, rollback, time.time()))
+            self._output.line(render.success_line(record, time.time()))
             return
         if not well:
             self._output.lines(render.failure_lines(record))

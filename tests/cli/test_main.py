@@ -67,7 +67,11 @@ def play(daemon: FakeDaemon, *records: dict[str, Any], method: str = "swap") -> 
 
 def test_a_swap_shows_its_steps_and_who_serves(daemon, capsys):
     until = time.time() + 600
-    play(daemon, swap_record(phase="Preparing", steps=[]), swap_record(phase="Soaking", soak_until=until))
+    play(
+        daemon,
+        swap_record(phase="Preparing", steps=[]),
+        swap_record(phase="Soaking", kept="resident", soak_until=until),
+    )
     assert main(["swap", "chat", "--to", "b", "--reason", "new weights", "--actor", "bot"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("swap 42  chat: a #41 to b #42, dual: b needs 6.0 GiB")
@@ -80,8 +84,8 @@ def test_a_swap_shows_its_steps_and_who_serves(daemon, capsys):
 
 
 def test_a_model_that_was_not_kept_is_not_said_to_be(daemon, capsys):
-    daemon.answers["status"] = status(service(rollback="cold"))
-    soaking = swap_record(phase="Soaking", strategy="in-place", outage_ms=70.0, soak_until=time.time())
+    ended = {"strategy": "in-place", "outage_ms": 70.0, "kept": "stopped", "soak_until": time.time()}
+    soaking = swap_record(phase="Soaking", **ended)
     play(daemon, swap_record(phase="Preparing", steps=[]), soaking)
     assert main(["swap", "chat", "--to", "b"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "b serves (outage 70.0 ms)"

@@ -27,6 +27,7 @@ def swap_record(swap_id: int = 42, phase: str = "Succeeded", **changes: Any) -> 
         "cutover_ms": 0.84,
         "cut_requests": 0,
         "soak_until": None,
+        "kept": None,
         "steps": [
             {"name": "start", "status": "done", "started_at": NOW, "ms": 120.0, "detail": None},
             {"name": "load", "status": "done", "started_at": NOW, "ms": 1234.0, "detail": None},
