@@ -12,6 +12,7 @@ pipelined one) is answered here.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -21,7 +22,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from swapd.front.answers import LastWords, answer, error_body, stream_error, unavailable_body
-from swapd.front.responses import Cycle, DefaultHeaders
 from swapd.wire.peer import MAX_CARRIED_BYTES, MAX_HEAD_BYTES
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # Bound once: these run for every request.
 _message_complete = HttpToolsProtocol.on_message_complete
 _response_complete = HttpToolsProtocol.on_response_complete
+_send = RequestResponseCycle.send
 
 
 class Group(ServerState):
@@ -39,7 +40,6 @@ class Group(ServerState):
         super().__init__()
         self.front = front
         self.quiesced = False
-        self.default_headers: DefaultHeaders = DefaultHeaders()
         self.now = 0.0  # the loop's time, some 100 ms coarse: precise enough for timeouts, and free to read
 
     def running(self, transport: asyncio.Transport | None = None) -> list[RequestResponseCycle]:
@@ -52,6 +52,22 @@ class Group(ServerState):
             if isinstance(cycle, RequestResponseCycle) and transport in (None, cycle.transport):
                 cycles.append(cycle)
         return cycles
+
+
+class Cycle(RequestResponseCycle):
+    """uvicorn's response, and whether it is an event stream: a cut is told in its language.
+
+    A `RequestResponseCycle` becomes one by a change of its class, right after the parser has made it.
+    """
+
+    is_event_stream = False
+
+    def send(self, message: Any) -> Coroutine[Any, Any, None]:
+        if not self.response_started:
+            for name, value in message.get("headers", ()):
+                if name.lower() == b"content-type" and value[:17].lower() == b"text/event-stream":
+                    self.is_event_stream = True
+        return _send(self, message)  # no coroutine around it: this runs for every message
 
 
 class GuardedFlow(FlowControl):
@@ -309,7 +325,7 @@ class HttpConnection(HttpToolsProtocol):
             return
         message, code = "The model is being replaced, and the time to finish is over. Try again.", "model_replaced"
         words = b""
-        if not cycle.response_started or (isinstance(cycle, Cycle) and cycle.unsent):
+        if not cycle.response_started:
             head_only = cycle.scope["method"] == "HEAD"
             body = unavailable_body(message, code)
             headers = self.group.default_headers

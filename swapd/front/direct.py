@@ -26,7 +26,6 @@ from swapd.front.answers import HangUpWatch
 from swapd.front.base import Copy, DrainReport, Front, FrontStats
 from swapd.front.connections import Group, HttpConnection
 from swapd.front.idle import IdlePool
-from swapd.front.responses import DefaultHeaders
 
 READ_BYTES: Final = 65536
 HEAD_TIMEOUT_S: Final = 60.0  # a request's head must be complete by then (nginx: client_header_timeout 60 s)
@@ -322,7 +321,7 @@ class DirectFront(Front):
     def _refresh_headers(self) -> None:
         """What uvicorn's own server does in `on_tick`, plus the revision."""
         date = (b"date", formatdate(time.time(), usegmt=True).encode())
-        headers = DefaultHeaders([date, *self._config.encoded_headers, self._revision_header])
+        headers = [date, *self._config.encoded_headers, self._revision_header]
         self._group.default_headers = self._private.default_headers = headers
 
     def _sweep(self, now: float) -> None:
