@@ -69,6 +69,13 @@ class Control:
                 raise Refused(reply["error"])
             return reply["result"]
 
+    def echo(self) -> None:
+        """One frame there and back, to whatever answers there."""
+        self._socket.send(b"status")
+        if not self._socket.poll(30_000):
+            raise TimeoutError("no echo within 30 s")
+        self._socket.recv_multipart()
+
     def close(self) -> None:
         self._socket.close()
         self._context.term()
