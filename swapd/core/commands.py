@@ -27,6 +27,7 @@ def service_added(d: Draft, event: events.ServiceAdded) -> None:
         revisions=tuple(known),
         stable=event.revision.number,
         previous=event.previous.number if event.previous else 0,
+        last_revision=max(event.last_revision, *(r.number for r in known)),
         epoch=event.epoch,
     )
 
@@ -49,12 +50,10 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
         d.end_step(service.name, "soak", "done")
         d.finish_swap(service.name, Phase.SUCCEEDED, reason="its soak was ended by a new swap")
         service = d.services[event.service]
-    _drop_failing_stable(d, service)
-    number = max((r.number for r in service.revisions), default=0) + 1
+    source = _what_serves(d, service)
+    number = service.last_revision + 1
     target = replace(event.candidate, number=number)
     slot = Slot(planned.device, planned.need_bytes, event.measurement.can_stage)
-    # A stable revision that was never placed has never served: there is nothing to go back to.
-    source = service.revision(service.stable) if service.slot(service.stable) is not None else None
     swap = Swap(
         d.next_swap,
         service.name,
@@ -73,7 +72,8 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
         service.name,
         swap=swap,
         revisions=(*_kept_revisions(service), target),
-        slots=(*((n, s) for n, s in service.slots if n == service.stable), (number, slot)),
+        last_revision=number,
+        slots=(*((n, s) for n, s in service.slots if source is not None and n == source.number), (number, slot)),
         retry_at=None,
         measuring=False,
     )
@@ -148,11 +148,15 @@ def _is_return(d: Draft, service: Service, event: events.SwapRequested) -> bool:
     return worker is not None and (worker.can_serve or worker.state is WorkerState.PARKED)
 
 
-def _drop_failing_stable(d: Draft, service: Service) -> None:
-    """A stable revision that does not come up makes way: it is not retried while its successor is prepared."""
+def _what_serves(d: Draft, service: Service) -> Revision | None:
+    """What a failed swap goes back to. A stable revision that does not serve makes way: it is not retried while its
+    successor is prepared, and what it was promised is free for others, so it would have to be admitted anew."""
     worker = d.worker_of(service.name, service.stable)
-    if worker is not None and not worker.can_serve:
+    if worker is not None and worker.can_serve:
+        return service.revision(service.stable)
+    if worker is not None:
         d.stop(worker, force=True)
+    return None
 
 
 def return_requested(d: Draft, event: events.ReturnRequested) -> Problem | str:

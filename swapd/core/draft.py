@@ -43,6 +43,10 @@ class Draft:
         self.effects: list[Effect] = []
         self.finished_swaps: list[Swap] = []
 
+    def values(self) -> tuple[object, ...]:
+        """All that `advance` goes by, for comparison."""
+        return dict(self.services), dict(self.workers), dict(self.reservations)
+
     # --- values ------------------------------------------------------------------------------------------
 
     def set_service(self, name: str, **changes: Any) -> Service:

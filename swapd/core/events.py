@@ -37,6 +37,7 @@ class ServiceAdded:
     config_model: str
     revision: Revision
     previous: Revision | None = None
+    last_revision: int = 0
     epoch: int = 0
 
 

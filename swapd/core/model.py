@@ -236,6 +236,7 @@ class Service:
     revisions: tuple[Revision, ...] = ()
     stable: int = 0  # the revision that clients are meant to be served by; 0: none has yet
     previous: int = 0  # what a rollback returns to
+    last_revision: int = 0  # the highest number given so far: none is given twice
     owner: str | None = None  # the worker whose front holds the listeners
     epoch: int = 0
     slots: tuple[tuple[int, Slot], ...] = ()

@@ -20,6 +20,8 @@ from swapd.core.telling import tell
 
 __all__ = ["plan", "step"]
 
+ROUNDS: Final = 8  # two are the most that the simulator has needed; a bound, so that `step` always ends
+
 
 def step(state: State, event: Event) -> Outcome:
     """The state after `event`, what to do about it, and the answer if it was a command."""
@@ -28,14 +30,24 @@ def step(state: State, event: Event) -> Outcome:
     answer = handler(draft, event)
     if isinstance(answer, Problem):
         return Outcome(state, reply=answer)  # a refusal leaves everything untouched
-    for name in list(draft.services):
-        advance(draft, name)
+    _advance_all(draft)
     tell(draft)
     reply = answer
     if isinstance(answer, str):  # the service whose swap answers the command
         service = draft.services[answer]
         reply = service.swap or next((s for s in reversed(draft.finished_swaps) if s.service == answer), None)
     return draft.outcome(reply if not isinstance(reply, str) else None)
+
+
+def _advance_all(draft: Draft) -> None:
+    """Until nothing changes any more: what one rule has ended (a worker that was never spawned, a swap) another may
+    have waited for, and no further event would come to tell it."""
+    for _ in range(ROUNDS):
+        before = draft.values()
+        for name in list(draft.services):
+            advance(draft, name)
+        if draft.values() == before:
+            return
 
 
 _HANDLERS: Final[dict[type, Callable[[Draft, Any], Any]]] = {

@@ -285,7 +285,7 @@ class Api:
         model = self._knowledge.model_of(request.service, 0)
         # The step gives the revision its number and may begin its worker at once, so its settings must be there.
         service = self._service(request.service)
-        number = max((r.number for r in service.revisions), default=0) + 1
+        number = service.last_revision + 1
         self._knowledge.remember(replace(request.candidate, number=number), model)
         return _answer(self._loop.take(request))
 

@@ -128,7 +128,7 @@ def _durable(service: Service) -> dict[str, Any]:
         "epoch": service.epoch,
         "stable": revision_record(service.revision(service.stable)),
         "previous": revision_record(service.revision(service.previous)),
-        "last_number": max((r.number for r in service.revisions), default=0),
+        "last_revision": service.last_revision,
     }
 
 

@@ -242,8 +242,8 @@ class _Daemon:
                 model_name = stable.model
             model = self.config.models[model_name]
             fresh = await self.knowledge.revision(name, model)
-            number = int(record.get("last_number", 0)) + 1
-            revision = stable if stable is not None and stable.same_content(fresh) else replace(fresh, number=number)
+            last = int(record.get("last_revision", 0))
+            revision = stable if stable is not None and stable.same_content(fresh) else replace(fresh, number=last + 1)
             previous = revision_from(name, record.get("previous"))
             if previous is not None and previous.model not in self.config.models:
                 previous = None
@@ -252,7 +252,7 @@ class _Daemon:
                 log.info("service.drift service=%s config=%s running=%s", name, service.model, model_name)
             epoch = int(record.get("epoch", 0))
             settings = service_settings(self.config, service)
-            self.loop.take(ServiceAdded(now(), name, settings, service.model, revision, previous, epoch))
+            self.loop.take(ServiceAdded(now(), name, settings, service.model, revision, previous, last, epoch))
 
 
 def _summary(state: State) -> str:
