@@ -135,7 +135,11 @@ def _owns(d: Draft, worker: Worker, epoch: int) -> None:
 
 def _transferred(d: Draft, worker: Worker, op: Op, event: events.OpDone) -> None:
     if op.kind is OpKind.TARGET_DEAD:
-        _owns(d, worker, op.epoch)
+        if event.result.get("resumed", True):
+            _owns(d, worker, op.epoch)
+        else:  # the target had started before it died, so its clients died with it: nobody owns the listeners
+            d.set_worker(worker.id, state=WorkerState.QUIESCED, drained=False)
+            d.set_service(worker.service, owner=None)
         return
     if op.kind is OpKind.SOURCE_DEAD:
         if event.result.get("started") and event.result.get("listeners"):

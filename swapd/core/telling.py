@@ -10,6 +10,9 @@ from swapd.core.states import WorkerState
 def tell(d: Draft) -> None:
     """Publish what changed, by comparing before and after: no transition can be forgotten."""
     for finished in d.finished_swaps:
+        old = d.before.service(finished.service)
+        before = old.swap if old is not None and old.swap is not None and old.swap.id == finished.id else None
+        _tell_swap(d, finished, before)
         d.publish("swap.finished", swap_id=finished.id, service=finished.service, phase=finished.phase.value)
     for name, service in d.services.items():
         old = d.before.service(name)
@@ -22,8 +25,8 @@ def tell(d: Draft) -> None:
         if old is None or (old.owner, old.failures, old.problem) != (service.owner, service.failures, service.problem):
             d.publish("service.changed", service=name, owner=service.owner, failures=service.failures)
     for worker in d.workers.values():
-        before = d.before.worker(worker.id)
-        if before is None or before.state is not worker.state:
+        was = d.before.worker(worker.id)
+        if was is None or was.state is not worker.state:
             d.publish("worker.state", worker=worker.id, service=worker.service, state=worker.state.value)
     for gone in d.before.workers:
         if gone.id not in d.workers:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -41,6 +42,7 @@ from swapd.host.service_manager import ServiceManager
 log = logging.getLogger("swapd")
 
 STATUS_PERIOD_S: Final = 1.0
+MAX_FILES: Final = 65536
 EXIT_CONFIG: Final = 2
 EXIT_FAILED: Final = 1
 
@@ -55,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(Path(arguments.config))
         _set_up_logging(config.daemon.log_level)
+        _raise_file_limit()
         return asyncio.run(_run(config))
     except SwapdError as error:
         print(f"swapd: {error.message}", file=sys.stderr)
@@ -75,6 +78,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"swapd {swapd.__version__}")
     return parser.parse_args(argv)
+
+
+def _raise_file_limit() -> None:
+    """libzmq ends the process when accept() finds no descriptor free (pyzmq issue 1591), and 1,024 are soon used up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _set_up_logging(level: str) -> None:

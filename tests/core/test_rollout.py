@@ -263,6 +263,32 @@ def test_the_way_back_keeps_its_memory_promised_after_an_in_place_swap_to_a_smal
     assert host.state.service("embed").problem is None, "once the soak is over the rest is free"
 
 
+def test_subscribers_hear_of_the_step_that_failed_and_of_every_phase():
+    host = serving()
+    host.swap("chat", "b")
+    host.fail(finish_until(host, OpKind.LOAD))
+    host.settle(until_idle=False)
+    phases = [body["phase"] for event, body in host.told if event == "swap.phase"]
+    assert phases == ["Preparing", "Failed"]
+    failed = [body["step"] for event, body in host.told if event == "swap.step" and body["status"] == "failed"]
+    assert failed == ["load"]
+    assert [event for event, _ in host.told if event.startswith("swap.")][-1] == "swap.finished"
+
+
+def test_a_target_that_had_started_before_it_died_leaves_the_listeners_to_be_given_again():
+    host = serving()
+    stable = chat(host).owner
+    host.swap("chat", "b")
+    switch = finish_until(host, OpKind.HAND_OVER)
+    host.exit(host.pending[switch].op.target)
+    told = next(i for i, run in host.pending.items() if run.op.kind is OpKind.TARGET_DEAD)
+    host.pending = {}
+    host.send(events.OpDone(host.now, told, {"resumed": False}))
+    assert OpKind.ADOPT in kinds(host)
+    host.settle(until_idle=False)
+    assert chat(host).owner == stable
+
+
 def test_health_tells_holding_from_failing():
     host = Host()
     host.add("chat", "a")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from swapd.core import errors, events
 from swapd.core.errors import Problem
-from swapd.core.events import Event, Exit, Measure, Measurement, Run, WakeAt
+from swapd.core.events import Event, Exit, Measure, Measurement, Publish, Run, WakeAt
 from swapd.core.ledger import room_for
 from swapd.core.model import (
     DeviceKind,
@@ -59,6 +59,7 @@ class Host:
     finished: list[Swap] = field(default_factory=list)
     exited: bool = False
     log: list[str] = field(default_factory=list)
+    told: list[tuple[str, dict[str, object]]] = field(default_factory=list)
 
     def send(self, event: Event) -> Swap | Problem | None:
         self.log.append(repr(event)[:200])
@@ -75,6 +76,8 @@ class Host:
                 self.measures.append(effect)
             elif isinstance(effect, WakeAt):
                 self.wake[effect.service] = effect.at
+            elif isinstance(effect, Publish):
+                self.told.append((effect.event, dict(effect.body)))
             elif isinstance(effect, Exit):
                 self.exited = True
         self.check()
