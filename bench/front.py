@@ -66,6 +66,7 @@ def bare_uvicorn(port: int) -> subprocess.Popen[bytes]:
 def main() -> int:
     options = argparse.ArgumentParser(prog="bench.front", description=(__doc__ or "").split("\n\n")[0])
     options.add_argument("--quick", action="store_true", help="a smoke run, no result stored in the repo")
+    options.add_argument("--rest", type=float, default=0.0, metavar="S", help="after a pair, for others on this host")
     chosen = options.parse_args()
     pairs, seconds = (2, 1.0) if chosen.quick else (12, 4.0)
     host = facts()
@@ -80,6 +81,7 @@ def main() -> int:
                     turns[name].append(turn(addresses[name], seconds))
                 each = {name: round(turns[name][-1]["requests_per_s"]) for name in turns}
                 print(f"  {each}, ratio {each['swapd'] / each['uvicorn']:.3f}", flush=True)
+                time.sleep(chosen.rest)
     finally:
         bare.terminate()
         bare.wait(30)

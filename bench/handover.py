@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,18 @@ def idle_cutovers(connections: int, changes: int) -> dict[str, Any]:
     return result
 
 
-def saturated(changes: int) -> tuple[dict[str, Any], LoadReport, list[Done], float]:
-    """Part 2."""
+@dataclass(slots=True)
+class Run:
+    """One stretch of load with its changes."""
+
+    report: LoadReport
+    done: list[Done]
+    begun: float
+    ended: float
+
+
+def saturated(changes: int) -> Run:
+    """Part 2, or a stretch of it."""
     listen = f"127.0.0.1:{free_port()}"
     with Swapd(config(listen)) as swapd:
         swapd.wait_healthy()
@@ -73,53 +84,61 @@ def saturated(changes: int) -> tuple[dict[str, Any], LoadReport, list[Done], flo
             time.sleep(2)
             ended = time.monotonic()
             report = load.stop()
-    return judged(report, done, begun, ended), report, done, begun
+    return Run(report, done, begun, ended)
 
 
-def judged(report: LoadReport, done: list[Done], begun: float, ended: float) -> dict[str, Any]:
-    swaps, backs = [d for d in done if not d.back], [d for d in done if d.back]
-    cutovers = check_cutovers(report.records, [d.switch for d in done])
-    busy = [(d.switch.commanded_at, d.settled_at + AROUND_S) for d in done]
+def judged(runs: list[Run]) -> dict[str, Any]:
+    swaps, backs = [d for run in runs for d in run.done if not d.back], [d for run in runs for d in run.done if d.back]
+    cutovers = [each for run in runs for each in check_cutovers(run.report.records, [d.switch for d in run.done])]
+    busy = [(d.switch.commanded_at, d.settled_at + AROUND_S) for d in swaps + backs]
     # After a rollback the other worker is stopped, and before one nothing happens: only the hand-over is in there.
     windows = {
-        "steady": outside(busy, begun, ended),
+        "steady": [span for run in runs for span in outside(busy, run.begun, run.ended)],
         "the second around a rollback": [(d.switched[0] - AROUND_S, d.switched[1] + AROUND_S) for d in backs],
         "a rollback's switch and 100 ms after": [(d.switched[0], d.switched[1] + 0.1) for d in backs],
         "a candidate loads": [(d.switch.commanded_at, d.switched[0]) for d in swaps],
         "a swap's switch and 100 ms after": [(d.switched[0], d.switched[1] + 0.1) for d in swaps],
         "the second around a swap": [(d.switched[0] - AROUND_S, d.switched[1] + AROUND_S) for d in swaps],
     }
-    latency = {name: milliseconds(report.records.latencies(["open loop"], spans)) for name, spans in windows.items()}
+    latency = {name: milliseconds(open_loop(runs, spans)) for name, spans in windows.items()}
     steady, around = latency["steady"]["p99"], latency["the second around a rollback"]["p99"]
+    added_ms = round(around - steady, 3) if steady is not None and around is not None else None
     late = sum(each.late for each in cutovers)
     unseen = sum(not each.seen for each in cutovers)
-    added_ms = round(around - steady, 3) if steady is not None and around is not None else None
+    lost = sum(run.report.lost for run in runs)
+    requests, seconds = sum(len(run.report.records) for run in runs), sum(run.ended - run.begun for run in runs)
+    summaries = [run.report.summary for run in runs]
     return {
-        "changes": len(done),
+        "changes": len(cutovers),
         "swaps": len(swaps),
         "rollbacks": len(backs),
-        "seconds": round(ended - begun, 1),
-        "requests": len(report.records),
-        "requests_per_s": round(len(report.records) / (ended - begun)),
-        "errors": report.summary["errors"],
-        "forced_reconnects": report.summary["forced_reconnects"],
-        "unasked_bytes": report.summary["unasked_bytes"],
-        "connections": report.summary["connects"],
-        "cut_requests": sum(d.record["cut_requests"] or 0 for d in done),
+        "stretches": len(runs),
+        "seconds": round(seconds, 1),
+        "requests": requests,
+        "requests_per_s": round(requests / seconds),
+        "errors": {kind: sum(summary["errors"][kind] for summary in summaries) for kind in summaries[0]["errors"]},
+        "forced_reconnects": sum(summary["forced_reconnects"] for summary in summaries),
+        "unasked_bytes": sum(summary["unasked_bytes"] for summary in summaries),
+        "connections": sum(summary["connects"] for summary in summaries),
+        "cut_requests": sum(d.record["cut_requests"] or 0 for d in swaps + backs),
         "late_old_answers": late,
         "changes_no_client_saw": unseen,
         "cutover_ms": milliseconds(sorted(d.cutover_s for d in swaps if d.cutover_s is not None)),
-        "switch_step_ms": milliseconds(sorted(b - a for a, b in (d.switched for d in done))),
+        "switch_step_ms": milliseconds(sorted(b - a for a, b in (d.switched for d in swaps + backs))),
         "open_loop_latency_ms": latency,
-        "open_loop_generator_lag_p99_ms": report.summary["open_loop_lag_p99_ms"],
+        "open_loop_generator_lag_p99_ms": max(summary["open_loop_lag_p99_ms"] for summary in summaries),
         "p99_added_by_a_hand_over_ms": added_ms,
-        "first_errors": report.summary["notes"][:20],
+        "first_errors": [note for summary in summaries for note in summary["notes"]][:20],
         "met": {
-            "nothing lost": report.lost == 0,
+            "nothing lost": lost == 0,
             "no late answer": late == 0 and unseen == 0,
             "P99 around a hand-over <= steady + 1 ms": added_ms is not None and added_ms <= 1.0,
         },
     }
+
+
+def open_loop(runs: list[Run], spans: list[tuple[float, float]]) -> list[float]:
+    return sorted(latency for run in runs for latency in run.report.records.latencies(["open loop"], spans))
 
 
 def control(rounds: int) -> dict[str, Any]:
@@ -160,7 +179,8 @@ def neighbour(path: str) -> None:
         process.wait(30)
 
 
-def draw(report: LoadReport, done: list[Done], begun: float, idle: list[dict[str, Any]], folder: Path) -> None:
+def draw(run: Run, idle: list[dict[str, Any]], folder: Path) -> None:
+    report, done, begun = run.report, run.done, run.begun
     records, shown_s = report.records, 16.0
     labels = {int(revision): label for revision, label in report.summary["labels"].items()}
     group = records.groups.index("open loop")
@@ -179,7 +199,7 @@ def draw(report: LoadReport, done: list[Done], begun: float, idle: list[dict[str
         for d in done
         if d.settled_at < begun + shown_s
     ]
-    note = f"the first {shown_s:g} s of {len(done)} changes; dots: the open loop's requests, by the model that answered"
+    note = f"the first {shown_s:g} s; dots: the open loop's requests, by the model that answered"
     series = [Series(f"model {name}", points[name]) for name in sorted(points)]
     latency_over_time(
         folder / "handover-latency.svg", "Changes of the model under saturating load", note, series, marks
@@ -202,15 +222,24 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="bench.handover", description=(__doc__ or "").split("\n\n")[0])
     options.add_argument("--quick", action="store_true", help="a smoke run: few swaps, no result stored in the repo")
     options.add_argument("--swaps", type=int, default=None, help="changes under load (default 200)")
+    options.add_argument("--stretch", type=int, default=200, help="changes in one stretch of load (default: all)")
+    options.add_argument(
+        "--rest", type=float, default=0.0, metavar="S", help="after a stretch, for others on this host"
+    )
     chosen = options.parse_args()
     changes = chosen.swaps or (8 if chosen.quick else 200)
     host = facts()
     idle = [idle_cutovers(n, 4 if chosen.quick else 40) for n in (10, 100, 1000)]
-    loaded, report, done, begun = saturated(changes)
-    alone = control(2 if chosen.quick else 30)
+    runs = []
+    for begin in range(0, changes, chosen.stretch):
+        runs.append(saturated(min(chosen.stretch, changes - begin)))
+        print(f"  {begin + len(runs[-1].done)} changes, lost so far {sum(run.report.lost for run in runs)}", flush=True)
+        time.sleep(chosen.rest)
+    loaded = judged(runs)
+    alone = control(2 if chosen.quick else 20)
     result = {"idle": idle, "saturated": loaded, "control": alone}
     path = write_result("handover", result, host, chosen.quick)
-    draw(report, done, begun, idle, path.parent if chosen.quick else RESULTS)
+    draw(runs[0], idle, path.parent if chosen.quick else RESULTS)
     for name in ("requests", "requests_per_s", "errors", "forced_reconnects", "late_old_answers", "cutover_ms"):
         print(f"  {name}: {loaded[name]}")
     for part in (loaded, alone):
