@@ -68,7 +68,7 @@ def main() -> int:
     options.add_argument("--quick", action="store_true", help="a smoke run, no result stored in the repo")
     options.add_argument("--rest", type=float, default=0.0, metavar="S", help="after a pair, for others on this host")
     chosen = options.parse_args()
-    pairs, seconds = (2, 1.0) if chosen.quick else (12, 4.0)
+    pairs, seconds = (3, 1.0) if chosen.quick else (30, 1.5)
     host = facts()
     addresses = {"swapd": f"127.0.0.1:{free_port()}", "uvicorn": f"127.0.0.1:{free_port()}"}
     turns: dict[str, list[dict[str, Any]]] = {name: [] for name in addresses}
