@@ -229,7 +229,7 @@ def main() -> int:
     chosen = options.parse_args()
     changes = chosen.swaps or (8 if chosen.quick else 200)
     host = facts()
-    idle = [idle_cutovers(n, 4 if chosen.quick else 40) for n in (10, 100, 1000)]
+    idle = [idle_cutovers(n, 4 if chosen.quick else 200) for n in (10, 100, 1000)]
     runs = []
     for begin in range(0, changes, chosen.stretch):
         runs.append(saturated(min(chosen.stretch, changes - begin)))
