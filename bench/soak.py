@@ -97,7 +97,7 @@ def stretch(swapd: Swapd, listen: str, seconds: float) -> tuple[LoadReport, list
 
 def main() -> int:
     options = argparse.ArgumentParser(prog="bench.soak", description=(__doc__ or "").split("\n\n")[0])
-    options.add_argument("--minutes", type=float, default=60.0)
+    options.add_argument("--minutes", type=float, default=float(os.environ.get("SOAK_MINUTES", "60")))
     options.add_argument("--quick", action="store_true", help="one minute, no result stored in the repo")
     chosen = options.parse_args()
     minutes = 1.0 if chosen.quick else chosen.minutes
