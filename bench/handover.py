@@ -48,7 +48,7 @@ def idle_cutovers(connections: int, changes: int) -> dict[str, Any]:
             report = load.stop()
     cutovers = sorted(each.cutover_s for each in done if each.cutover_s is not None)
     goal_ms = 1 + 0.01 * connections
-    result = {"connections": connections, "cutover_ms": milliseconds(cutovers), "goal_p99_ms": goal_ms}
+    result: dict[str, Any] = {"connections": connections, "cutover_ms": milliseconds(cutovers), "goal_p99_ms": goal_ms}
     result["lost"] = report.lost
     result["met"] = report.lost == 0 and result["cutover_ms"]["p99"] <= goal_ms
     print(

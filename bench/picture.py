@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LETTER = 6.3  # about the width of one, at the size of labels
 INK, FAINT, BAND = "#222222", "#d9d9d9", "#00000012"
 FONT = 'font-family="Helvetica, Arial, sans-serif"'
 
@@ -100,8 +101,9 @@ def latency_over_time(path: Path, title: str, note: str, series: Sequence[Series
         svg.line(x(mark.end_s), top - 4, x(mark.end_s), height - bottom, INK, 1.5)
         if mark.label:
             row = 66 + 24 * (n % 2)
-            svg.text(min(x(mark.begin_s), width - 220), row, mark.label, 12, more='font-weight="bold"')
-            svg.text(min(x(mark.begin_s), width - 220), row + 12, mark.detail, 11)
+            place = min(x(mark.begin_s), width - right - LETTER * max(len(mark.label), len(mark.detail)))
+            svg.text(place, row, mark.label, 12, more='font-weight="bold"')
+            svg.text(place, row + 12, mark.detail, 11)
     level = low
     while level <= high * 1.001:
         svg.line(left, y(level), width - right, y(level))

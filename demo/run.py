@@ -149,13 +149,18 @@ class Step:
     def switch(self) -> Switch:
         return Switch(self.commanded_at, self.old["revision"], self.new["revision"])
 
+    @property
+    def switch_back_s(self) -> float | None:
+        """How long the step took that gave the clients back; the cutover is within it."""
+        steps = [s["ms"] for s in self.record["steps"] if s["name"] == "restore: switch" and s["ms"] is not None]
+        return steps[-1] / 1000 if self.back and steps else None
+
     def time_s(self, name: str) -> float | None:
         """`cutover` or `outage`, as swapd has recorded it."""
         if not self.swapped:
             return None
         if self.back:  # the record's own figures are those of the way forward
-            value = next((s["ms"] for s in reversed(self.record["steps"]) if s["name"] == "restore: switch"), None)
-            return value / 1000 if value is not None and name == "cutover" else None
+            return None
         value = self.record.get(f"{name}_ms")
         return None if value is None else value / 1000
 
@@ -254,6 +259,7 @@ def outcome(step: Step) -> str:
         for name in ("cutover", "outage"):
             seconds = step.time_s(name)
             text += "" if seconds is None else f", {name} {duration(seconds)}"
+        text += "" if step.switch_back_s is None else f", switched back in {duration(step.switch_back_s)}"
     else:
         error = step.record.get("error") or {}
         text = f"{step.record['phase']} after {took}, {step.old['model']} goes on serving: {error.get('message', '')}"
@@ -271,7 +277,9 @@ def table(steps: list[Step], report: LoadReport) -> list[str]:
         before = report.records.latencies(one_text, [(around[0], span[0])])
         during = report.records.latencies(one_text, [(span[0] - DURING_S, span[1] + DURING_S)])
         answered, lost = counts(report, *around)
-        times = [step.time_s(name) for name in ("cutover", "outage")]
+        times = ["-" if t is None else duration(t) for t in (step.time_s("cutover"), step.time_s("outage"))]
+        if step.switch_back_s is not None:
+            times[0] = f"< {duration(step.switch_back_s)}"
         rows.append(
             [
                 f"{step.what}: {step.old['model']} > {step.new['model']}",
@@ -279,7 +287,7 @@ def table(steps: list[Step], report: LoadReport) -> list[str]:
                 str(answered),
                 str(lost),
                 str(cutover.late),
-                *("-" if seconds is None else duration(seconds) for seconds in times),
+                *times,
                 *(
                     f"{duration(percentile(each, 0.5))} / {duration(percentile(each, 0.99))}"
                     for each in (before, during)
@@ -339,7 +347,7 @@ def draw(path: Path, begun: float, steps: list[Step], report: LoadReport) -> Non
             points.setdefault(labels[revision], []).append((start - begun, end - start))
     marks = []
     for step in steps:
-        detail = step.strategy
+        detail = step.strategy + ("" if step.switch_back_s is None else f" in {duration(step.switch_back_s)}")
         for name in ("cutover", "outage"):
             seconds = step.time_s(name)
             detail += "" if seconds is None else f", {name} {duration(seconds)}"
