@@ -60,6 +60,33 @@ def test_a_transaction_that_fails_writes_nothing(journal):
     assert journal.last_swap_id() == 0
 
 
+class RefusingCommit:
+    """A connection whose next COMMIT fails as on a full disk."""
+
+    def __init__(self, db):
+        self._db = db
+        self.refused = False
+
+    def __getattr__(self, name):
+        return getattr(self._db, name)
+
+    def execute(self, statement, *values):
+        if statement == "COMMIT" and not self.refused:
+            self.refused = True
+            raise sqlite3.OperationalError("database or disk is full")
+        return self._db.execute(statement, *values)
+
+
+def test_after_a_commit_that_failed_the_journal_can_be_written_again(journal):
+    journal._db = RefusingCommit(journal._db)
+    with pytest.raises(SwapdError, match="disk is full"), journal.transaction():
+        journal.save_swap(record(1))
+    assert journal.last_swap_id() == 0
+    with journal.transaction():
+        journal.save_swap(record(2))
+    assert journal.last_swap_id() == 2
+
+
 def test_pruning_forgets_the_oldest_finished_swaps_and_theirs(journal):
     for number in range(1, 11):
         journal.save_swap(record(number, finished_at=None if number == 2 else 2.0))
