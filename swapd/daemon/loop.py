@@ -36,15 +36,16 @@ class Loop:
     ) -> None:
         self.state = state
         self.journal_problem: Problem | None = None
+        self._written = state  # what the journal holds: older than `state` while it cannot be written
+        self._unwritten: list[Swap] = []  # swaps that ended meanwhile
         self._journal = journal
         self._effects = effects
         self._publish = publish
 
     def take(self, event: Event) -> Swap | Problem | None:
         """Decide on one event and begin what follows from it. Returns the answer to a command."""
-        before = self.state
-        outcome = step(before, event)
-        self._write(before, outcome, event)
+        outcome = step(self.state, event)
+        self._write(outcome, event)
         self.state = outcome.state
         for effect in outcome.effects:
             if isinstance(effect, Run):
@@ -61,11 +62,15 @@ class Loop:
 
     # --- the journal ---------------------------------------------------------------------------------------------
 
-    def _write(self, before: State, outcome: Outcome, event: Event) -> None:
-        """One transaction for the step. A journal that fails stops new swaps, never the service."""
+    def _write(self, outcome: Outcome, event: Event) -> None:
+        """One transaction for the step. A journal that fails stops new swaps, never the service.
+
+        What it missed of the state is written once it works again: a restarted daemon goes by it.
+        """
+        self._unwritten += outcome.finished
         try:
             with self._journal.transaction():
-                self._write_state(before, outcome)
+                self._write_state(outcome.state)
                 if isinstance(event, OpDone):
                     self._journal.conclude(event.op, {"ok": dict(event.result)}, event.at)
                 elif isinstance(event, OpFailed):
@@ -78,17 +83,19 @@ class Loop:
             self.journal_problem = error.problem
         else:
             self.journal_problem = None
+            self._written, self._unwritten = outcome.state, []
 
-    def _write_state(self, before: State, outcome: Outcome) -> None:
-        for service in outcome.state.services:
+    def _write_state(self, state: State) -> None:
+        before = self._written
+        for service in state.services:
             old = before.service(service.name)
             if old is None or _durable(old) != _durable(service):
                 self._journal.save_service(service.name, _durable(service))
             if service.swap is not None and (old is None or old.swap != service.swap):
                 self._journal.save_swap(swap_record(service.swap))
-        if before.next_worker != outcome.state.next_worker:
-            self._journal.save_number("next_worker", outcome.state.next_worker)
-        for swap in outcome.finished:
+        if before.next_worker != state.next_worker:
+            self._journal.save_number("next_worker", state.next_worker)
+        for swap in self._unwritten:
             self._journal.save_swap(swap_record(swap))
 
     def _write_effect(self, state: State, effect: object, at: float) -> None:

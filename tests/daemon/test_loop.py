@@ -62,3 +62,21 @@ def test_a_journal_that_cannot_be_written_is_told_and_serving_goes_on(tmp_path):
     loop.take(events.TimerFired(2.0, "chat"))
     assert loop.journal_problem is None, "it is told again when it works again"
     journal.close()
+
+
+def test_what_a_failing_journal_missed_is_written_once_it_works_again(tmp_path):
+    """The service's record is compared with what was written, not with the step before: see the restart after it."""
+    journal = Journal(tmp_path / "journal.db")
+    loop = Loop(State(), journal, Recorder(journal), lambda event, body: None)
+
+    def full(*_, **__):
+        raise SwapdError(JOURNAL_FAILED, "database or disk is full")
+
+    journal.add_transition, kept = full, journal.add_transition
+    add(loop)
+    assert journal.services() == {}
+    journal.add_transition = kept
+    loop.take(events.TimerFired(2.0, "chat"))
+    assert journal.services()["chat"]["stable"]["model"] == "a"
+    assert journal.number("next_worker") == loop.state.next_worker
+    journal.close()
