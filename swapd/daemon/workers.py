@@ -118,13 +118,17 @@ class Workers:
         log_path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         python = model.python if model is not None and model.python is not None else sys.executable
         flags = ["--gate"] if worker.kind is Kind.GATE else []
-        process = await self._supervisor.spawn(
-            [python, LAUNCHER, *flags, str(directory)],
-            env=_environment(model, reading),
-            cwd=model.directory if model is not None else None,
-            log_path=log_path,
-            marker=f"{worker.id}:{nonce}",
-        )
+        try:
+            process = await self._supervisor.spawn(
+                [python, LAUNCHER, *flags, str(directory)],
+                env=_environment(model, reading),
+                cwd=model.directory if model is not None else None,
+                log_path=log_path,
+                marker=f"{worker.id}:{nonce}",
+            )
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         live = Live(worker.id, worker.service, directory, log_path, process, self._clock())
         self.live[worker.id] = live
         watcher = asyncio.get_running_loop().create_task(self._watch(live))
@@ -151,6 +155,7 @@ class Workers:
             self._on_exit(worker_id, Problem(WORKER_EXITED, f"{worker_id} is not running."), ())
             return
         live.stopping = True
+        live.reported = False  # the operation that was to tell of its end is void now
         if not force and live.channel is not None:
             patience_s = self.config.daemon.stop_timeout_s
             with contextlib.suppress(SwapdError):
@@ -179,9 +184,10 @@ class Workers:
                 await asyncio.sleep(1.0)
         if live.channel is not None:
             live.channel.close()
-        self.live.pop(live.id, None)
         shutil.rmtree(live.directory, ignore_errors=True)
-        lines = tuple(await asyncio.to_thread(tail, live.log_path, LOG_TAIL_LINES))
+        lines = await asyncio.to_thread(self.last_lines, live.id)
+        # Not earlier: until the core is told, an operation that finds it gone must wait for that, not fail by itself.
+        self.live.pop(live.id, None)
         if not live.reported:
             self._on_exit(live.id, exit_problem(live.id, live.process.exit_text, lines), lines)
 
@@ -192,7 +198,8 @@ class Workers:
             cap(live.log_path, MAX_LOG_BYTES)
 
     def last_lines(self, worker_id: str) -> tuple[str, ...]:
-        with contextlib.suppress(OSError, SwapdError):
+        """The end of its log; empty when that cannot be read. Blocks."""
+        with contextlib.suppress(OSError):
             return tuple(tail(self.log_path(worker_id), LOG_TAIL_LINES))
         return ()
 
