@@ -41,6 +41,7 @@ class Draft:
         self.next_swap = state.next_swap
         self.stopping = state.stopping
         self.effects: list[Effect] = []
+        self.wakes: dict[str, float] = {}
         self.finished_swaps: list[Swap] = []
 
     def values(self) -> tuple[object, ...]:
@@ -133,7 +134,8 @@ class Draft:
         self.run(OpKind.STOP, worker, force=force, step=step)
 
     def wake_at(self, service: str, at: float) -> None:
-        self.effects.append(WakeAt(service, at))
+        """Look at the service again then. There is one timer a service, so the earliest of a step's counts."""
+        self.wakes[service] = min(at, self.wakes.get(service, at))
 
     # --- swaps -------------------------------------------------------------------------------------------
 
@@ -216,7 +218,8 @@ class Draft:
             self.next_swap,
             self.stopping,
         )
-        return Outcome(state, tuple(self.effects), tuple(self.finished_swaps), reply)
+        wakes = (WakeAt(service, at) for service, at in self.wakes.items())
+        return Outcome(state, (*self.effects, *wakes), tuple(self.finished_swaps), reply)
 
     def publish(self, event: str, **body: Any) -> None:
         self.effects.append(Publish(event, body))

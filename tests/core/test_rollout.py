@@ -4,9 +4,10 @@ import pytest
 from support.rollout_host import GIB, Host
 
 from swapd.core import errors, events
+from swapd.core.draft import Draft
 from swapd.core.errors import Problem
-from swapd.core.events import Measured
-from swapd.core.model import Health, Kind, OpKind
+from swapd.core.events import Measured, WakeAt
+from swapd.core.model import Health, Kind, OpKind, State
 from swapd.core.report import health, rollback_kind, service_record, swap_record
 from swapd.core.rollout import step
 from swapd.core.states import SWAP_TABLE, TERMINAL, Phase, WorkerState
@@ -319,3 +320,11 @@ def test_every_phase_has_an_answer_and_the_ends_are_final():
     assert {Phase.SUCCEEDED, Phase.CANCELED, Phase.FAILED} == TERMINAL
     for phase in set(Phase) - TERMINAL - {Phase.ROLLING_BACK}:
         assert Phase.ROLLING_BACK in SWAP_TABLE[phase], f"{phase} cannot be left"
+
+
+def test_a_service_is_looked_at_again_at_the_earliest_time_that_anything_waits_for():
+    """A soak's end must not wait for a restart's pause, nor one worker's pause for another's."""
+    draft = Draft(State(), 0.0)
+    for at in (5.0, 3.0, 9.0):
+        draft.wake_at("chat", at)
+    assert draft.outcome().effects == (WakeAt("chat", 3.0),)
