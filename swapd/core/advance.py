@@ -374,7 +374,7 @@ def _shut_down(d: Draft, service: Service) -> None:
         else:
             if swap.phase is not Phase.ROLLING_BACK:
                 d.set_phase(service.name, Phase.ROLLING_BACK, reason="the daemon was stopped")
-            d.finish_swap(service.name, Phase.CANCELED)
+            d.finish_swap(service.name, swap.end_phase or Phase.CANCELED)
     for worker in d.workers_of(service.name):
         if worker.ending:
             continue

@@ -328,3 +328,12 @@ def test_a_service_is_looked_at_again_at_the_earliest_time_that_anything_waits_f
     for at in (5.0, 3.0, 9.0):
         draft.wake_at("chat", at)
     assert draft.outcome().effects == (WakeAt("chat", 3.0),)
+
+
+def test_a_swap_that_failed_is_recorded_as_failed_although_the_daemon_is_stopped_meanwhile():
+    host = serving(total=12)
+    host.swap("chat", "b")
+    host.fail(finish_until(host, OpKind.LOAD))
+    assert chat(host).swap.phase is Phase.ROLLING_BACK
+    host.send(events.ShutdownRequested(host.now))
+    assert [s.phase for s in host.finished] == [Phase.FAILED]
