@@ -34,7 +34,7 @@ def service_added(d: Draft, event: events.ServiceAdded) -> None:
 
 def settings_changed(d: Draft, event: events.SettingsChanged) -> None:
     if event.service in d.services:
-        d.set_service(event.service, settings=event.settings)
+        d.set_service(event.service, settings=event.settings, config_model=event.config_model)
 
 
 def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:

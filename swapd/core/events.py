@@ -46,6 +46,7 @@ class SettingsChanged:
     at: float
     service: str
     settings: ServiceSettings
+    config_model: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,8 +296,8 @@ class Api:
 
     async def reload(self, params: Params, actor: str) -> Any:
         """Take over what can be taken over live; refuse the whole file otherwise, naming what cannot."""
-        old = self._executor.config
-        new = await asyncio.to_thread(load_config, Path(old.file))
+        new = await asyncio.to_thread(load_config, Path(self._executor.config.file))
+        old = self._executor.config  # after the wait: another reload may have been applied meanwhile
         changes = diff_config(old, new)
         record = {"changes": [{"key": c.key, "effect": c.effect, "text": str(c)} for c in changes], "applied": False}
         stuck = [c.key for c in changes if not c.live]
@@ -309,8 +309,8 @@ class Api:
         self._write_command(actor, "reload", params)
         self._apply(new)
         for name, config in new.services.items():
-            self._loop.take(SettingsChanged(now(), name, service_settings(new, config)))
-        swaps = []
+            self._loop.take(SettingsChanged(now(), name, service_settings(new, config), config.model))
+        swaps, refused = [], []
         for change in changes:
             if change.effect == SWAP:
                 swap = {
@@ -318,7 +318,13 @@ class Api:
                     "to": new.services[change.name].model,
                     "reason": "the configuration changed",
                 }
-                swaps.append(await self.swap(swap, actor))
+                try:
+                    swaps.append(await self.swap(swap, actor))
+                except SwapdError as error:  # the others' are begun all the same
+                    refused.append(error.problem)
+        if refused:
+            text = "The configuration is applied, but not every swap that it asks for was begun: "
+            raise SwapdError(refused[0].code, text + " ".join(p.message for p in refused), refused[0].details)
         return {**record, "applied": True, "swaps": swaps}
 
     async def stop_workers(self, params: Params, actor: str) -> Any:

@@ -80,3 +80,13 @@ def test_what_a_failing_journal_missed_is_written_once_it_works_again(tmp_path):
     assert journal.services()["chat"]["stable"]["model"] == "a"
     assert journal.number("next_worker") == loop.state.next_worker
     journal.close()
+
+
+def test_the_model_of_a_reloaded_configuration_is_remembered_as_the_configurations(tmp_path):
+    """A restarted daemon would take it for a change made since, and undo the swaps that came after the reload."""
+    journal = Journal(tmp_path / "journal.db")
+    loop = Loop(State(), journal, Recorder(journal), lambda event, body: None)
+    add(loop)
+    loop.take(events.SettingsChanged(2.0, "chat", ServiceSettings(), "b"))
+    assert journal.services()["chat"]["config_model"] == "b"
+    journal.close()
