@@ -278,10 +278,11 @@ class Api:
         )
 
     def _begin(self, request: SwapRequested, params: Params) -> Any:
-        if self._loop.journal_problem is not None:
-            text = f"No swap is begun while the journal cannot be written: {self._loop.journal_problem.message}"
-            raise SwapdError(errors.JOURNAL_FAILED, text)
-        self._write_command(request.actor, "swap", {"to": request.candidate.model, **params})
+        try:  # tried now, not judged by the last write: on an idle daemon that may be long ago
+            self._journal.add_command(request.actor, "swap", {"to": request.candidate.model, **params}, now())
+        except SwapdError as error:
+            text = f"No swap is begun while the journal cannot be written: {error.message}"
+            raise SwapdError(error.code, text, error.details) from None
         model = self._knowledge.model_of(request.service, 0)
         # The step gives the revision its number and may begin its worker at once, so its settings must be there.
         service = self._service(request.service)
@@ -290,7 +291,11 @@ class Api:
         return _answer(self._loop.take(request))
 
     def _write_command(self, actor: str, method: str, params: Params) -> None:
-        self._journal.add_command(actor, method, dict(params), now())
+        """Who asked for what. A full disk must not keep anybody from a cancel or a return."""
+        try:
+            self._journal.add_command(actor, method, dict(params), now())
+        except SwapdError as error:
+            log.warning("api.command_not_written method=%s actor=%s error=%s", method, actor, error.message)
 
     # --- the daemon itself -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,61 @@
+"""What the control socket's methods do when the journal cannot be written."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from swapd.core import errors, events
+from swapd.core.errors import SwapdError
+from swapd.core.model import Revision, ServiceSettings, State
+from swapd.daemon.api import Api
+from swapd.daemon.loop import Loop
+from swapd.host.control_socket import Peer
+from swapd.host.journal import Journal
+
+
+class Idle:
+    """In place of the executor: nothing is done."""
+
+    def run(self, effect):
+        pass
+
+    measure = wake_at = run
+
+    def exit(self):
+        pass
+
+
+@pytest.fixture
+def world(tmp_path):
+    journal = Journal(tmp_path / "journal.db")
+    loop = Loop(State(), journal, Idle(), lambda event, body: None)
+    loop.take(events.ServiceAdded(1.0, "chat", ServiceSettings(), "a", Revision(1, "chat", "a", "s", "a")))
+    api = Api(loop, Idle(), SimpleNamespace(live={}), None, None, journal, lambda config: None)
+    yield SimpleNamespace(api=api, loop=loop, journal=journal)
+    journal.close()
+
+
+def call(world, method, **params):
+    return asyncio.run(world.api.handle(method, params, Peer()))
+
+
+def full(*_, **__):
+    raise SwapdError(errors.JOURNAL_FAILED, "database or disk is full")
+
+
+def test_a_full_disk_keeps_nobody_from_canceling_or_stopping(world):
+    world.journal.add_command = full
+    with pytest.raises(SwapdError) as caught:
+        call(world, "cancel", service="chat")
+    assert caught.value.code == errors.NOTHING_TO_CANCEL
+    assert call(world, "stop_workers", confirm=True)["stopping"] is True
+
+
+def test_a_swap_is_refused_while_the_journal_cannot_be_written(world):
+    world.journal.add_command = full
+    candidate = Revision(0, "chat", "b", "s", "b")
+    request = events.SwapRequested(2.0, "chat", candidate, None, None, None, "ana")
+    with pytest.raises(SwapdError, match="No swap is begun") as caught:
+        world.api._begin(request, {"service": "chat"})
+    assert caught.value.code == errors.JOURNAL_FAILED
