@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from swapd.core.config import Config, ModelConfig
@@ -92,10 +92,14 @@ class Knowledge:
         if model is None or used is None:
             return
         digest = settings_digest(model)
-        learned = learn(self._learned(model.name, digest, reading.kind), used)
-        if learned is not None:
-            body = {"peak_bytes": learned.peak_bytes, "runs": learned.runs}
-            self._save(lambda: self._journal.save_footprint(model.name, digest, reading.kind.value, body, now()))
+
+        def save() -> None:
+            learned = learn(self._learned(model.name, digest, reading.kind), used)
+            if learned is not None:
+                body = {"peak_bytes": learned.peak_bytes, "runs": learned.runs}
+                self._journal.save_footprint(model.name, digest, reading.kind.value, body, now())
+
+        self._save(save)
 
     def _learned(self, model: str, digest: str, kind: DeviceKind) -> Learned | None:
         body: Mapping[str, Any] | None = self._journal.footprint(model, digest, kind.value)
@@ -107,7 +111,7 @@ class Knowledge:
             return None
         return self._models.get((op.service, worker.revision))
 
-    def _save(self, write: Any) -> None:
+    def _save(self, write: Callable[[], None]) -> None:
         """What was learned is welcome, not needed: a journal that fails is told elsewhere."""
         try:
             write()

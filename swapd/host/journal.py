@@ -21,6 +21,7 @@ from swapd.core.errors import JOURNAL_FAILED, SwapdError
 
 SCHEMA_VERSION: Final = 1
 BUSY_TIMEOUT_MS: Final = 2000  # the daemon is the only writer; somebody with sqlite3 in hand may hold a lock
+KEPT_ROWS: Final = 10_000  # of what belongs to no swap: weeks of a busy host, about 2 MB
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -155,8 +156,9 @@ class Journal:
             self._run("DELETE FROM transition WHERE swap <= ?", (oldest,))
             self._run("DELETE FROM op WHERE swap <= ?", (oldest,))
         self._run("DELETE FROM op WHERE swap IS NULL AND boot < ?", (self.boot,))
-        self._run("DELETE FROM transition WHERE swap IS NULL AND id < (SELECT MAX(id) - 10000 FROM transition)")
-        self._run("DELETE FROM command WHERE id < (SELECT MAX(id) - 10000 FROM command)")
+        for table, condition in (("op", "swap IS NULL"), ("transition", "swap IS NULL"), ("command", "TRUE")):
+            last = f'(SELECT MAX(id) - {KEPT_ROWS} FROM "{table}")'
+            self._run(f'DELETE FROM "{table}" WHERE {condition} AND id < {last}')
 
     # --- operations, transitions, commands -----------------------------------------------------------------------
 

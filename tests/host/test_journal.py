@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from swapd.core.errors import SwapdError
+from swapd.host import journal as journal_module
 from swapd.host.journal import SCHEMA_VERSION, Journal
 
 
@@ -95,6 +96,17 @@ def test_pruning_forgets_the_oldest_finished_swaps_and_theirs(journal):
     assert [r["id"] for r in journal.swaps(None, 99)] == [10, 9, 8, 7, 2]
     assert journal.transitions(5) == []
     assert journal.transitions(9)[0]["phase"] == "Soaking"
+
+
+def test_pruning_bounds_what_belongs_to_no_swap(journal, monkeypatch):
+    monkeypatch.setattr(journal_module, "KEPT_ROWS", 5)
+    for number in range(20):
+        journal.intend(number, None, "chat", "chat-1", "load", {}, 1.0)
+        journal.add_transition(None, "worker.state", {}, 1.0)
+        journal.add_command("ana", "reload", {}, 1.0)
+    journal.prune(4)
+    for table in ("op", "transition", "command"):
+        assert journal._run(f'SELECT COUNT(*) FROM "{table}"') == [(6,)]
 
 
 def test_what_was_committed_survives_sigkill(tmp_path):
