@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import swapd
-from swapd.core.config import Config
+from swapd.core.config import Config, ModelConfig
+from swapd.core.config_views import settings_digest
 from swapd.core.errors import CONFIG_INVALID, LISTEN_FAILED, Problem, SwapdError
 from swapd.core.events import ServiceAdded, ShutdownRequested, SuccessorNeeded, WorkerExited
-from swapd.core.model import State
+from swapd.core.model import Revision, State
 from swapd.core.states import Phase
 from swapd.daemon.api import Api, service_settings
 from swapd.daemon.devices import Devices
@@ -43,6 +44,9 @@ log = logging.getLogger("swapd")
 
 STATUS_PERIOD_S: Final = 1.0
 MAX_FILES: Final = 65536
+TIDY_PERIOD_S: Final = 10.0
+PRUNE_PERIOD_S: Final = 3600.0
+UNREADABLE: Final = ""  # in place of a fingerprint: equal to none that was ever taken
 EXIT_CONFIG: Final = 2
 EXIT_FAILED: Final = 1
 
@@ -190,7 +194,8 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         self.manager.ready()
         log.info("daemon.ready version=%s control=%s", swapd.__version__, self.config.daemon.control)
-        tasks = [loop.create_task(self.api.poll_stats()), loop.create_task(self._report())]
+        periodic = (self.api.poll_stats(), self._report(), self._tidy_logs(), self._prune_journal())
+        tasks = [loop.create_task(each) for each in periodic]
         try:
             await self.done.wait()
         finally:
@@ -225,8 +230,25 @@ class _Daemon:
         while True:
             self.manager.watchdog()
             self.manager.status(_summary(self.loop.state))
-            await asyncio.to_thread(self.workers.tidy_logs, self.config.daemon.log_keep)
             await asyncio.sleep(STATUS_PERIOD_S)
+
+    async def _tidy_logs(self) -> None:
+        """Apart from `_report`: a disk that hangs or refuses must not look like a loop that does."""
+        while True:
+            try:
+                await asyncio.to_thread(self.workers.tidy_logs, self.config.daemon.log_keep)
+            except OSError as error:
+                log.warning("daemon.logs_not_tidied error=%s", error)
+            await asyncio.sleep(TIDY_PERIOD_S)
+
+    async def _prune_journal(self) -> None:
+        """A worker that fails again and again writes for as long as the daemon lives."""
+        while True:
+            await asyncio.sleep(PRUNE_PERIOD_S)
+            try:
+                self.journal.prune(self.config.daemon.history_keep)
+            except SwapdError as error:
+                log.warning("daemon.journal_not_pruned error=%s", error.message)
 
     # --- what serves after a restart -------------------------------------------------------------------------------
 
@@ -252,7 +274,7 @@ class _Daemon:
             ):
                 model_name = stable.model
             model = self.config.models[model_name]
-            fresh = await self.knowledge.revision(name, model)
+            fresh = await self._revision_to_start(name, model)
             last = int(record.get("last_revision", 0))
             revision = stable if stable is not None and stable.same_content(fresh) else replace(fresh, number=last + 1)
             previous = revision_from(name, record.get("previous"))
@@ -264,6 +286,15 @@ class _Daemon:
             epoch = int(record.get("epoch", 0))
             settings = service_settings(self.config, service)
             self.loop.take(ServiceAdded(now(), name, settings, service.model, revision, previous, last, epoch))
+
+    async def _revision_to_start(self, service: str, model: ModelConfig) -> Revision:
+        """A model whose files cannot be read makes its service Unavailable, and keeps neither the others down nor the
+        daemon: it is tried again until they are there."""
+        try:
+            return await self.knowledge.revision(service, model)
+        except SwapdError as error:
+            log.error("service.model_unreadable service=%s model=%s error=%s", service, model.name, error.message)
+            return Revision(0, service, model.name, settings_digest(model), UNREADABLE)
 
 
 def _summary(state: State) -> str:

@@ -167,3 +167,14 @@ def test_two_services_never_count_the_same_free_bytes():
         assert caught.value.code == "VRAM_INSUFFICIENT"
     finally:
         daemon.__exit__()
+
+
+def test_a_model_whose_weights_are_gone_keeps_neither_the_daemon_nor_the_others_down(tmp_path):
+    weights = tmp_path / "weights.bin"
+    broken = model("broken", extra=f'weights = ["{weights}"]')
+    port = free_port()
+    block = '[services.{}]\nlisten = "127.0.0.1:{}"\nmodel = "{}"\n'
+    services = block.format("chat", port, "a") + block.format("other", free_port(), "broken")
+    with Daemon([A, broken], services=services, port=port) as daemon:
+        assert daemon.model() == "a"
+        assert daemon.call("status")["services"][1]["config_model"] == "broken"
