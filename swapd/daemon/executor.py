@@ -1,7 +1,8 @@
 """The executor: carries out the core's operations on the host, and tells the loop what came of them.
 
-One method an operation; each ends in OpDone or OpFailed, always, and within a deadline. It decides nothing: a
-worker that fails is reported, and what follows from that is the core's.
+One method an operation; each ends within a deadline, in OpDone or OpFailed, unless the worker's next operation voids
+it or the worker's end, which is told by itself, says more. It decides nothing: what follows from a failure is the
+core's.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Executor:
         self._publish = publish
         self._on_exit = on_exit
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by worker: what it is doing now
-        self._others: set[asyncio.Task[Any]] = set()
+        self._owned: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._sampler: asyncio.Task[None] | None = None
 
@@ -67,15 +68,27 @@ class Executor:
         )
         if op.kind is not OpKind.SUCCESSOR:
             self._tasks[op.worker] = task
-        self._others.add(task)
-        task.add_done_callback(self._others.discard)
+            task.add_done_callback(lambda done: self._forget(op.worker, done))
+        self._own(task)
         if self._sampler is None and op.step is not None:
             self._sampler = asyncio.get_running_loop().create_task(self._sample_peaks())
+            self._own(self._sampler)
+
+    def _own(self, task: asyncio.Task[None]) -> None:
+        self._owned.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._owned.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("executor.bug task=%r", task.get_name(), exc_info=task.exception())
+
+    def _forget(self, worker_id: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(worker_id) is task:
+            del self._tasks[worker_id]
 
     def measure(self, effect: Measure) -> None:
-        task = asyncio.get_running_loop().create_task(self._measure(effect))
-        self._others.add(task)
-        task.add_done_callback(self._others.discard)
+        self._own(asyncio.get_running_loop().create_task(self._measure(effect)))
 
     def wake_at(self, effect: WakeAt) -> None:
         old = self._timers.pop(effect.service, None)
@@ -95,7 +108,7 @@ class Executor:
     async def close(self) -> None:
         for timer in self._timers.values():
             timer.cancel()
-        tasks = [*self._others, *([self._sampler] if self._sampler is not None else [])]
+        tasks = list(self._owned)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
