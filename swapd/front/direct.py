@@ -234,14 +234,18 @@ class DirectFront(Front):
         """Wait for requests, streams and WebSockets in flight, and for what applications do after their answers.
 
         At the deadline: an event stream gets an error event, an unanswered request a 503, a WebSocket a close 1012.
+        A front that becomes the owner again meanwhile is done with it: nothing of it is to end any more.
         """
         if and_close:
             self._begin_close()
         deadline = self._loop.time() + deadline_s
+        owned = self._state.owned
         started = self._group.total_requests
         websockets = self._upgraded()
-        while self._unfinished() and self._loop.time() < deadline:  # noqa: ASYNC110
+        while self._unfinished() and self._loop.time() < deadline:
             await asyncio.sleep(DRAIN_POLL_S)
+            if not and_close and self._state.owned != owned:
+                return DrainReport(self._group.total_requests - started, 0)
         finished = self._group.total_requests - started + len(websockets - self._upgraded())
         cut = self._cut_all()
         grace = self._loop.time() + CUT_GRACE_S

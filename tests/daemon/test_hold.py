@@ -59,6 +59,20 @@ def test_a_stream_within_the_drain_timeout_ends_whole_before_an_in_place_swap():
         assert record["cut_requests"] == 0
 
 
+def test_a_swap_that_is_canceled_while_the_old_model_drains_cuts_nothing():
+    with Daemon([A, big()], service='drain_timeout = "2s"') as daemon:
+        connection, response, _ = open_stream(daemon, 100, 0.03)
+        with contextlib.closing(connection):
+            record = daemon.call("swap", service="chat", to="big")
+            until(lambda: daemon.call("show", id=record["id"])["steps"][-1]["name"] == "drain", what="the drain")
+            daemon.call("cancel", service="chat")
+            daemon.wait(record["id"], ("Canceled",))
+            assert daemon.model() == "a"
+            data, error = read_to_the_end(response)
+        assert error is None, data[-200:]
+        assert data.endswith(b"data: [DONE]\n\n")
+
+
 def test_a_stream_past_the_drain_timeout_is_cut_with_an_error_and_counted():
     with Daemon([A, big()], service='drain_timeout = "500ms"') as daemon:
         connection, response, _ = open_stream(daemon, 1000, 0.03)
