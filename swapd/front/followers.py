@@ -16,6 +16,7 @@ from swapd.front.reports import Copy
 from swapd.wire import peer as wire
 
 REFUSED_RETRY_S: Final = 0.5
+ASK_AGAIN_S: Final = 1.0  # there may have been no owner when we asked, or he has died since
 
 
 class Followers(Common):
@@ -64,7 +65,14 @@ class Followers(Common):
         count = self._stragglers()
         if count:
             self._asked = True
+            self._loop.call_later(ASK_AGAIN_S, self._ask_again)
             self.on_needs_successor(self._state.epoch, count)
+
+    def _ask_again(self) -> None:
+        self._asked = False
+        giving = self._giving
+        if giving is not None and giving.link is None and not giving.blocked:
+            self._ask_for_successor()
 
     def _let_go_of_links(self) -> None:
         """Close the ways to our successors on which nothing can follow, and nothing is owed, any more."""

@@ -281,6 +281,25 @@ def test_stragglers_get_another_way_when_their_first_is_gone(pair, connect, spaw
     third.wait_stats(connections=1)
 
 
+def test_a_way_for_stragglers_is_asked_for_until_there_is_one(pair, connect, spawn):
+    old, new = pair
+    third = spawn(3)
+    client = connect()
+    client.send_request("/slow?s=0.5")
+    old.wait_stats(in_flight=1)
+    hand_over(old, new, 2)
+    hand_over(new, third, 3)
+    new.kill()
+    for _ in range(2):  # the first time nobody could help
+        assert old.wait_event("needs_successor") == {"epoch": 2, "count": 1}
+    ours, theirs = introduce()
+    with ours, theirs:
+        third.request("receive", [theirs.fileno()], epoch=3)
+        old.request("successor", [ours.fileno()], epoch=3)
+    assert client.answer()[2] == b"1 slow"
+    assert client.get()[2] == b"3"
+
+
 def test_a_unix_listener_moves_too(spawn, connect, tmp_path):
     path = str(tmp_path / "public.sock")
     old, new = spawn(1), spawn(2)
