@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from swapd.core import errors, events, placement
-from swapd.core.draft import Draft
+from swapd.core.draft import RETURN, Draft
 from swapd.core.errors import Problem
 from swapd.core.model import Kind, Revision, Service, Slot, State, Strategy, Swap
 from swapd.core.states import Phase, WorkerState
@@ -129,7 +129,8 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
         model=event.candidate.model,
         footprint=event.measurement.footprint,
         readings=event.measurement.readings,
-        reservations=state.reservations,
+        # A soak that this swap would end keeps nothing promised any more.
+        reservations=tuple(r for r in state.reservations if r.worker_id != RETURN + service.name),
         incumbents=serving,
         retiring=held,
         wish=wish,

@@ -7,7 +7,7 @@ from swapd.core import errors, events
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Measured, WakeAt
-from swapd.core.model import Health, Kind, OpKind, State
+from swapd.core.model import Health, Kind, OpKind, State, Strategy
 from swapd.core.report import health, rollback_kind, service_record, swap_record
 from swapd.core.rollout import step
 from swapd.core.states import SWAP_TABLE, TERMINAL, Phase, WorkerState
@@ -288,6 +288,17 @@ def test_a_target_that_had_started_before_it_died_leaves_the_listeners_to_be_giv
     assert OpKind.ADOPT in kinds(host)
     host.settle(until_idle=False)
     assert chat(host).owner == stable
+
+
+def test_what_a_soak_keeps_for_its_return_does_not_stand_in_the_way_of_the_swap_that_ends_it():
+    host = Host(total=24 * GIB)
+    host.needs = {"a": 20 * GIB, "b": 8 * GIB, "c": 10 * GIB}
+    host.add("chat", "a")
+    host.settle(until_idle=False)
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    assert chat(host).swap.phase is Phase.SOAKING
+    assert host.swap("chat", "c").strategy is Strategy.DUAL
 
 
 def test_health_tells_holding_from_failing():
