@@ -30,6 +30,7 @@ log = logging.getLogger("swapd.executor")
 
 REQUEST_S: Final = 5.0  # for verbs that only change who does what
 BLOCKED_LOOP_S: Final = 1.0  # on top of hand_over_timeout: a source whose loop is blocked hands over its listeners
+BLOCKED_LIMIT_S: Final = 60.0  # a proved worker that is told to take the clients while its model blocks its loop
 POLL_MEMORY_S: Final = 0.05
 SAMPLE_S: Final = 0.25
 
@@ -237,7 +238,8 @@ class Executor:
     async def _adopt(self, effect: Run) -> Mapping[str, Any]:
         op = effect.op
         listeners = self._listeners[op.service]
-        return await self._live(op.worker).request(
+        return await _patiently(
+            self._live(op.worker),
             "adopt",
             {"epoch": op.epoch, "listeners": list(listeners)},
             fds=tuple(sock.fileno() for sock in listeners.values()),
@@ -284,14 +286,12 @@ class Executor:
             return await self._live(op.worker).request("successor", params, fds=(ours.fileno(),), deadline_s=REQUEST_S)
 
     async def _source_dead(self, effect: Run) -> Mapping[str, Any]:
-        return await self._live(effect.op.worker).request(
-            "source_dead", {"epoch": effect.op.epoch}, deadline_s=REQUEST_S
-        )
+        params = {"epoch": effect.op.epoch}
+        return await _patiently(self._live(effect.op.worker), "source_dead", params, deadline_s=REQUEST_S)
 
     async def _target_dead(self, effect: Run) -> Mapping[str, Any]:
-        return await self._live(effect.op.worker).request(
-            "target_dead", {"epoch": effect.op.epoch}, deadline_s=REQUEST_S
-        )
+        params = {"epoch": effect.op.epoch}
+        return await _patiently(self._live(effect.op.worker), "target_dead", params, deadline_s=REQUEST_S)
 
     async def _drain(self, effect: Run) -> Mapping[str, Any]:
         op = effect.op
@@ -351,6 +351,19 @@ class Executor:
             self._publish(
                 "swap.progress", {"swap_id": service.swap.id, "service": service.name, "worker": worker_id, **body}
             )
+
+
+async def _patiently(
+    live: Live, verb: str, params: Mapping[str, Any], *, fds: tuple[int, ...] = (), deadline_s: float
+) -> Mapping[str, Any]:
+    """A request for the worker's loop. One that the model blocks is late, not dead: its channel tells the two apart."""
+    request = asyncio.ensure_future(live.request(verb, params, fds=fds, deadline_s=BLOCKED_LIMIT_S))
+    try:
+        while not (await asyncio.wait({request}, timeout=deadline_s))[0]:
+            await live.request("stats", deadline_s=deadline_s)
+        return request.result()
+    finally:
+        request.cancel()
 
 
 _HELLO: Final = {"protocol": 1, "min_protocol": 1}

@@ -123,6 +123,20 @@ def test_a_worker_that_blocks_its_event_loop_is_swapped_away_from():
         connection.close()
 
 
+def test_an_old_worker_that_blocks_its_event_loop_is_not_killed_when_it_gets_the_clients_back():
+    with Daemon([A, model("b")]) as daemon:
+        connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
+        connection.request("GET", "/block?s=5")
+        until(lambda: blocked_s(daemon) > 0.2, what="the event loop blocked")
+        record = daemon.swap("b")
+        pids = {w["model"]: w["pid"] for w in daemon.call("workers")}
+        os.kill(pids["b"], signal.SIGKILL)
+        assert daemon.get()[2]["pid"] == pids["a"], "the clients wait for the worker that is there, not for a fresh one"
+        assert connection.getresponse().status == 200, "and what it was doing is answered"
+        connection.close()
+        assert daemon.wait(record["id"], ("Failed",))
+
+
 def test_a_service_whose_model_does_not_start_is_unavailable_and_retried_and_others_serve():
     daemon = Daemon([])
     port, other = daemon.port, free_port()
