@@ -7,6 +7,7 @@ real one is meant never to do any of this.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import sys
@@ -224,20 +225,21 @@ def test_slow_uploads_arrive_whole_and_an_early_answer_is_an_error() -> None:
         upload = ClientGroup("upload", ["big"], count=2, parts=5, pause_s=0.01)
         only(run_load(server.address, upload, until=6))
     early = socket.create_server(("127.0.0.1", 0))
+
+    def answer_at_once() -> None:
+        connection, _ = early.accept()
+        with connection, contextlib.suppress(ConnectionError):
+            connection.recv(100)
+            connection.sendall(answer(b"uploaded"))
+            while connection.recv(1000):
+                pass
+
     with early:
-
-        def answer_at_once() -> None:
-            for _ in range(2):
-                connection, _ = early.accept()
-                connection.recv(100)
-                connection.sendall(answer(b"uploaded"))
-                connection.recv(10)
-                connection.close()
-
         thread = threading.Thread(target=answer_at_once, daemon=True)
         thread.start()
         upload = ClientGroup("upload", ["big"], parts=5, pause_s=0.05)
         report = run_load(f"127.0.0.1:{early.getsockname()[1]}", upload, until=1, timeout_s=1)
+        thread.join(10)
     assert report.summary["errors"]["wrong_body"] >= 1
 
 

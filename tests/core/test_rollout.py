@@ -105,6 +105,16 @@ def test_in_place_nothing_is_loaded_before_the_old_workers_process_tree_is_gone(
     assert OpKind.CONFIRM in kinds(host)
 
 
+def test_an_old_worker_that_dies_while_it_drains_has_made_room():
+    host = serving()
+    host.swap("chat", "big")
+    drain = finish_until(host, OpKind.DRAIN)
+    host.exit(host.pending[drain].op.worker)
+    assert kinds(host), "the swap waits for something that cannot happen"
+    host.settle(until_idle=False)
+    assert chat(host).swap.phase is Phase.SOAKING
+
+
 def test_a_worker_that_can_park_is_parked_and_woken():
     host = serving(hooks=("park", "wake"))
     host.swap("chat", "big")

@@ -6,9 +6,9 @@ from support.rollout_host import Host
 
 from swapd.core import events
 from swapd.core.errors import Problem
-from swapd.core.model import Kind
+from swapd.core.model import Kind, OpKind
 
-ACTIONS = ["finish"] * 6 + ["fail", "crash", "swap", "cancel", "rollback", "time", "measure", "restart"]
+ACTIONS = ["finish"] * 6 + ["fail", "crash", "swap", "cancel", "rollback", "time", "measure", "restart", "start"]
 
 
 def act(host: Host, data: st.DataObject) -> None:
@@ -17,6 +17,10 @@ def act(host: Host, data: st.DataObject) -> None:
             host.finish(data.draw(st.sampled_from(sorted(host.pending))))
         case "fail" if host.pending:
             host.fail(data.draw(st.sampled_from(sorted(host.pending))))
+        case "start":
+            for op_id, run in host.pending.items():
+                if run.op.kind is OpKind.HAND_OVER and run.op.target in host.processes:
+                    host.start_target(op_id)
         case "crash" if host.processes:
             host.exit(data.draw(st.sampled_from(sorted(host.processes))))
         case "swap":

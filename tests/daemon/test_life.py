@@ -2,13 +2,14 @@
 
 import http.client
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 
 import pytest
-from support.daemon_host import Daemon, free_port, model, until
+from support.daemon_host import Daemon, Refused, free_port, model, until
 
 A, B = model("a"), model("b")
 
@@ -32,6 +33,16 @@ def test_what_was_swapped_to_serves_after_a_restart_and_the_drift_is_shown():
         assert daemon.model() == "b"
         assert daemon.service()["drift"] == "config a, running b"
         assert [r["phase"] for r in daemon.call("history")] == ["Succeeded"]
+
+
+def test_no_revision_number_is_given_twice_also_after_a_restart():
+    with Daemon([A, B]) as daemon:
+        daemon.swap("b")
+        daemon.swap("a")  # the return to revision 1; number 2 is given
+        daemon.stop()
+        daemon.start()
+        assert daemon.get()[1] == 1
+        assert daemon.swap("b")["to"]["revision"] == 3
 
 
 def test_a_changed_model_in_the_configuration_wins_after_a_restart():
@@ -58,6 +69,30 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_no_process():
         assert daemon.process.returncode == 0
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_a_full_disk_neither_keeps_an_operator_from_going_back_nor_from_swapping_once_there_is_room():
+    with Daemon([A, B]) as daemon:
+        daemon.swap("b")
+        unlimited = resource.RLIM_INFINITY
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (4096, unlimited))  # the journal cannot grow
+        record = daemon.call("rollback", service="chat")
+        until(lambda: daemon.model() == "a", what="the old model back")
+        with pytest.raises(Refused) as caught:
+            daemon.swap("b")
+        assert caught.value.code == "JOURNAL_FAILED"
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
+        assert daemon.swap("b")["phase"] == "Soaking"
+        assert daemon.call("show", id=record["id"])["phase"] == "Canceled"
+
+
+def test_logs_that_cannot_be_tidied_do_not_silence_the_watchdog():
+    with Daemon([A]) as daemon:
+        worker = next(w for w in daemon.call("workers") if w["model"] == "a")
+        log = daemon.dir / "s/logs" / f"{worker['id']}.log"
+        log.with_name(log.name + ".tmp").mkdir()  # in the way of what is cut off
+        os.truncate(log, 65 << 20)
+        until(lambda: daemon.output.read_text().count("daemon.logs_not_tidied") > 1, what="a second round")
 
 
 def test_sigint_stops_it_as_well_and_a_second_one_at_once():

@@ -56,6 +56,7 @@ class Host:
     wake: dict[str, float] = field(default_factory=dict)
     processes: dict[str, Process] = field(default_factory=dict)
     owner: dict[str, str] = field(default_factory=dict)  # service -> the worker that really owns its listeners
+    gave: set[tuple[str, int]] = field(default_factory=set)  # hand-overs of which both fronts know the end
     finished: list[Swap] = field(default_factory=list)
     exited: bool = False
     log: list[str] = field(default_factory=list)
@@ -140,9 +141,11 @@ class Host:
             process.verified = True
         elif op.kind is OpKind.PARK:
             process.held, process.verified = 1 * GIB, False
+        elif op.kind is OpKind.TARGET_DEAD and (op.service, op.epoch) in self.gave:
+            result = {"resumed": False}
         elif op.kind in (OpKind.ADOPT, OpKind.TARGET_DEAD, OpKind.SOURCE_DEAD):
             self.owner[op.service] = op.worker
-            result = {"started_at": self.now, "started": True, "listeners": ["x"]}
+            result = {"started_at": self.now, "started": True, "listeners": ["x"], "resumed": True}
         elif op.kind is OpKind.HAND_OVER:
             if op.target not in self.processes:
                 self.pending[op_id] = run  # the source waits for a word on its target
@@ -151,9 +154,17 @@ class Host:
             result = {"quiesced_at": self.now, "started_at": self.now + 0.001}
         self.send(events.OpDone(self.now, op_id, result))
 
+    def start_target(self, op_id: int) -> None:
+        """The hand-over is done and both fronts know it; the source's report is still on its way."""
+        op = self.pending[op_id].op
+        assert op.target is not None
+        self.owner[op.service] = op.target
+        self.gave.add((op.service, op.epoch))
+
     def fail(self, op_id: int, code: str = errors.LOAD_FAILED) -> None:
         run = self.pending.pop(op_id)
-        if run.op.kind in (OpKind.STOP, OpKind.TARGET_DEAD, OpKind.SOURCE_DEAD):
+        gave = run.op.kind is OpKind.HAND_OVER and (run.op.service, run.op.epoch) in self.gave  # cannot fail any more
+        if gave or run.op.kind in (OpKind.STOP, OpKind.TARGET_DEAD, OpKind.SOURCE_DEAD):
             self.pending[op_id] = run
             self.finish(op_id)
             return
