@@ -12,7 +12,7 @@ from typing import Final
 from swapd.core import errors, events, placement
 from swapd.core.draft import RETURN, Draft
 from swapd.core.errors import Problem
-from swapd.core.model import Kind, Revision, Service, Slot, State, Strategy, Swap
+from swapd.core.model import Kind, Revision, Service, Slot, State, Strategy, Swap, Worker
 from swapd.core.states import Phase, WorkerState
 
 KEPT_REVISIONS: Final = 32
@@ -42,11 +42,10 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
     if isinstance(planned, Problem):
         return planned
     service = d.services[event.service]
-    swap = service.swap
-    if swap is not None:  # soaking: a new swap ends it, or returns to the revision that it kept
-        if _is_return(d, service, event):
-            begin_return(d, service, Phase.CANCELED, f"returned by {event.actor}", event.actor)
-            return event.service
+    if _way_back(d.before, service, event) is not None:
+        begin_return(d, service, Phase.CANCELED, f"returned by {event.actor}", event.actor)
+        return event.service
+    if service.swap is not None:  # soaking: a new swap ends it
         d.end_step(service.name, "soak", "done")
         d.finish_swap(service.name, Phase.SUCCEEDED, reason="its soak was ended by a new swap")
         service = d.services[event.service]
@@ -113,7 +112,36 @@ def plan(state: State, event: events.SwapRequested) -> placement.Placement | Pro
         serving = state.worker(service.owner)
         if serving is not None and serving.revision == stable.number:
             return Problem(errors.ALREADY_SERVING, text, {"revision": stable.number})
+    back = _way_back(state, service, event)
+    if back is not None:
+        return _return_placement(service, back, event)
     return placement.place(_placement_request(state, service, event))
+
+
+def _way_back(state: State, service: Service, event: events.SwapRequested) -> Worker | None:
+    """The worker that the soak keeps for a return, when it is what the request asks for."""
+    source = service.swap.source if service.swap is not None and service.swap.phase is Phase.SOAKING else None
+    if source is None or event.again or not source.same_content(event.candidate):
+        return None
+    kept = (w for w in state.workers_of(service.name) if w.revision == source.number and not w.ending)
+    return next((w for w in kept if w.can_serve or w.state is WorkerState.PARKED), None)
+
+
+def _return_placement(service: Service, kept: Worker, event: events.SwapRequested) -> placement.Placement:
+    parked = kept.state is WorkerState.PARKED
+    slot = service.slot(kept.revision)
+    name = f"{event.candidate.model} (revision {kept.revision})"
+    return placement.Placement(
+        Strategy.IN_PLACE if parked else Strategy.DUAL,
+        slot.device if slot is not None else "",
+        f"a return: {name} is {'parked and is woken' if parked else 'kept in memory and takes the clients at once'}",
+        alternatives=(),
+        would_change=(),
+        expected_outage_s=None if parked else 0.0,
+        need_bytes=slot.need_bytes if slot is not None else None,
+        need_source=event.measurement.footprint.source,
+        is_return=True,
+    )
 
 
 def _placement_request(state: State, service: Service, event: events.SwapRequested) -> placement.PlacementRequest:
@@ -139,14 +167,6 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
         can_park=any("park" in w.hooks for w in workers if w.id in serving),
         model_of=tuple((w.id, names.get(w.revision, w.id)) for w in workers),
     )
-
-
-def _is_return(d: Draft, service: Service, event: events.SwapRequested) -> bool:
-    source = service.swap.source if service.swap is not None else None
-    if source is None or event.again or not source.same_content(event.candidate):
-        return False
-    worker = d.worker_of(service.name, source.number)
-    return worker is not None and (worker.can_serve or worker.state is WorkerState.PARKED)
 
 
 def _what_serves(d: Draft, service: Service) -> Revision | None:

@@ -100,6 +100,7 @@ class Placement:
     need_source: FootprintSource
     stops: tuple[str, ...] = ()  # workers whose memory the plan counts on: gone before the load
     parks: tuple[str, ...] = ()  # and those that only park for it
+    is_return: bool = False  # to a revision that a soak keeps: nothing new is placed
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from swapd.daemon.devices import Devices
 from swapd.daemon.executor import Executor
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop, revision_from
+from swapd.daemon.reading import Reading
 from swapd.daemon.workers import Workers
 from swapd.host import listeners as listening
 from swapd.host.clock import wall_s as now
@@ -118,6 +119,7 @@ class _Daemon:
         self.workers = workers
         self.done = asyncio.Event()
         self.manager: ServiceManager
+        self.reading: Reading
         self.api: Api
         self.control: ControlSocket
 
@@ -156,7 +158,8 @@ class _Daemon:
         executor.loop = knowledge.loop = loop
         daemon = cls(config, loop, executor, knowledge, journal, workers)
         daemon.manager = manager
-        daemon.api = Api(loop, executor, workers, devices, knowledge, journal, daemon.apply)
+        daemon.reading = Reading(loop, workers, devices, knowledge, journal)
+        daemon.api = Api(loop, daemon.reading, knowledge, journal, daemon.apply, daemon.stop)
         workers.start()
         stack.push_async_callback(workers.close)
         await devices.start()
@@ -194,7 +197,7 @@ class _Daemon:
         loop = asyncio.get_running_loop()
         self.manager.ready()
         log.info("daemon.ready version=%s control=%s", swapd.__version__, self.config.daemon.control)
-        periodic = (self.api.poll_stats(), self._report(), self._tidy_logs(), self._prune_journal())
+        periodic = (self.reading.poll_stats(), self._report(), self._tidy_logs(), self._prune_journal())
         tasks = [loop.create_task(each) for each in periodic]
         try:
             await self.done.wait()
@@ -255,7 +258,8 @@ class _Daemon:
     def _close_unfinished_swaps(self) -> None:
         for record in self.journal.unfinished_swaps():
             soaked = record["phase"] == Phase.SOAKING.value
-            record["phase"] = (Phase.SUCCEEDED if soaked else Phase.CANCELED).value
+            failed = Phase.FAILED if record["error"] else Phase.CANCELED
+            record["phase"] = (Phase.SUCCEEDED if soaked else failed).value
             record["reason"] = "the daemon ended during the soak" if soaked else "the daemon ended during the swap"
             record["finished_at"] = now()
             self.journal.save_swap(record)
@@ -325,7 +329,12 @@ def _make_directories(config: Config) -> None:
 def _only_one(config: Config) -> Any:
     """Two daemons on one state directory would each believe that the workers are theirs."""
     path = Path(config.daemon.state_dir) / "lock"
-    with path.open("a+") as file:
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        text = f"{path} cannot be opened: {error.strerror}; run swapd as the user that owns it."
+        raise SwapdError(CONFIG_INVALID, text) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -15,7 +15,6 @@ import errno
 import os
 import socket
 import stat
-import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,8 +25,6 @@ from swapd.core.errors import LISTEN_FAILED, SwapdError
 BACKLOG: Final = 4096  # also the kernel's default net.core.somaxconn: while clients are held, they wait in here
 # Any user may connect, as to a port on the loopback: access is limited by the directory that it lies in.
 _UNIX_MODE: Final = 0o666
-_TCP_LISTEN: Final = 10
-_TCP_INFO_UNACKED: Final = struct.Struct("8x 4x 4x 4x 4x I")  # tcpi_unacked: of a listener, its queue's length
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +66,6 @@ def unbind(sock: socket.socket) -> None:
         if sock.family == socket.AF_UNIX and isinstance(name, str) and name:
             os.unlink(name)
     sock.close()
-
-
-def queue_depth(sock: socket.socket) -> int | None:
-    """How many connections wait to be accepted. None where the kernel does not tell (Unix sockets)."""
-    if sock.family == socket.AF_UNIX:
-        return None
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_UNACKED.size)
-    except OSError:
-        return None
-    if len(info) < _TCP_INFO_UNACKED.size or info[0] != _TCP_LISTEN:
-        return None
-    depth: int = _TCP_INFO_UNACKED.unpack(info)[0]
-    return depth
 
 
 def _failed(address: str, why: str, **details: object) -> SwapdError:

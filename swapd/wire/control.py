@@ -31,6 +31,7 @@ MAX_REQUEST_BYTES: Final = (
 MAX_REPLY_BYTES: Final = 32 << 20  # the widest answer, a long history, is far below; a client refuses more
 MAX_NAME_CHARS: Final = 128
 MAX_TEXT_CHARS: Final = 4096
+MAX_COUNT: Final = 2**53  # every JSON reader keeps these whole, and the journal can store them
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -274,7 +275,7 @@ def _check(kind: Kind, value: Any) -> Any:
     if isinstance(value, bool):
         return expected
     if kind is Kind.COUNT:
-        return value if isinstance(value, int) and value >= 0 else expected
+        return value if isinstance(value, int) and 0 <= value <= MAX_COUNT else expected
     if kind is Kind.NAME:
         return value if _is_name(value) else expected
     if kind is Kind.TEXT:

@@ -9,7 +9,7 @@ from swapd.core.errors import Problem
 from swapd.core.events import Measured, WakeAt
 from swapd.core.model import Health, Kind, OpKind, State, Strategy
 from swapd.core.report import health, rollback_kind, service_record, swap_record
-from swapd.core.rollout import step
+from swapd.core.rollout import plan, step
 from swapd.core.states import SWAP_TABLE, TERMINAL, Phase, WorkerState
 
 
@@ -298,6 +298,22 @@ def test_a_target_that_had_started_before_it_died_leaves_the_listeners_to_be_giv
     assert OpKind.ADOPT in kinds(host)
     host.settle(until_idle=False)
     assert chat(host).owner == stable
+
+
+def test_a_swap_to_what_the_soak_keeps_is_a_return_also_where_a_new_copy_would_not_fit():
+    host = Host(total=24 * GIB)
+    host.needs = {"a": 12 * GIB, "b": 12 * GIB}
+    host.add("chat", "a")
+    host.settle(until_idle=False)
+    first = host.swap("chat", "b")
+    host.settle(until_idle=False)
+    kept = host.state.worker(chat(host).owner)
+    placed = plan(host.state, host.swap_request("chat", "a"))
+    assert (placed.strategy, placed.is_return, placed.expected_outage_s) == (Strategy.DUAL, True, 0.0)
+    assert host.swap("chat", "a").id == first.id
+    host.settle()
+    assert chat(host).owner != kept.id
+    assert chat(host).revision(chat(host).stable).number == 1
 
 
 def test_what_a_soak_keeps_for_its_return_does_not_stand_in_the_way_of_the_swap_that_ends_it():

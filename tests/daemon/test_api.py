@@ -10,6 +10,7 @@ from swapd.core.errors import SwapdError
 from swapd.core.model import Revision, ServiceSettings, State
 from swapd.daemon.api import Api
 from swapd.daemon.loop import Loop
+from swapd.daemon.reading import Reading
 from swapd.host.control_socket import Peer
 from swapd.host.journal import Journal
 
@@ -31,7 +32,9 @@ def world(tmp_path):
     journal = Journal(tmp_path / "journal.db")
     loop = Loop(State(), journal, Idle(), lambda event, body: None)
     loop.take(events.ServiceAdded(1.0, "chat", ServiceSettings(), "a", Revision(1, "chat", "a", "s", "a")))
-    api = Api(loop, Idle(), SimpleNamespace(live={}), None, None, journal, lambda config: None)
+    reading = Reading(loop, SimpleNamespace(live={}), None, None, journal)
+    stop = lambda: loop.take(events.ShutdownRequested(2.0))  # noqa: E731
+    api = Api(loop, reading, None, journal, lambda config: None, stop)
     yield SimpleNamespace(api=api, loop=loop, journal=journal)
     journal.close()
 
@@ -57,5 +60,5 @@ def test_a_swap_is_refused_while_the_journal_cannot_be_written(world):
     candidate = Revision(0, "chat", "b", "s", "b")
     request = events.SwapRequested(2.0, "chat", candidate, None, None, None, "ana")
     with pytest.raises(SwapdError, match="No swap is begun") as caught:
-        world.api._begin(request, {"service": "chat"})
+        world.api._begin(request, None, {"service": "chat"})
     assert caught.value.code == errors.JOURNAL_FAILED

@@ -53,6 +53,9 @@ def test_many_swaps_to_and_fro_lose_nothing(daemon):
 def test_rollback_after_the_soak_of_a_resident_revision_is_instant(daemon):
     daemon.swap("b")
     pid = daemon.call("workers")
+    planned = daemon.call("plan", service="chat", to="a")
+    assert planned["why"].startswith("a return"), planned
+    assert (planned["expected_outage_s"], planned["rollback"]) == (0.0, "none")
     record = daemon.call("rollback", service="chat", reason="worse answers")
     record = daemon.wait(record["id"], ("Canceled",))
     assert daemon.model() == "a"

@@ -179,18 +179,6 @@ def test_unbind_removes_the_file_of_a_unix_socket(tmp_path):
 # --- the queue ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0"])
-def test_the_queue_depth_counts_whoever_waits_to_be_accepted(address):
-    with closing(listeners.bind(address)) as listener:
-        assert listeners.queue_depth(listener) == 0
-        clients = [connect(listener) for _ in range(7)]
-        assert listeners.queue_depth(listener) == 7
-        accept(listener).close()
-        assert listeners.queue_depth(listener) == 6
-        for client in clients:
-            client.close()
-
-
 def test_the_queue_holds_thousands(tmp_path):
     with closing(listeners.bind("127.0.0.1:0")) as listener:
         # tcpi_sacked of a listener is its backlog, cut to net.core.somaxconn.
@@ -198,10 +186,3 @@ def test_the_queue_holds_thousands(tmp_path):
             most = min(listeners.BACKLOG, int(file.read()))
         info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
         assert int.from_bytes(info[28:32], sys.byteorder) == most
-
-
-def test_the_queue_depth_of_what_is_no_tcp_listener_is_not_known(tmp_path):
-    with closing(listeners.bind(f"unix:{tmp_path}/chat.sock")) as listener:
-        assert listeners.queue_depth(listener) is None
-    with closing(listeners.bind("127.0.0.1:0")) as listener, connect(listener) as client:
-        assert listeners.queue_depth(client) is None

@@ -109,10 +109,13 @@ class Host:
         revision = Revision(1, service, model, "s", model)
         self.send(events.ServiceAdded(self.now, service, ServiceSettings(**settings), model, revision))  # type: ignore[arg-type]
 
-    def swap(self, service: str, model: str, *, again: bool = False) -> Swap | Problem | None:
+    def swap_request(self, service: str, model: str, *, again: bool = False) -> events.SwapRequested:
         candidate = Revision(0, service, model, "s", model)
         measured = self.measurement(model)
-        return self.send(events.SwapRequested(self.now, service, candidate, measured, None, None, "t", again=again))
+        return events.SwapRequested(self.now, service, candidate, measured, None, None, "t", again=again)
+
+    def swap(self, service: str, model: str, *, again: bool = False) -> Swap | Problem | None:
+        return self.send(self.swap_request(service, model, again=again))
 
     def finish(self, op_id: int) -> None:
         """Carry out an operation; CONFIRM and hand-overs look at what is really there."""

@@ -106,6 +106,7 @@ def test_an_unknown_method_is_told_what_it_may_have_meant():
         ("swap", ["chat", "b"], "params", "expected an object"),
         ("show", {"id": "42"}, "id", "expected a whole number"),
         ("show", {"id": -1}, "id", "expected a whole number"),
+        ("history", {"limit": 10**30}, "limit", "expected a whole number"),
         ("show", {"id": True}, "id", "expected a whole number"),
         ("show", {"id": 1.5}, "id", "expected a whole number"),
         ("reload", {"dry_run": 1}, "dry_run", "expected true or false"),

@@ -1,0 +1,172 @@
+"""The control socket's methods that only look: each answers with records, and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import swapd
+from swapd.core import errors
+from swapd.core.errors import SwapdError
+from swapd.core.model import Kind, Service
+from swapd.core.report import device_record, service_record, worker_record
+from swapd.daemon.devices import Devices
+from swapd.daemon.knowledge import Knowledge
+from swapd.daemon.loop import Loop
+from swapd.daemon.workers import Workers
+from swapd.host.clock import wall_s as now
+from swapd.host.journal import Journal
+from swapd.host.logs import end_offset, read_from, tail
+
+STATS_S: Final = 0.5
+STATS_PERIOD_S: Final = 1.0
+DEFAULT_HISTORY: Final = 20
+DEFAULT_LINES: Final = 100
+
+Params = Mapping[str, Any]
+
+
+class Reading:
+    def __init__(self, loop: Loop, workers: Workers, devices: Devices, knowledge: Knowledge, journal: Journal) -> None:
+        self._loop = loop
+        self._workers = workers
+        self._devices = devices
+        self._knowledge = knowledge
+        self._journal = journal
+        self._started_s = time.monotonic()
+
+    def service(self, name: str) -> Service:
+        """Raises UNKNOWN_SERVICE, naming those that there are."""
+        service = self._loop.state.service(name)
+        if service is None:
+            known = ", ".join(s.name for s in self._loop.state.services)
+            raise SwapdError(errors.UNKNOWN_SERVICE, f"There is no service {name!r}; there are: {known}.")
+        return service
+
+    async def poll_stats(self) -> None:
+        """Keep each worker's figures fresh, so that `status` never waits for a worker."""
+        while True:
+            await asyncio.gather(*(self.fresh_stats(worker_id) for worker_id in list(self._workers.live)))
+            await asyncio.sleep(STATS_PERIOD_S)
+
+    async def fresh_stats(self, worker_id: str | None) -> Mapping[str, Any]:
+        live = self._workers.live.get(worker_id or "")
+        if live is None or live.channel is None:
+            return {}
+        with contextlib.suppress(SwapdError):  # the last known figures stand; a dead worker is told as such
+            live.stats = await live.request("stats", deadline_s=STATS_S)
+        return live.stats
+
+    async def status(self, params: Params) -> Any:
+        wanted = params.get("service")
+        services = [self.service(wanted)] if wanted is not None else self._loop.state.services
+        return {
+            "daemon": {
+                "version": swapd.__version__,
+                "pid": os.getpid(),
+                "uptime_s": round(time.monotonic() - self._started_s, 1),
+                "config": self._knowledge.config.file,
+                "epoch": self._journal.boot,
+                "stopping": self._loop.state.stopping,
+                "journal": self._loop.journal_problem.message if self._loop.journal_problem else None,
+            },
+            "services": [self._service_record(s) for s in services],
+        }
+
+    def _service_record(self, service: Service) -> dict[str, Any]:
+        config = self._knowledge.config.services[service.name]
+        live = self._workers.live.get(service.owner or "")
+        return service_record(
+            self._loop.state,
+            service,
+            listen=config.listen,
+            config_model=config.model,
+            stats=live.stats if live is not None else None,
+        )
+
+    async def devices(self, params: Params) -> Any:
+        readings = await self._devices.read_all()
+        return [device_record(r, self._loop.state) for r in readings]
+
+    async def workers(self, params: Params) -> Any:
+        readings = await self._devices.read_all()
+        used = {worker: size for r in readings for worker, size in r.used_by}
+        state = self._loop.state
+        reserved = {r.worker_id: r.bytes for r in state.reservations}
+        records = []
+        for worker in state.workers:
+            live = self._workers.live.get(worker.id)
+            stats = live.stats if live is not None else {}
+            records.append(
+                worker_record(state, worker, reserved)
+                | {
+                    "pid": live.process.pid if live is not None else None,
+                    "used_bytes": used.get(worker.id),
+                    "uptime_s": round(now() - live.started_at, 1) if live is not None else None,
+                    "in_flight": stats.get("in_flight"),
+                    "connections": stats.get("connections"),
+                    "version": live.hello.get("version") if live is not None else None,
+                }
+            )
+        return records
+
+    async def models(self, params: Params) -> Any:
+        return [
+            {"name": m.name, "engine": m.engine, "app": m.app, "device_memory_bytes": m.device_memory_bytes}
+            for m in self._knowledge.config.models.values()
+        ]
+
+    async def history(self, params: Params) -> Any:
+        service = params.get("service")
+        if service is not None:
+            self.service(service)
+        return self._journal.swaps(service, int(params.get("limit") or DEFAULT_HISTORY))
+
+    async def show(self, params: Params) -> Any:
+        record = self._journal.swap(int(params["id"]))
+        if record is None:
+            last = self._journal.last_swap_id()
+            text = f"There is no swap {params['id']}; the newest is {last}." if last else "There has been no swap yet."
+            raise SwapdError(errors.UNKNOWN_SWAP, text)
+        return {**record, "transitions": self._journal.transitions(record["id"])}
+
+    async def logs(self, params: Params) -> Any:
+        worker_id = self._log_target(params["target"])
+        path = self._workers.log_path(worker_id)
+        offset = params.get("offset")
+        lines = int(params.get("lines") or DEFAULT_LINES)
+        return {"worker": worker_id, **await asyncio.to_thread(_read_log, path, lines, offset)}
+
+    def _log_target(self, target: str) -> str:
+        service = self._loop.state.service(target)
+        if service is not None:
+            workers = [w for w in self._loop.state.workers_of(target) if w.kind is Kind.DIRECT]
+            newest = max(workers, key=lambda w: int(w.id.rpartition("-")[2]), default=None)
+            if newest is not None:
+                return newest.id
+            found = _newest_log(self._workers.log_path("x").parent, target)
+            if found is not None:
+                return found
+            raise SwapdError(errors.UNKNOWN_WORKER, f"{target} has had no worker yet.")
+        if "/" not in target and self._workers.log_path(target).exists():
+            return target
+        names = ", ".join(s.name for s in self._loop.state.services)
+        raise SwapdError(errors.UNKNOWN_WORKER, f"There is no service or worker {target!r}; services: {names}.")
+
+
+def _newest_log(directory: Path, service: str) -> str | None:
+    logs = [p for p in directory.glob(f"{service}-*.log") if p.stem.removeprefix(f"{service}-").isdigit()]
+    return max(logs, key=lambda p: p.stat().st_mtime).stem if logs else None
+
+
+def _read_log(path: Path, lines: int, offset: int | None) -> dict[str, Any]:
+    if offset is None:
+        end = end_offset(path)
+        return {"lines": tail(path, lines), "offset": end}
+    chunk = read_from(path, int(offset))
+    return {"lines": chunk.text.splitlines(), "offset": chunk.offset, "restarted": chunk.restarted}
