@@ -37,7 +37,7 @@ BUSY_SHARE = 0.45  # of one core, that the slowest model may be kept busy with
 NAMES = {"static": "words", "enpt": "e5-enpt", "original": "e5"}  # weights -> the model's name in the config
 
 CONFIG = """
-[devices.gpu0]                    # there is no GPU here: a budget of the host's memory stands for one
+[devices.memory]                  # there is no GPU here: a budget of the host's memory stands for one
 kind = "host"
 memory = "220MiB"
 headroom = "0MiB"
@@ -149,20 +149,14 @@ class Step:
     def switch(self) -> Switch:
         return Switch(self.commanded_at, self.old["revision"], self.new["revision"])
 
-    @property
-    def switch_back_s(self) -> float | None:
-        """How long the step took that gave the clients back; the cutover is within it."""
-        steps = [s["ms"] for s in self.record["steps"] if s["name"] == "restore: switch" and s["ms"] is not None]
-        return steps[-1] / 1000 if self.back and steps else None
-
     def time_s(self, name: str) -> float | None:
-        """`cutover` or `outage`, as swapd has recorded it."""
+        """`cutover` or `outage`, as swapd has recorded it. Where nobody is held there is no outage to tell of."""
         if not self.swapped:
             return None
-        if self.back:  # the record's own figures are those of the way forward
-            return None
-        value = self.record.get(f"{name}_ms")
-        return None if value is None else value / 1000
+        way = "return_" if self.back else ""
+        cutover, outage = self.record[f"{way}cutover_ms"], self.record[f"{way}outage_ms"]
+        value = cutover if name == "cutover" else outage if outage != cutover else None
+        return None if value is None else float(value) / 1000
 
 
 def say(text: str) -> None:
@@ -259,7 +253,6 @@ def outcome(step: Step) -> str:
         for name in ("cutover", "outage"):
             seconds = step.time_s(name)
             text += "" if seconds is None else f", {name} {duration(seconds)}"
-        text += "" if step.switch_back_s is None else f", switched back in {duration(step.switch_back_s)}"
     else:
         error = step.record.get("error") or {}
         text = f"{step.record['phase']} after {took}, {step.old['model']} goes on serving: {error.get('message', '')}"
@@ -278,8 +271,6 @@ def table(steps: list[Step], report: LoadReport) -> list[str]:
         during = report.records.latencies(one_text, [(span[0] - DURING_S, span[1] + DURING_S)])
         answered, lost = counts(report, *around)
         times = ["-" if t is None else duration(t) for t in (step.time_s("cutover"), step.time_s("outage"))]
-        if step.switch_back_s is not None:
-            times[0] = f"< {duration(step.switch_back_s)}"
         rows.append(
             [
                 f"{step.what}: {step.old['model']} > {step.new['model']}",
@@ -347,7 +338,7 @@ def draw(path: Path, begun: float, steps: list[Step], report: LoadReport) -> Non
             points.setdefault(labels[revision], []).append((start - begun, end - start))
     marks = []
     for step in steps:
-        detail = step.strategy + ("" if step.switch_back_s is None else f" in {duration(step.switch_back_s)}")
+        detail = step.strategy
         for name in ("cutover", "outage"):
             seconds = step.time_s(name)
             detail += "" if seconds is None else f", {name} {duration(seconds)}"

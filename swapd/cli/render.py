@@ -245,13 +245,22 @@ def swap_lines(record: Record, now_s: float) -> list[str]:
 
 
 def _client_words(record: Record) -> str:
-    words = []
-    if record["strategy"] == "in-place" and record["outage_ms"] is not None:
-        words.append(f"waited {milliseconds(record['outage_ms'])}")
-    if record["cutover_ms"] is not None:
-        words.append(f"cutover {milliseconds(record['cutover_ms'])}")
+    words = _wait_words(record, "outage_ms", "cutover_ms")
+    back = _wait_words(record, "return_outage_ms", "return_cutover_ms")
+    if back:
+        words.append("on the way back " + ", ".join(back))
     words.append(f"{record['cut_requests'] or 'no'} requests cut")
     return ", ".join(words)
+
+
+def _wait_words(record: Record, outage: str, cutover: str) -> list[str]:
+    """The outage only where it is more than the cutover: where clients were held."""
+    words = []
+    if record.get(outage) is not None and record[outage] != record.get(cutover):
+        words.append(f"waited {milliseconds(record[outage])}")
+    if record.get(cutover) is not None:
+        words.append(f"cutover {milliseconds(record[cutover])}")
+    return words
 
 
 def headline(record: Record) -> str:

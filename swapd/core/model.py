@@ -212,6 +212,8 @@ class Swap:
     held_at_mono_s: float | None = None
     outage_ms: float | None = None
     cutover_ms: float | None = None
+    return_outage_ms: float | None = None  # the same two of the way back to the old revision
+    return_cutover_ms: float | None = None
     cut_requests: int = 0
     steps: tuple[StepRecord, ...] = ()
     peak_memory_bytes: tuple[tuple[str, int], ...] = ()

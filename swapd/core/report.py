@@ -37,6 +37,8 @@ def swap_record(swap: Swap) -> dict[str, Any]:
         "kept": _kept(swap),
         "outage_ms": swap.outage_ms,
         "cutover_ms": swap.cutover_ms,
+        "return_outage_ms": swap.return_outage_ms,
+        "return_cutover_ms": swap.return_cutover_ms,
         "cut_requests": swap.cut_requests,
         "steps": [
             {

@@ -14,7 +14,7 @@ from swapd.core.commands import begin_return
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Amend, Measurement
-from swapd.core.model import Kind, Op, OpKind, Revision, Service, Slot, Strategy, Worker
+from swapd.core.model import Kind, Op, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
 from swapd.core.states import Phase, WorkerState
 
 GATE_RETRY_S: Final = 1.0
@@ -159,20 +159,19 @@ def _served(d: Draft, op: Op, result: Any) -> None:
     service = d.services[worker.service]
     swap = service.swap
     if worker.kind is Kind.GATE:
-        if swap is not None and "quiesced_at" in result:
-            d.set_swap(service.name, held_at_mono_s=float(result["quiesced_at"]))
+        held_at = result.get("quiesced_at", result.get("started_at"))  # the latter when nobody handed them over
+        if swap is not None and held_at is not None:
+            d.set_swap(service.name, held_at_mono_s=float(held_at))
         return
     if service.failures or service.problem is not None:
         d.set_service(service.name, problem=None)
-    if swap is None or swap.phase not in FORWARD or worker.revision != swap.target.number:
+    if swap is None:
         return
-    started_at, quiesced_at = result.get("started_at"), result.get("quiesced_at")
-    cutover_ms = outage_ms = None
-    if started_at is not None:
-        if quiesced_at is not None:
-            cutover_ms = round((started_at - quiesced_at) * 1000, 3)
-        since = swap.held_at_mono_s if swap.held_at_mono_s is not None else quiesced_at
-        outage_ms = round((started_at - since) * 1000, 3) if since is not None else None
+    cutover_ms, outage_ms = _waits(swap, result)
+    if swap.phase is Phase.ROLLING_BACK and swap.source is not None and worker.revision == swap.source.number:
+        d.set_swap(service.name, return_cutover_ms=cutover_ms, return_outage_ms=outage_ms)
+    if swap.phase not in FORWARD or worker.revision != swap.target.number:
+        return
     if swap.phase is Phase.PREPARING:
         d.set_phase(service.name, Phase.PROGRESSING)
     soak_until = d.at + service.settings.soak_s
@@ -181,12 +180,25 @@ def _served(d: Draft, op: Op, result: Any) -> None:
         Phase.SOAKING,
         cutover_ms=cutover_ms,
         outage_ms=outage_ms,
+        held_at_mono_s=None,
         soak_until=soak_until,
         reason=f"{swap.target.model} serves",
     )
     d.begin_step(service.name, "soak")
     previous = swap.source.number if swap.source is not None else 0
     d.set_service(service.name, stable=swap.target.number, previous=previous, failures=0, problem=None, retry_at=None)
+
+
+def _waits(swap: Swap, result: Any) -> tuple[float | None, float | None]:
+    """How long the switch itself took, and how long clients waited in all, in milliseconds; None: not known."""
+    started_at, quiesced_at = result.get("started_at"), result.get("quiesced_at")
+    held_at = swap.held_at_mono_s if swap.held_at_mono_s is not None else quiesced_at
+    cutover, outage = (None if s is None or started_at is None else started_at - s for s in (quiesced_at, held_at))
+    return _ms(cutover), _ms(outage)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
 
 
 def _drained(d: Draft, worker: Worker, cut: int) -> None:

@@ -58,6 +58,7 @@ def test_rollback_after_the_soak_of_a_resident_revision_is_instant(daemon):
     assert (planned["expected_outage_s"], planned["rollback"]) == (0.0, "none")
     record = daemon.call("rollback", service="chat", reason="worse answers")
     record = daemon.wait(record["id"], ("Canceled",))
+    assert 0 < record["return_cutover_ms"] == record["return_outage_ms"]
     assert daemon.model() == "a"
     assert [s["name"] for s in record["steps"]][-1] == "restore: switch"
     assert any(w["model"] == "a" for w in pid)
