@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -256,7 +257,7 @@ def test_a_reader_that_leaves_early_is_no_error(daemon):
 
 def test_a_closed_stdout_is_no_error(daemon):
     done = subprocess.run(
-        " ".join([*COMMAND, "status", ">&-"]), shell=True, capture_output=True, text=True, timeout=DEADLINE_S
+        f"{shlex.join([*COMMAND, 'status'])} >&-", shell=True, capture_output=True, text=True, timeout=DEADLINE_S
     )
     assert (done.returncode, done.stderr) == (0, "")
 
