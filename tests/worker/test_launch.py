@@ -1,5 +1,6 @@
 """The launcher, in interpreters of all kinds: one that has no swapd, one that lacks a library, one that is too old."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def link(bare_python):
 
     def add(*modules):
         for module in modules:
-            source = Path(module.__file__).parent
+            file = Path(module.__file__)
+            source = file.parent if file.name == "__init__.py" else file
             target = site_packages(bare_python) / source.name
             target.symlink_to(source)
             made.append(target)
@@ -51,10 +53,8 @@ def link(bare_python):
 
 
 def uvicorns_dependencies():
-    import click
-    import h11
-
-    return (click, h11)
+    names = ["click", "h11"] + (["typing_extensions"] if sys.version_info < (3, 11) else [])
+    return [importlib.import_module(name) for name in names]
 
 
 def test_a_models_interpreter_needs_no_swapd(spawn, bare_python, link):
