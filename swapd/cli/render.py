@@ -328,7 +328,7 @@ def _stream_words(plan: Record) -> str:
     if plan["open_streams"] is None:
         return "unknown"
     longest = plan["longest_stream_s"]
-    return f"{plan['open_streams']} open" + (f", the longest for {seconds(longest)}" if longest else "")
+    return f"{plan['open_streams']} open" + (f", which may go on for {seconds(longest)}" if longest else "")
 
 
 def _rollback_words(plan: Record) -> str:

@@ -43,7 +43,7 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
         return planned
     service = d.services[event.service]
     if _way_back(d.before, service, event) is not None:
-        begin_return(d, service, Phase.CANCELED, f"returned by {event.actor}", event.actor)
+        begin_return(d, service, Phase.CANCELED, _by("returned", event))
         return event.service
     if service.swap is not None:  # soaking: a new swap ends it
         d.end_step(service.name, "soak", "done")
@@ -118,6 +118,12 @@ def plan(state: State, event: events.SwapRequested) -> placement.Placement | Pro
     return placement.place(_placement_request(state, service, event))
 
 
+def can_park(state: State, service: Service) -> bool:
+    """Whether what serves now can give its memory back without ending."""
+    serving = (w for w in state.workers_of(service.name) if w.revision == service.stable and w.can_serve)
+    return any("park" in w.hooks for w in serving)
+
+
 def _way_back(state: State, service: Service, event: events.SwapRequested) -> Worker | None:
     """The worker that the soak keeps for a return, when it is what the request asks for."""
     source = service.swap.source if service.swap is not None and service.swap.phase is Phase.SOAKING else None
@@ -163,8 +169,10 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
         retiring=held,
         wish=wish,
         max_outage_s=max_outage_s,
+        outage_must_be_known=event.max_outage_s is not None,
+        way_back=event.way_back,
         expected=event.measurement.expected,
-        can_park=any("park" in w.hooks for w in workers if w.id in serving),
+        can_park=can_park(state, service),
         model_of=tuple((w.id, names.get(w.revision, w.id)) for w in workers),
     )
 
@@ -190,20 +198,23 @@ def return_requested(d: Draft, event: events.ReturnRequested) -> Problem | str:
         text = f"{service.name} has no revision to return to; to swap to another model: swapd-cli swap."
         return Problem(errors.NOTHING_TO_ROLL_BACK, text)
     if event.only_soaking:
-        begin_return(d, service, Phase.CANCELED, f"rolled back by {event.actor}", event.actor)
+        begin_return(d, service, Phase.CANCELED, _by("rolled back", event))
         return service.name
     if swap is None:
         return Problem(errors.NOTHING_TO_CANCEL, f"No swap of {service.name} is under way.")
     if swap.phase is Phase.SOAKING:
-        begin_return(d, service, Phase.CANCELED, f"canceled by {event.actor}", event.actor)
+        begin_return(d, service, Phase.CANCELED, _by("canceled", event))
     elif swap.phase is not Phase.ROLLING_BACK:
-        why = f"canceled by {event.actor}" + (f": {event.reason}" if event.reason else "")
-        d.fail_swap(service.name, Problem(errors.CANCELED, why), (), Phase.CANCELED)
+        d.fail_swap(service.name, Problem(errors.CANCELED, _by("canceled", event)), (), Phase.CANCELED)
         d.end_candidate(service.name)
     return service.name
 
 
-def begin_return(d: Draft, service: Service, end: Phase, why: str, actor: str) -> None:
+def _by(what: str, event: events.SwapRequested | events.ReturnRequested) -> str:
+    return f"{what} by {event.actor}" + (f": {event.reason}" if event.reason else "")
+
+
+def begin_return(d: Draft, service: Service, end: Phase, why: str) -> None:
     """From a soak back to the old revision."""
     swap = service.swap
     assert swap is not None

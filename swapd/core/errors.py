@@ -34,6 +34,8 @@ VERSION_MISMATCH: Final = "VERSION_MISMATCH"
 VRAM_INSUFFICIENT: Final = "VRAM_INSUFFICIENT"
 DEVICE_UNKNOWN: Final = "DEVICE_UNKNOWN"  # the device's memory cannot be read: nothing is planned on it
 OUTAGE_TOO_LONG: Final = "OUTAGE_TOO_LONG"
+NO_WAY_BACK: Final = "NO_WAY_BACK"  # in-place, and the old model's files have changed since it was loaded
+CONTENT_CHANGED: Final = "CONTENT_CHANGED"  # a revision cannot be served again: its files have changed
 MEMORY_NOT_RELEASED: Final = "MEMORY_NOT_RELEASED"
 OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
 # --- a model or its worker failed --------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 from swapd.core.errors import Problem
 from swapd.core.model import DeviceReading, Footprint, Op, Revision, ServiceSettings, Slot, State, Strategy, Swap
-from swapd.core.placement import ExpectedTimes
+from swapd.core.outage import ExpectedTimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class SwapRequested:
     actor: str
     reason: str = ""
     again: bool = False
+    way_back: bool = True  # the stable revision's files are still those that it was loaded from
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,15 @@ class WorkerExited:
 
 
 @dataclass(frozen=True, slots=True)
+class ContentChanged:
+    """Right before a worker is started: its model's files are no longer those of its revision."""
+
+    at: float
+    worker: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class SuccessorNeeded:
     at: float
     worker: str
@@ -146,6 +156,7 @@ Event = (
     | OpDone
     | OpFailed
     | WorkerExited
+    | ContentChanged
     | SuccessorNeeded
     | PeakSeen
     | TimerFired

@@ -75,7 +75,10 @@ def estimate(
     learned: Learned | None,
     device_kind: DeviceKind,
 ) -> Footprint:
-    """The footprint on one device, from the best that is known."""
+    """The footprint on one device, from the best that is known. A declaration that was seen to be too small is not."""
+    if declared_bytes is not None and learned is not None and learned.peak_bytes > declared_bytes:
+        seen = f"device_memory = {human_bytes(declared_bytes)}, but it has taken {human_bytes(learned.peak_bytes)}"
+        return Footprint(learned.peak_bytes, FootprintSource.LEARNED, seen)
     if declared_bytes is not None:
         return Footprint(declared_bytes, FootprintSource.DECLARED, f"device_memory = {human_bytes(declared_bytes)}")
     if learned is not None and learned.peak_bytes > 0:

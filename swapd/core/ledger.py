@@ -14,10 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
-from swapd.core.errors import DEVICE_UNKNOWN, MEMORY_NOT_RELEASED, Problem
+from swapd.core.errors import DEVICE_UNKNOWN, MEMORY_NOT_RELEASED, VRAM_INSUFFICIENT, Problem
 from swapd.core.model import DeviceReading, Reservation
 from swapd.core.sizes import human_bytes
+
+MIB: Final = 1 << 20
 
 
 def on_device(reading: DeviceReading, reservations: Sequence[Reservation]) -> tuple[Reservation, ...]:
@@ -137,3 +140,27 @@ def room_for(reading: DeviceReading, reservations: Sequence[Reservation], worker
         text = f"{room} after {human_bytes(reading.headroom_bytes)} headroom, {need}"
     details = {"device": reading.name, "available_bytes": available, "need_bytes": mine.bytes}
     return Problem(MEMORY_NOT_RELEASED, f"{text}.", details)
+
+
+def overdrawn(reading: DeviceReading, reservations: Sequence[Reservation], worker_id: str) -> Problem | None:
+    """After a load: does what `worker_id` has really taken break what others were promised?
+
+    A worker that takes more than its reservation is let be as long as everybody else still finds their own; the
+    headroom is there for this.
+    """
+    mine = next((r for r in on_device(reading, reservations) if r.worker_id == worker_id), None)
+    used = measured_use(reading, worker_id)
+    if mine is None or mine.bytes is None or used is None or used <= mine.bytes:
+        return None
+    real = tuple(replace(r, bytes=used) if r is mine else r for r in on_device(reading, reservations))
+    ledger, unclaimed = ledger_bytes(reading, real), unclaimed_bytes(reading, real)
+    lacks = -min(ledger if ledger is not None else 0, unclaimed if unclaimed is not None else 0)
+    if lacks <= 0:
+        return None
+    text = (
+        f"{worker_id} has taken {human_bytes(used, up=True)} of {reading.name}, and {human_bytes(mine.bytes)} were"
+        f" planned for it: {human_bytes(lacks, up=True)} of that are promised to others."
+        f' Declare device_memory = "{-(-used // MIB)}MiB" for its model, or make it take less.'
+    )
+    details = {"device": reading.name, "used_bytes": used, "reserved_bytes": mine.bytes, "lacks_bytes": lacks}
+    return Problem(VRAM_INSUFFICIENT, text, details)

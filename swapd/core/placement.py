@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from swapd.core.errors import DEVICE_UNKNOWN, OUTAGE_TOO_LONG, VRAM_INSUFFICIENT, Problem
+from swapd.core.errors import DEVICE_UNKNOWN, NO_WAY_BACK, OUTAGE_TOO_LONG, VRAM_INSUFFICIENT, Problem
 from swapd.core.ledger import (
     after_release,
     available_bytes,
@@ -21,12 +21,12 @@ from swapd.core.ledger import (
     room_for,
 )
 from swapd.core.model import DeviceKind, DeviceReading, Footprint, FootprintSource, Reservation, Strategy
+from swapd.core.outage import ExpectedTimes, outage_words
 from swapd.core.reasons import both, held_bytes, holders, what_makes_room
 from swapd.core.sizes import human_bytes, human_seconds
 
 __all__ = [
     "Alternative",
-    "ExpectedTimes",
     "Placement",
     "PlacementRequest",
     "Strategy",
@@ -42,25 +42,6 @@ PARKED_GPU_RESIDUE_BYTES: Final = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class ExpectedTimes:
-    """The parts of an in-place outage, in seconds; None: not known."""
-
-    drain_s: float | None = None
-    release_s: float | None = None
-    load_s: float | None = None
-    warm_s: float | None = None  # warm-up and probes
-
-    @property
-    def at_least_s(self) -> float:
-        return sum(part for part in (self.drain_s, self.release_s, self.load_s, self.warm_s) if part is not None)
-
-    @property
-    def outage_s(self) -> float | None:
-        """None while the load time is unknown: it is the part that no other stands in for."""
-        return None if self.load_s is None else self.at_least_s
-
-
-@dataclass(frozen=True, slots=True)
 class PlacementRequest:
     service: str
     model: str  # the candidate's
@@ -71,6 +52,8 @@ class PlacementRequest:
     retiring: tuple[str, ...] = ()  # workers stopped first in any case: the previous revision of a soak
     wish: Strategy = Strategy.AUTO
     max_outage_s: float | None = None  # 0: never in-place; None: no bound
+    outage_must_be_known: bool = False  # the bound was asked for, so an outage that is not known cannot be within it
+    way_back: bool = True  # the old model can be loaded again: its files are those that it was loaded from
     expected: ExpectedTimes = field(default_factory=ExpectedTimes)
     can_park: bool = False
     parked_residue_bytes: int | None = None  # what an incumbent keeps on the device while parked, where measured
@@ -178,7 +161,7 @@ def _refuse(
 ) -> Problem:
     """The code of the nearest miss: memory would do but not the time, else memory, else nothing can be read."""
     codes = [o.refusal for o in wanted]
-    code = next((c for c in (OUTAGE_TOO_LONG, VRAM_INSUFFICIENT) if c in codes), DEVICE_UNKNOWN)
+    code = next((c for c in (NO_WAY_BACK, OUTAGE_TOO_LONG, VRAM_INSUFFICIENT) if c in codes), DEVICE_UNKNOWN)
     text = "; ".join(o.why for o in wanted)
     instead = [o for o in others if o.possible]
     hints = [f"--strategy {o.strategy.value} is possible" for o in instead] + list(would_change)
@@ -235,7 +218,7 @@ def _in_place(request: PlacementRequest) -> _Option:
             f" but on {', '.join(homes)}" if homes else ""
         )
         return _Option(Strategy.IN_PLACE, request.readings[0].name, why, None, VRAM_INSUFFICIENT)
-    return _with_outage(request, _best(request, [_instead(request, r) for r in own]))
+    return _with_way_back(request, _with_outage(request, _best(request, [_instead(request, r) for r in own])))
 
 
 def _instead(request: PlacementRequest, now: DeviceReading) -> _Option:
@@ -325,13 +308,30 @@ def _with_outage(request: PlacementRequest, option: _Option) -> _Option:
         )
     if limit_s is not None and expected.at_least_s > limit_s:
         outage = human_seconds(expected.at_least_s)
-        at_least = "" if expected.outage_s is not None else "at least "
-        why = f"in-place would take {at_least}{outage}, max_outage is {human_seconds(limit_s)}"
-        change = f"raise max_outage of {request.service} to {outage}"
-        return replace(option, why=why, refusal=OUTAGE_TOO_LONG, would_change=(change,))
+        why = f"in-place would take {outage_words(expected)}, max_outage is {human_seconds(limit_s)}"
+        change = [f"raise max_outage of {request.service} to {outage}"]
+        if expected.drain_s and expected.at_least_s - expected.drain_s <= limit_s:
+            change.append("wait until fewer requests are open, or lower drain_timeout")
+        return replace(option, why=why, refusal=OUTAGE_TOO_LONG, would_change=tuple(change))
+    if expected.outage_s is None and limit_s is not None and request.outage_must_be_known:
+        why = f"in-place may take longer than {human_seconds(limit_s)}: {request.model} was never loaded here"
+        change = ["leave the limit away for the first time"]
+        return replace(option, why=why, refusal=OUTAGE_TOO_LONG, would_change=tuple(change))
     if expected.outage_s is None:
         return replace(option, why=f"{option.why}; outage unknown, as {request.model} has not been loaded here before")
-    return replace(option, why=f"{option.why}; expected outage {human_seconds(expected.outage_s)}")
+    return replace(option, why=f"{option.why}; expected outage {outage_words(expected)}")
+
+
+def _with_way_back(request: PlacementRequest, option: _Option) -> _Option:
+    """In-place the old model must be loaded again if the new one fails; where it cannot, only on an explicit wish."""
+    if not option.possible or request.way_back or option.parks:
+        return option
+    names = both(request.name(w) for w in request.incumbents)
+    gone = f"the files of {names} have changed since it was loaded, so it could not come back"
+    if request.wish is Strategy.IN_PLACE:
+        return replace(option, why=f"{option.why}; {gone}")
+    change = ("put the old files back, or keep each version under a path of its own", "say --strategy in-place")
+    return replace(option, why=f"in-place refused: {gone}", refusal=NO_WAY_BACK, would_change=change)
 
 
 def _best(request: PlacementRequest, options: Sequence[_Option]) -> _Option:

@@ -12,7 +12,7 @@ from typing import Any
 from swapd.core.advance import FORWARD
 from swapd.core.errors import Problem
 from swapd.core.ledger import available_bytes
-from swapd.core.model import DeviceReading, Health, Kind, OpKind, Revision, Service, State, Swap, Worker
+from swapd.core.model import DeviceReading, Health, Kind, OpKind, Revision, Service, State, Strategy, Swap, Worker
 from swapd.core.placement import Placement
 from swapd.core.states import TERMINAL, Phase, WorkerState
 
@@ -191,6 +191,11 @@ def device_record(reading: DeviceReading, state: State) -> dict[str, Any]:
     }
 
 
+def _longest_stream_s(service: Service, strategy: Strategy) -> float:
+    """How long an open stream may go on: beside a new model until the soak ends, in place until the drain does."""
+    return service.settings.soak_s if strategy is Strategy.DUAL else service.settings.drain_timeout_s
+
+
 def plan_record(
     service: Service,
     model: str,
@@ -216,7 +221,8 @@ def plan_record(
         "need_source": placement.need_source.value,
         "expected_outage_s": placement.expected_outage_s,
         "open_streams": stats.get("streams"),
-        "longest_stream_s": stats.get("oldest_in_flight_s"),
+        "oldest_request_s": stats.get("oldest_in_flight_s"),
+        "longest_stream_s": _longest_stream_s(service, placement.strategy) if stats.get("streams") else None,
         "rollback": rollback,
         "rollback_s": rollback_s,
     }

@@ -112,12 +112,12 @@ def _worker_with_op(d: Draft, op: int) -> Worker | None:
 
 
 def _settle(d: Draft, worker: Worker, used_bytes: int | None) -> None:
-    """It has proved itself: what it has not taken by now it is not about to take, and an unknown need is known."""
+    """It has proved itself: what it has not taken by now it is not about to take, and what it has taken counts."""
     reservation = d.reservations.get(worker.id)
     if reservation is None:
         return
     d.reservations[worker.id] = replace(reservation, settled=True)
-    if reservation.bytes is None and used_bytes is not None:
+    if used_bytes is not None and (reservation.bytes is None or used_bytes > reservation.bytes):
         d.reservations[worker.id] = replace(reservation, settled=True, bytes=used_bytes)
         service = d.services[worker.service]
         slots = ((n, replace(s, need_bytes=used_bytes) if n == worker.revision else s) for n, s in service.slots)
@@ -318,7 +318,7 @@ def worker_exited(d: Draft, event: events.WorkerExited) -> None:
         if swap.phase is Phase.SOAKING and swap.source is not None:
             d.set_swap(service.name, error=event.problem, log_tail=event.log_tail)
             why = f"{swap.target.model} ended during the soak: {event.problem.message}"
-            begin_return(d, service, Phase.FAILED, why, "swapd")
+            begin_return(d, service, Phase.FAILED, why)
             return
         if swap.phase in FORWARD:
             d.fail_swap(service.name, event.problem, event.log_tail, Phase.FAILED)
@@ -350,6 +350,32 @@ def _restart(d: Draft, service: Service, dead: Worker, problem: Problem) -> None
     if slot is not None and d.worker_of(service.name, dead.revision) is None:
         worker = d.add_worker(service.name, Kind.DIRECT, dead.revision, d.at + pause_s)
         d.reserve(worker, slot)
+
+
+def content_changed(d: Draft, event: events.ContentChanged) -> None:
+    """A number stands for one content: what has served, or may have, gets a new one. A candidate has not."""
+    worker = d.workers.get(event.worker)
+    service = d.services[worker.service] if worker is not None else None
+    old = service.revision(worker.revision) if service is not None and worker is not None else None
+    if worker is None or service is None or old is None or old.fingerprint == event.fingerprint:
+        return
+    swap = service.swap
+    if swap is not None and swap.phase in FORWARD and old.number == swap.target.number:
+        new = replace(old, fingerprint=event.fingerprint)
+        d.set_swap(service.name, target=new)
+        d.set_service(service.name, revisions=tuple(new if r == old else r for r in service.revisions))
+        return
+    new = replace(old, number=service.last_revision + 1, fingerprint=event.fingerprint)
+    if swap is not None and swap.source == old:
+        d.set_swap(service.name, source=new)
+    d.set_service(
+        service.name,
+        revisions=(*service.revisions, new),
+        last_revision=new.number,
+        stable=new.number if service.stable == old.number else service.stable,
+        slots=(*service.slots, *((new.number, slot) for n, slot in service.slots if n == old.number)),
+    )
+    d.set_worker(worker.id, revision=new.number)
 
 
 def successor_needed(d: Draft, event: events.SuccessorNeeded) -> None:

@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from swapd.core import commands, events, results
 from swapd.core.advance import advance
-from swapd.core.commands import plan
+from swapd.core.commands import can_park, plan
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Event, Outcome
 from swapd.core.model import State, Swap
 from swapd.core.telling import tell
 
-__all__ = ["plan", "step"]
+__all__ = ["can_park", "plan", "step"]
 
 ROUNDS: Final = 8  # two are the most that the simulator has needed; a bound, so that `step` always ends
 
@@ -60,6 +60,7 @@ _HANDLERS: Final[dict[type, Callable[[Draft, Any], Any]]] = {
     events.OpDone: results.op_done,
     events.OpFailed: results.op_failed,
     events.WorkerExited: results.worker_exited,
+    events.ContentChanged: results.content_changed,
     events.SuccessorNeeded: results.successor_needed,
     events.PeakSeen: results.peak_seen,
     events.TimerFired: results.timer_fired,

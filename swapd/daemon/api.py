@@ -15,9 +15,10 @@ from swapd.core.config_views import SWAP, diff_config
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ReturnRequested, SettingsChanged, SwapRequested
 from swapd.core.model import Service, ServiceSettings, Strategy, Swap
+from swapd.core.outage import longest_drain_s
 from swapd.core.placement import Placement
 from swapd.core.report import plan_record, rollback_kind, swap_record
-from swapd.core.rollout import plan
+from swapd.core.rollout import can_park, plan
 from swapd.core.states import Phase
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop
@@ -59,15 +60,15 @@ class Api:
 
     async def plan(self, params: Params, actor: str) -> Any:
         service = self._reading.service(params["service"])
-        request, _ = await self._request(service, params["to"], params, actor)
+        request = await self._request(service, self._knowledge.model_named(params["to"]), params, actor)
         placed = plan(self._loop.state, request)
         if isinstance(placed, Problem):
             raise SwapdError.of(placed)
         stats = await self._reading.fresh_stats(service.owner)
-        rollback, rollback_s = self._rollback_after(service, placed)
+        rollback, rollback_s = self._rollback_after(service, placed, request.way_back)
         return plan_record(service, params["to"], placed, rollback=rollback, rollback_s=rollback_s, stats=stats)
 
-    def _rollback_after(self, service: Service, placed: Placement) -> tuple[str, float | None]:
+    def _rollback_after(self, service: Service, placed: Placement, way_back: bool) -> tuple[str, float | None]:
         """How one would get back once the planned swap is done."""
         stable = service.revision(service.stable)
         if placed.is_return or stable is None or placed.strategy is Strategy.START:
@@ -75,13 +76,19 @@ class Api:
         if placed.strategy is Strategy.DUAL:
             return "instant", 0.0
         model = self._knowledge.model_of(service.name, stable.number)
-        if placed.parks:
-            return "parked", self._knowledge.wake_seconds(model)
-        return "cold", self._knowledge.load_seconds(model)
+        parked = bool(placed.parks)
+        if not parked and not way_back:
+            return "none", None
+        return "parked" if parked else "cold", self._knowledge.return_s(model, parked=parked)
 
     async def swap(self, params: Params, actor: str, *, again: bool = False) -> Any:
         service = self._reading.service(params["service"])
-        request, model = await self._request(service, params["to"], params, actor, again=again)
+        return await self._swap(service, self._knowledge.model_named(params["to"]), params, actor, again=again)
+
+    async def _swap(
+        self, service: Service, model: ModelConfig, params: Params, actor: str, *, again: bool = False
+    ) -> Any:
+        request = await self._request(service, model, params, actor, again=again)
         return self._begin(request, model, params)
 
     async def restart(self, params: Params, actor: str) -> Any:
@@ -101,23 +108,18 @@ class Api:
                 self._write_command(actor, "rollback", params)
                 reason = params.get("reason") or ""
                 return _answer(self._loop.take(ReturnRequested(now(), service.name, actor, reason, only_soaking=True)))
-            to = back.model if wanted else to
-        if to is None:
-            previous = service.revision(service.previous)
-            if previous is None:
-                text = (
-                    f"{service.name} has no previous revision to go back to;"
-                    f" to swap to a model: swapd-cli swap {service.name} --to MODEL."
-                )
-                raise SwapdError(errors.NOTHING_TO_ROLL_BACK, text)
-            to = previous.model
-        elif str(to).isdigit():
-            revision = service.revision(int(to))
-            if revision is None:
-                known = ", ".join(f"{r.number} ({r.model})" for r in service.revisions)
-                raise SwapdError(errors.UNKNOWN_REVISION, f"{service.name} has no revision {to}; known: {known}.")
-            to = revision.model
-        return await self.swap({**params, "to": to}, actor)
+            to = back.number if wanted else to
+        if to is None and not service.previous:
+            text = (
+                f"{service.name} has no previous revision to go back to;"
+                f" to swap to a model: swapd-cli swap {service.name} --to MODEL."
+            )
+            raise SwapdError(errors.NOTHING_TO_ROLL_BACK, text)
+        to = service.previous if to is None else to
+        if not str(to).isdigit():
+            return await self.swap({**params, "to": to}, actor)
+        model = await self._knowledge.model_again(service, int(to))
+        return await self._swap(service, model, {**params, "to": to}, actor)
 
     async def cancel(self, params: Params, actor: str) -> Any:
         name = params.get("service")
@@ -133,14 +135,19 @@ class Api:
         return _answer(self._loop.take(ReturnRequested(now(), name, actor, params.get("reason") or "")))
 
     async def _request(
-        self, service: Service, to: str, params: Params, actor: str, *, again: bool = False
-    ) -> tuple[SwapRequested, ModelConfig]:
-        """Everything measured that the decision needs, right before it, and the settings that it was measured with."""
-        model = self._knowledge.model_named(to)
+        self, service: Service, model: ModelConfig, params: Params, actor: str, *, again: bool = False
+    ) -> SwapRequested:
+        """Everything measured that the decision needs, right before it."""
         stats = await self._reading.fresh_stats(service.owner)
         candidate = await self._knowledge.revision(service.name, model)
-        measurement = await self._knowledge.measure_model(service.name, model, stats.get("expected_drain_s"))
-        request = SwapRequested(
+        old, parks = self._knowledge.serving(service), can_park(self._loop.state, service)
+        measurement = await self._knowledge.measure_model(
+            service.name,
+            model,
+            drain_s=longest_drain_s(stats, service.settings.drain_timeout_s),
+            release_s=self._knowledge.release_s(old, parked=parks) if old is not None else None,
+        )
+        return SwapRequested(
             now(),
             service.name,
             candidate,
@@ -150,8 +157,8 @@ class Api:
             actor,
             params.get("reason") or "",
             again,
+            await self._knowledge.is_intact(service),
         )
-        return request, model
 
     def _begin(self, request: SwapRequested, model: ModelConfig, params: Params) -> Any:
         try:  # tried now, not judged by the last write: on an idle daemon that may be long ago

@@ -11,14 +11,15 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from swapd.core import errors
 from swapd.core.config import Config, ModelConfig
 from swapd.core.errors import Problem, SwapdError
-from swapd.core.events import Measure, Measured, OpDone, OpFailed, PeakSeen, Run, TimerFired, WakeAt
-from swapd.core.ledger import room_for
-from swapd.core.model import Kind, Op, OpKind
+from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, PeakSeen, Run, TimerFired, WakeAt
+from swapd.core.ledger import overdrawn, room_for
+from swapd.core.model import Kind, Op, OpKind, Worker
 from swapd.daemon.devices import Devices
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop
@@ -157,10 +158,25 @@ class Executor:
         worker = self.loop.state.worker(op.worker)
         assert worker is not None
         model = None if worker.kind is Kind.GATE else self._model(op)
+        if model is not None:
+            worker = await self._with_its_content(worker, model)
         reading = None
         if effect.slot is not None and model is not None:
             reading = await self._devices.read_one(effect.slot.device)
         return await self._workers.spawn(worker, self.config.services[op.service], model, reading)
+
+    async def _with_its_content(self, worker: Worker, model: ModelConfig) -> Worker:
+        """The worker, numbered by what it is about to load: files may have changed since its revision was made."""
+        service = self.loop.state.service(worker.service)
+        revision = service.revision(worker.revision) if service is not None else None
+        fresh = await self._knowledge.revision(worker.service, model)
+        service = self.loop.state.service(worker.service)  # after the wait
+        if service is None or revision is None or fresh.fingerprint == revision.fingerprint:
+            return worker
+        log.warning("worker.content_changed worker=%s model=%s revision=%d", worker.id, model.name, revision.number)
+        self._knowledge.remember(replace(revision, number=service.last_revision + 1), model)
+        self.loop.take(ContentChanged(now(), worker.id, fresh.fingerprint))
+        return self.loop.state.worker(worker.id) or worker
 
     async def _stage(self, effect: Run) -> Mapping[str, Any]:
         return await self._timed(effect.op, "stage")
@@ -187,7 +203,7 @@ class Executor:
                 raise
             text = f"{model.name} did not finish its {verb} within ready.timeout = {model.ready.timeout_s:g} s"
             raise SwapdError(errors.NOT_READY, text) from None
-        self._knowledge.learn_time(op, verb, asyncio.get_running_loop().time() - started_s)
+        self._knowledge.learn_time(model, verb, asyncio.get_running_loop().time() - started_s)
         return result
 
     async def _confirm(self, effect: Run) -> Mapping[str, Any]:
@@ -210,14 +226,17 @@ class Executor:
     async def _warm(self, effect: Run) -> Mapping[str, Any]:
         op = effect.op
         live, model = self._live(op.worker), self._model(op)
+        started_s = asyncio.get_running_loop().time()
+        detail = ""
         if model.ready.path is not None:
             await wait_ready(live.http_socket, model.ready.path, deadline_s=model.ready.timeout_s, alive=live.alive)
-        if model.warmup is None:
-            return {}
-        report = await run_warmup(
-            live.http_socket, model.warmup, alive=live.alive, progress=self._progress(op, "requests")
-        )
-        return {"detail": f"{report.answers} requests"}
+        if model.warmup is not None:
+            report = await run_warmup(
+                live.http_socket, model.warmup, alive=live.alive, progress=self._progress(op, "requests")
+            )
+            detail = f"{report.answers} requests"
+        self._knowledge.learn_time(model, "warm", asyncio.get_running_loop().time() - started_s)
+        return {"detail": detail}
 
     async def _verify(self, effect: Run) -> Mapping[str, Any]:
         op = effect.op
@@ -226,12 +245,15 @@ class Executor:
         report = await run_probes(
             live.http_socket, model.probes, alive=live.alive, progress=self._progress(op, "probes")
         )
-        self._knowledge.learn_time(op, "verify", asyncio.get_running_loop().time() - started_s)
+        self._knowledge.learn_time(model, "verify", asyncio.get_running_loop().time() - started_s)
         used = None
         if effect.slot is not None:
             reading = await self._devices.read_one(effect.slot.device)
             self._knowledge.learn_footprint(op, reading)
             used = dict(reading.used_by).get(op.worker)
+            problem = overdrawn(reading, self.loop.state.reservations, op.worker)
+            if problem is not None:
+                raise SwapdError.of(problem)
         detail = f"{report.answers} answers, slowest {report.slowest_s * 1000:.0f} ms" if report.answers else ""
         return {"detail": detail, "used_bytes": used}
 
@@ -294,14 +316,24 @@ class Executor:
         return await _patiently(self._live(effect.op.worker), "target_dead", params, deadline_s=REQUEST_S)
 
     async def _drain(self, effect: Run) -> Mapping[str, Any]:
-        op = effect.op
+        op, live = effect.op, self._live(effect.op.worker)
         params = {"deadline_s": op.deadline_s, "and_close": op.force}
-        result = await self._live(op.worker).request("drain", params, deadline_s=op.deadline_s + REQUEST_S)
+        try:
+            result = await live.request("drain", params, deadline_s=op.deadline_s + REQUEST_S)
+        except SwapdError as error:
+            if error.code != errors.TIMEOUT:
+                raise
+            # The model blocks its loop: what was in flight there is cut when it is ended.
+            result = {"cut": live.stats.get("in_flight") or 0}
         cut = result.get("cut", 0)
         return {**result, "detail": f"{cut} cut" if cut else ""}
 
     async def _stop(self, effect: Run) -> Mapping[str, Any]:
+        model = self._knowledge.model_for(effect.op)  # before it is gone
+        started_s = asyncio.get_running_loop().time()
         await self._workers.stop(effect.op.worker, force=effect.op.force)
+        if model is not None and not effect.op.force:
+            self._knowledge.learn_time(model, "stop", asyncio.get_running_loop().time() - started_s)
         return {}
 
     # --- measurements ------------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from typing import Any
 
 from swapd.core.config import Config, ModelConfig
 from swapd.core.config_views import settings_digest
-from swapd.core.errors import UNKNOWN_MODEL, SwapdError
+from swapd.core.errors import CONTENT_CHANGED, UNKNOWN_MODEL, UNKNOWN_REVISION, SwapdError
 from swapd.core.events import Measurement
 from swapd.core.footprint import Learned, WeightsSummary, estimate, learn
-from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision
-from swapd.core.placement import ExpectedTimes
+from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service
+from swapd.core.outage import ExpectedTimes
 from swapd.daemon.devices import Devices
 from swapd.daemon.loop import Loop
 from swapd.host.clock import wall_s as now
@@ -53,11 +53,44 @@ class Knowledge:
         content = await asyncio.to_thread(fingerprint, model)
         return Revision(number, service, model.name, settings_digest(model), content)
 
+    def serving(self, service: Service) -> ModelConfig | None:
+        return self._models.get((service.name, service.stable))
+
+    async def is_intact(self, service: Service) -> bool:
+        """Whether the stable revision could be loaded again: its files are still those that it was loaded from."""
+        stable, model = service.revision(service.stable), self.serving(service)
+        if stable is None or model is None:
+            return False
+        try:
+            return (await self.revision(service.name, model)).fingerprint == stable.fingerprint
+        except SwapdError:  # they cannot even be read
+            return False
+
+    async def model_again(self, service: Service, number: int) -> ModelConfig:
+        """The settings to serve a former revision with. Raises UNKNOWN_REVISION, UNKNOWN_MODEL or CONTENT_CHANGED."""
+        wanted = service.revision(number)
+        if wanted is None:
+            known = ", ".join(f"{r.number} ({r.model})" for r in service.revisions)
+            raise SwapdError(UNKNOWN_REVISION, f"{service.name} has no revision {number}; known: {known}.")
+        model = self._models.get((service.name, number)) or self.model_named(wanted.model)
+        if (await self.revision(service.name, model)).fingerprint != wanted.fingerprint:
+            text = (
+                f"Revision {number} ({wanted.model}) cannot serve again: its files have changed since it was loaded."
+                f" Put the old ones back, or swap to what is there: swapd-cli swap {service.name} --to {wanted.model}."
+            )
+            raise SwapdError(CONTENT_CHANGED, text)
+        return model
+
     async def measure(self, service: str, revision: int) -> Measurement:
         return await self.measure_model(service, self.model_of(service, revision))
 
-    async def measure_model(self, service: str, model: ModelConfig, streams_s: float | None = None) -> Measurement:
-        """Figures for placing one worker of the model: its need, the devices it may use, how long it may take."""
+    async def measure_model(
+        self, service: str, model: ModelConfig, *, drain_s: float | None = None, release_s: float | None = None
+    ) -> Measurement:
+        """Figures for placing one worker of the model: its need, the devices it may use, how long it may take.
+
+        `drain_s` and `release_s` are what an in-place swap waits for beforehand: the old worker's requests and its end.
+        """
         allowed = self.config.services[service].devices or self._devices.names()
         readings = await self._devices.read(allowed)
         kind = readings[0].kind if readings else DeviceKind.HOST
@@ -68,26 +101,32 @@ class Knowledge:
             self._learned(model.name, digest, kind),
             kind,
         )
-        times = self._journal.timing(model.name, digest)
-        expected = ExpectedTimes(drain_s=streams_s, load_s=times.get("load"), warm_s=times.get("verify"))
+        times = self._times(model)
+        proof_s = times.get("warm", 0.0) + times.get("verify", 0.0)
+        expected = ExpectedTimes(drain_s=drain_s, release_s=release_s, load_s=times.get("load"), warm_s=proof_s)
         return Measurement(footprint, tuple(readings), expected, can_stage=kind is DeviceKind.NVML and model.stage)
 
-    def wake_seconds(self, model: ModelConfig) -> float | None:
-        return self._journal.timing(model.name, settings_digest(model)).get("wake")
+    def release_s(self, model: ModelConfig, *, parked: bool) -> float | None:
+        """How long one worker took to give its memory back."""
+        return self._times(model).get("park" if parked else "stop")
 
-    def load_seconds(self, model: ModelConfig) -> float | None:
-        return self._journal.timing(model.name, settings_digest(model)).get("load")
+    def return_s(self, model: ModelConfig, *, parked: bool) -> float | None:
+        """How long the model took the last time from nothing, or from parked, until it had proved itself."""
+        times = self._times(model)
+        begun = times.get("wake" if parked else "load")
+        return None if begun is None else begun + times.get("warm", 0.0) + times.get("verify", 0.0)
+
+    def _times(self, model: ModelConfig) -> Mapping[str, float]:
+        return self._journal.timing(model.name, settings_digest(model))
 
     # --- learning ------------------------------------------------------------------------------------------------
 
-    def learn_time(self, op: Op, step: str, seconds: float) -> None:
-        model = self._model(op)
-        if model is not None:
-            self._save(lambda: self._journal.save_timing(model.name, settings_digest(model), step, seconds, now()))
+    def learn_time(self, model: ModelConfig, step: str, seconds: float) -> None:
+        self._save(lambda: self._journal.save_timing(model.name, settings_digest(model), step, seconds, now()))
 
     def learn_footprint(self, op: Op, reading: DeviceReading) -> None:
         """The use of a worker that has just answered its probes."""
-        model = self._model(op)
+        model = self.model_for(op)
         used = dict(reading.used_by).get(op.worker)
         if model is None or used is None:
             return
@@ -105,7 +144,8 @@ class Knowledge:
         body: Mapping[str, Any] | None = self._journal.footprint(model, digest, kind.value)
         return Learned(int(body["peak_bytes"]), int(body["runs"])) if body is not None else None
 
-    def _model(self, op: Op) -> ModelConfig | None:
+    def model_for(self, op: Op) -> ModelConfig | None:
+        """Of the worker that the operation is about; None: a gate, or it is gone."""
         worker = self.loop.state.worker(op.worker)
         if worker is None or worker.kind is Kind.GATE:
             return None

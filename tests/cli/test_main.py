@@ -185,7 +185,7 @@ def test_a_dry_run_is_a_plan(daemon, capsys):
         "strategy  in-place: dual impossible: a holds 20.0 of 24.0 GiB; b needs 6.0 GiB\n"
         "needs     6.0 GiB on gpu0, declared\n"
         "outage    12.5 s\n"
-        "streams   3 open, the longest for 40.0 s\n"
+        "streams   3 open, which may go on for 40.0 s\n"
         "rollback  cold, 11.0 s\n"
         "or        impossible: dual: 2.5 GiB short on gpu0\n"
         "change    2.5 GiB more free on gpu0 makes it dual\n"

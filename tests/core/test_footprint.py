@@ -39,10 +39,16 @@ def parse(data: bytes, file_bytes: int | None = None, payload: int = 24):
 
 def test_declared_beats_learned_beats_estimated_beats_unknown():
     learned = Learned(5 * GIB)
-    assert estimate(WEIGHTS, GIB, learned, DeviceKind.NVML).source is FootprintSource.DECLARED
+    assert estimate(WEIGHTS, 5 * GIB, learned, DeviceKind.NVML).source is FootprintSource.DECLARED
     assert estimate(WEIGHTS, None, learned, DeviceKind.NVML).source is FootprintSource.LEARNED
     assert estimate(WEIGHTS, None, None, DeviceKind.NVML).source is FootprintSource.ESTIMATED
     assert estimate(None, None, None, DeviceKind.NVML).need_bytes is None
+
+
+def test_a_declaration_that_was_seen_to_be_too_small_counts_no_more():
+    footprint = estimate(WEIGHTS, GIB, Learned(5 * GIB), DeviceKind.NVML)
+    assert (footprint.need_bytes, footprint.source) == (5 * GIB, FootprintSource.LEARNED)
+    assert footprint.detail == "device_memory = 1.0 GiB, but it has taken 5.0 GiB"
 
 
 def test_a_declaration_of_nothing_is_a_declaration():

@@ -15,10 +15,10 @@ from swapd.core.errors import (
     VRAM_INSUFFICIENT,
     Problem,
 )
-from swapd.core.ledger import after_release
+from swapd.core.ledger import after_release, overdrawn
 from swapd.core.model import DeviceKind, DeviceReading, Footprint, FootprintSource, Reservation
+from swapd.core.outage import ExpectedTimes, longest_drain_s
 from swapd.core.placement import (
-    ExpectedTimes,
     Placement,
     PlacementRequest,
     Strategy,
@@ -459,3 +459,63 @@ def test_a_refusal_says_why_and_what_was_needed(asked):
         assert answer.code in (VRAM_INSUFFICIENT, DEVICE_UNKNOWN, OUTAGE_TOO_LONG)
         assert answer.message.endswith(".")
         assert {"need_bytes", "devices"} <= set(answer.details)
+
+
+# --- what an outage may cost, and the way back ---------------------------------------------------------------
+
+
+FULL = {"footprint": need(20 * GIB)}
+
+
+def test_an_outage_that_is_not_known_is_refused_only_where_a_limit_was_asked_for():
+    unknown = {**FULL, "max_outage_s": 60.0, "expected": ExpectedTimes()}
+    assert "outage unknown" in placed(**unknown).why
+    problem = refused("OUTAGE_TOO_LONG", **unknown, outage_must_be_known=True)
+    assert "may take longer than 60 s" in problem.message
+    assert "leave the limit away" in problem.message
+
+
+def test_what_open_requests_may_still_take_counts_and_is_told():
+    expected = ExpectedTimes(drain_s=60.0, release_s=0.5, load_s=8.0, warm_s=0.5)
+    assert "at most 69 s, 60 s of it for open requests" in placed(**FULL, expected=expected).why
+    problem = refused("OUTAGE_TOO_LONG", **FULL, expected=expected, max_outage_s=30.0)
+    assert "fewer requests are open" in problem.message
+
+
+def test_in_place_without_a_way_back_takes_an_explicit_wish():
+    problem = refused("NO_WAY_BACK", **FULL, way_back=False)
+    assert "keep each version under a path of its own" in problem.message
+    assert "could not come back" in placed(**FULL, way_back=False, wish=Strategy.IN_PLACE).why
+    assert placed(way_back=False, footprint=need(GIB)).strategy is Strategy.DUAL, "beside it nothing is lost"
+
+
+@pytest.mark.parametrize(
+    ("stats", "seconds"),
+    [
+        ({}, None),
+        ({"in_flight": None}, None),
+        ({"in_flight": 0, "streams": 0, "oldest_in_flight_s": 0.0}, 0.0),
+        ({"in_flight": 2, "streams": 0, "oldest_in_flight_s": 1.5}, 1.5),
+        ({"in_flight": 2, "streams": 0, "oldest_in_flight_s": 150}, 60.0),
+        ({"in_flight": 1, "streams": 1, "oldest_in_flight_s": 0.1}, 60.0),
+        ({"in_flight": 0, "streams": 0, "upgraded": 1}, 60.0),
+    ],
+)
+def test_how_long_open_requests_may_still_take(stats, seconds):
+    assert longest_drain_s(stats, 60.0) == seconds
+
+
+# --- after the load ------------------------------------------------------------------------------------------
+
+
+def test_taking_more_than_planned_is_let_be_while_everybody_finds_their_own():
+    mine, other = held("b-4", 6 * GIB, settled=False), held("chat-3", 10 * GIB)
+    fits = gpu(free=6 * GIB, used=(("b-4", 8 * GIB), ("chat-3", 10 * GIB)))
+    assert overdrawn(fits, (mine, other), "b-4") is None
+    too_much = gpu(free=0, used=(("b-4", 15 * GIB), ("chat-3", 9 * GIB)))
+    problem = overdrawn(too_much, (mine, other), "b-4")
+    assert problem is not None
+    assert problem.code == "VRAM_INSUFFICIENT"
+    assert problem.details["lacks_bytes"] == 1 * GIB
+    assert 'device_memory = "15360MiB"' in problem.message
+    assert overdrawn(gpu(used=(("b-4", None),)), (mine, other), "b-4") is None, "not known is not too much"

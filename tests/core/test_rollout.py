@@ -327,6 +327,50 @@ def test_what_a_soak_keeps_for_its_return_does_not_stand_in_the_way_of_the_swap_
     assert host.swap("chat", "c").strategy is Strategy.DUAL
 
 
+def test_a_restarted_worker_whose_files_have_changed_gets_a_number_of_its_own():
+    host = serving()
+    host.exit(chat(host).owner)
+    worker = next(w for w in host.state.workers if w.kind is Kind.DIRECT)
+    host.send(events.ContentChanged(host.now, worker.id, "changed"))
+    host.settle(until_idle=False)
+    stable = chat(host).revision(chat(host).stable)
+    assert (stable.number, stable.model, stable.fingerprint) == (2, "a", "changed")
+    assert host.state.worker(chat(host).owner).revision == 2
+    assert host.swap("chat", "b").target.number == 3
+
+
+def test_a_candidate_whose_files_change_before_it_starts_keeps_its_number():
+    host = serving()
+    host.swap("chat", "b")
+    worker = next(w for w in host.state.workers if w.revision == 2)
+    host.send(events.ContentChanged(host.now, worker.id, "changed"))
+    assert chat(host).swap.target.fingerprint == chat(host).revision(2).fingerprint == "changed"
+    host.settle(until_idle=False)
+    assert chat(host).stable == 2
+
+
+def test_a_way_back_to_changed_files_is_told_by_its_number():
+    host = serving()
+    host.swap("chat", "big")
+    host.fail(finish_until(host, OpKind.VERIFY))
+    worker = next(w for w in host.state.workers if w.revision == 1 and not w.ending)
+    host.send(events.ContentChanged(host.now, worker.id, "changed"))
+    host.settle()
+    assert chat(host).stable == 3
+    assert host.state.worker(chat(host).owner).revision == 3
+    assert host.finished[-1].source.number == 3
+
+
+@pytest.mark.parametrize(("method", "words"), [("rollback", "rolled back by"), ("cancel", "canceled by")])
+def test_why_somebody_went_back_is_recorded(method, words):
+    host = serving()
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    host.send(events.ReturnRequested(host.now, "chat", "ana", "worse answers", only_soaking=method == "rollback"))
+    host.settle()
+    assert swap_record(host.finished[-1])["reason"] == f"{words} ana: worse answers"
+
+
 def test_health_tells_holding_from_failing():
     host = Host()
     host.add("chat", "a")

@@ -25,7 +25,7 @@ from swapd.core.model import (
     State,
     Swap,
 )
-from swapd.core.placement import ExpectedTimes
+from swapd.core.outage import ExpectedTimes
 from swapd.core.rollout import step
 
 GIB = 1 << 30

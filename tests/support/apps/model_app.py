@@ -1,6 +1,7 @@
 """A model whose behaviour, good or bad, is set by its environment: what the daemon's tests serve and swap.
 
-NAME: what it answers. HOLD_MB: memory that it takes at load. LOAD_S: how long loading takes. FAIL: one of import, exit,
+NAME: what it answers. HOLD_MB: memory that it takes at load. LOAD_S: how long loading takes. READY_AFTER_S: from its
+import until its ready path says so. FAIL: one of import, exit,
 load, never_ready, probe, slow_probe, warmup, after_cutover, oom.
 """
 
@@ -14,6 +15,7 @@ from urllib.parse import parse_qs
 NAME = os.environ.get("NAME", "?")
 FAIL = os.environ.get("FAIL", "")
 held = []
+ready_at = time.monotonic() + float(os.environ.get("READY_AFTER_S", "0"))
 
 if FAIL == "import":
     import a_module_that_is_not_there  # noqa: F401
@@ -58,7 +60,8 @@ async def answer(scope, receive, send):
     path = scope["path"]
     status = 200
     if path == "/ready":
-        status = 503 if FAIL == "never_ready" else 200
+        ready = FAIL != "never_ready" and time.monotonic() > ready_at
+        status = 200 if ready else 503
     elif path == "/probe":
         if FAIL == "slow_probe":
             await asyncio.sleep(5)
