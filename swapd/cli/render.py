@@ -309,12 +309,11 @@ def failure_lines(record: Record) -> list[str]:
 
 def plan_lines(plan: Record) -> list[str]:
     need = f"{gib(plan['need_bytes'])} on {printable(plan['device'] or 'no device')}, {plan['need_source']}"
-    outage = plan["expected_outage_s"]
     lines = [
         f"{printable(plan['service'])}: {revision(plan['from'])} to {revision(plan['to'])}",
         f"strategy  {_strategy(plan)}",
         f"needs     {need}",
-        f"outage    {'none expected' if outage == 0 else seconds(outage) if outage is not None else 'unknown'}",
+        f"outage    {_outage_words(plan)}",
         f"streams   {_stream_words(plan)}",
         f"rollback  {_rollback_words(plan)}",
     ]
@@ -322,6 +321,16 @@ def plan_lines(plan: Record) -> list[str]:
         possible = "possible" if other["possible"] else "impossible"
         lines.append(f"or        {possible}: {_strategy(other)}")
     return [*lines, *(f"change    {printable(what)}" for what in plan["would_change"])]
+
+
+def _outage_words(plan: Record) -> str:
+    outage, hold = plan["expected_outage_s"], plan["hold_timeout_s"]
+    if outage is None:
+        return f"unknown; clients who wait longer than {seconds(hold)} (hold_timeout) get 503"
+    if outage == 0:
+        return "none expected"
+    too_long = f", longer than hold_timeout ({seconds(hold)}): clients get 503 from then on" if outage > hold else ""
+    return seconds(outage) + too_long
 
 
 def _stream_words(plan: Record) -> str:

@@ -204,6 +204,7 @@ def plan_record(
     rollback: str,
     rollback_s: float | None,
     stats: Mapping[str, Any],
+    hold_timeout_s: float,
 ) -> dict[str, Any]:
     stable = service.revision(service.stable)
     return {
@@ -220,6 +221,7 @@ def plan_record(
         "need_bytes": placement.need_bytes,
         "need_source": placement.need_source.value,
         "expected_outage_s": placement.expected_outage_s,
+        "hold_timeout_s": hold_timeout_s,
         "open_streams": stats.get("streams"),
         "oldest_request_s": stats.get("oldest_in_flight_s"),
         "longest_stream_s": _longest_stream_s(service, placement.strategy) if stats.get("streams") else None,

@@ -66,7 +66,10 @@ class Api:
             raise SwapdError.of(placed)
         stats = await self._reading.fresh_stats(service.owner)
         rollback, rollback_s = self._rollback_after(service, placed, request.way_back)
-        return plan_record(service, params["to"], placed, rollback=rollback, rollback_s=rollback_s, stats=stats)
+        hold_s = self._knowledge.config.services[service.name].hold_timeout_s
+        return plan_record(
+            service, params["to"], placed, rollback=rollback, rollback_s=rollback_s, stats=stats, hold_timeout_s=hold_s
+        )
 
     def _rollback_after(self, service: Service, placed: Placement, way_back: bool) -> tuple[str, float | None]:
         """How one would get back once the planned swap is done."""

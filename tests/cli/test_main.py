@@ -22,6 +22,7 @@ from support.control_values import GIB, device, plan, service, status, swap_reco
 
 from swapd.cli import main as main_module
 from swapd.cli.main import main
+from swapd.cli.render import plan_lines
 from swapd.core import errors
 from swapd.core.errors import SwapdError
 
@@ -190,6 +191,20 @@ def test_a_dry_run_is_a_plan(daemon, capsys):
         "or        impossible: dual: 2.5 GiB short on gpu0\n"
         "change    2.5 GiB more free on gpu0 makes it dual\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("outage_s", "words"),
+    [
+        (0.0, "none expected"),
+        (12.5, "12.5 s"),
+        (180.0, "3 min, longer than hold_timeout (2 min): clients get 503 from then on"),
+        (None, "unknown; clients who wait longer than 2 min (hold_timeout) get 503"),
+    ],
+)
+def test_a_plan_says_what_clients_will_notice(outage_s, words):
+    lines = plan_lines({**plan(), "expected_outage_s": outage_s})
+    assert f"outage    {words}" in lines
 
 
 # --- exit statuses -------------------------------------------------------------------------------------------

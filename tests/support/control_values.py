@@ -117,6 +117,7 @@ def plan(**changes: Any) -> dict[str, Any]:
         "expected_outage_s": 12.5,
         "open_streams": 3,
         "longest_stream_s": 40.0,
+        "hold_timeout_s": 120.0,
         "rollback": "cold",
         "rollback_s": 11.0,
         "would_change": ["2.5 GiB more free on gpu0 makes it dual"],
