@@ -250,6 +250,8 @@ def _client_words(record: Record) -> str:
     if back:
         words.append("on the way back " + ", ".join(back))
     words.append(f"{record['cut_requests'] or 'no'} requests cut")
+    if record["refused_requests"]:
+        words.append(f"{record['refused_requests']} answered 503 while they waited")
     return ", ".join(words)
 
 

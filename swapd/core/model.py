@@ -215,6 +215,7 @@ class Swap:
     return_outage_ms: float | None = None  # the same two of the way back to the old revision
     return_cutover_ms: float | None = None
     cut_requests: int = 0
+    refused_requests: int = 0  # answered 503 while they were held: the wait was too long, or too many waited
     steps: tuple[StepRecord, ...] = ()
     peak_memory_bytes: tuple[tuple[str, int], ...] = ()
 

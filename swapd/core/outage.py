@@ -1,4 +1,4 @@
-"""How long clients would wait for an in-place swap, from what earlier runs took and what is open now. Pure."""
+"""How long clients wait: expected of an in-place swap, from earlier runs and what is open, and what it came to. Pure."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from swapd.core.model import Swap
 from swapd.core.sizes import human_seconds
 
 
@@ -46,3 +47,15 @@ def outage_words(expected: ExpectedTimes) -> str:
     if not expected.drain_s:
         return total
     return f"at most {total}, {human_seconds(expected.drain_s)} of it for open requests"
+
+
+def waits_ms(swap: Swap, result: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """How long the switch itself took, and how long clients waited in all, in milliseconds; None: not known."""
+    started_at, quiesced_at = result.get("started_at"), result.get("quiesced_at")
+    held_at = swap.held_at_mono_s if swap.held_at_mono_s is not None else quiesced_at
+    cutover, outage = (None if s is None or started_at is None else started_at - s for s in (quiesced_at, held_at))
+    return _ms(cutover), _ms(outage)
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)

@@ -40,6 +40,7 @@ def swap_record(swap: Swap) -> dict[str, Any]:
         "return_outage_ms": swap.return_outage_ms,
         "return_cutover_ms": swap.return_cutover_ms,
         "cut_requests": swap.cut_requests,
+        "refused_requests": swap.refused_requests,
         "steps": [
             {
                 "name": s.name,

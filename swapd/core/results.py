@@ -14,7 +14,8 @@ from swapd.core.commands import begin_return
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Amend, Measurement
-from swapd.core.model import Kind, Op, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
+from swapd.core.model import Kind, Op, OpKind, Revision, Service, Slot, Strategy, Worker
+from swapd.core.outage import waits_ms
 from swapd.core.states import Phase, WorkerState
 
 GATE_RETRY_S: Final = 1.0
@@ -167,7 +168,9 @@ def _served(d: Draft, op: Op, result: Any) -> None:
         d.set_service(service.name, problem=None)
     if swap is None:
         return
-    cutover_ms, outage_ms = _waits(swap, result)
+    turned_away = int(result.get("turned_away", 0))  # by the gate that gave them
+    swap = d.set_swap(service.name, refused_requests=swap.refused_requests + turned_away)
+    cutover_ms, outage_ms = waits_ms(swap, result)
     if swap.phase is Phase.ROLLING_BACK and swap.source is not None and worker.revision == swap.source.number:
         d.set_swap(service.name, return_cutover_ms=cutover_ms, return_outage_ms=outage_ms)
     if swap.phase not in FORWARD or worker.revision != swap.target.number:
@@ -187,18 +190,6 @@ def _served(d: Draft, op: Op, result: Any) -> None:
     d.begin_step(service.name, "soak")
     previous = swap.source.number if swap.source is not None else 0
     d.set_service(service.name, stable=swap.target.number, previous=previous, failures=0, problem=None, retry_at=None)
-
-
-def _waits(swap: Swap, result: Any) -> tuple[float | None, float | None]:
-    """How long the switch itself took, and how long clients waited in all, in milliseconds; None: not known."""
-    started_at, quiesced_at = result.get("started_at"), result.get("quiesced_at")
-    held_at = swap.held_at_mono_s if swap.held_at_mono_s is not None else quiesced_at
-    cutover, outage = (None if s is None or started_at is None else started_at - s for s in (quiesced_at, held_at))
-    return _ms(cutover), _ms(outage)
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
 
 
 def _drained(d: Draft, worker: Worker, cut: int) -> None:

@@ -371,6 +371,15 @@ def test_why_somebody_went_back_is_recorded(method, words):
     assert swap_record(host.finished[-1])["reason"] == f"{words} ana: worse answers"
 
 
+def test_clients_whom_the_gate_turned_away_are_counted():
+    host = serving()
+    host.swap("chat", "big")
+    finish_until(host, OpKind.LOAD)
+    host.turned_away = 3
+    host.settle(until_idle=False)
+    assert swap_record(chat(host).swap)["refused_requests"] == 3
+
+
 def test_health_tells_holding_from_failing():
     host = Host()
     host.add("chat", "a")

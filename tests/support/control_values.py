@@ -25,6 +25,7 @@ def swap_record(swap_id: int = 42, phase: str = "Succeeded", **changes: Any) -> 
         "finished_at": None,
         "outage_ms": None,
         "cutover_ms": 0.84,
+        "refused_requests": 0,
         "return_outage_ms": None,
         "return_cutover_ms": None,
         "cut_requests": 0,

@@ -59,6 +59,7 @@ class Host:
     gave: set[tuple[str, int]] = field(default_factory=set)  # hand-overs of which both fronts know the end
     finished: list[Swap] = field(default_factory=list)
     exited: bool = False
+    turned_away: int = 0  # what fronts say at a hand-over
     log: list[str] = field(default_factory=list)
     told: list[tuple[str, dict[str, object]]] = field(default_factory=list)
 
@@ -154,7 +155,7 @@ class Host:
                 self.pending[op_id] = run  # the source waits for a word on its target
                 return
             self.owner[op.service] = op.target
-            result = {"quiesced_at": self.now, "started_at": self.now + 0.001}
+            result = {"quiesced_at": self.now, "started_at": self.now + 0.001, "turned_away": self.turned_away}
         self.send(events.OpDone(self.now, op_id, result))
 
     def start_target(self, op_id: int) -> None:
