@@ -1,4 +1,4 @@
-"""How long clients wait: expected of an in-place swap, from earlier runs and what is open, and what it came to. Pure."""
+"""How long clients wait in place: what is expected, from earlier runs and what is open, and what it came to. Pure."""
 
 from __future__ import annotations
 
