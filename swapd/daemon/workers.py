@@ -158,10 +158,11 @@ class Workers:
         live.reported = False  # the operation that was to tell of its end is void now
         if not force and live.channel is not None:
             patience_s = self.config.daemon.stop_timeout_s
-            with contextlib.suppress(SwapdError):
+            with contextlib.suppress(SwapdError, asyncio.TimeoutError):
                 await live.request("stop", deadline_s=patience_s)
                 await asyncio.wait_for(live.process.wait(), patience_s)
-            # A model that hangs in its own shutdown is ended below.
+            if live.alive():  # its model hangs in its own shutdown, or blocks its loop
+                log.warning("worker.stop_timeout worker=%s limit_s=%g", worker_id, patience_s)
         await live.process.kill_tree(0.0)
 
     async def _watch(self, live: Live) -> None:

@@ -1,8 +1,8 @@
 """A model whose behaviour, good or bad, is set by its environment: what the daemon's tests serve and swap.
 
 NAME: what it answers. HOLD_MB: memory that it takes at load. LOAD_S: how long loading takes. READY_AFTER_S: from its
-import until its ready path says so. FAIL: one of import, exit,
-load, never_ready, probe, slow_probe, warmup, after_cutover, oom.
+import until its ready path says so. FAIL: one of import, exit, load, never_ready, probe, slow_probe, warmup,
+after_cutover, oom, shutdown (which hangs).
 """
 
 import asyncio
@@ -51,6 +51,8 @@ async def lifespan(receive, send):
                 raise
             await send({"type": "lifespan.startup.complete"})
         else:
+            if FAIL == "shutdown":
+                await asyncio.Event().wait()
             await send({"type": "lifespan.shutdown.complete"})
             return
 
