@@ -30,6 +30,7 @@ from swapd.host.worker_channel import WorkerChannel
 log = logging.getLogger("swapd.workers")
 
 LAUNCHER: Final = str(Path(swapd.__file__).parent / "worker" / "launch.py")
+EXIT_NOTICED_S: Final = 2.0  # a dying process closes its channel before its exit is seen; one with much to free, long
 HELLO_DEADLINE_S: Final = 30.0  # an interpreter on a cold disk, with nothing of the model imported yet
 LOG_TAIL_LINES: Final = 20
 MAX_LOG_BYTES: Final = 64 * 1024 * 1024
@@ -170,12 +171,13 @@ class Workers:
         await _first(live.process.wait(), live.connected.wait())
         if live.channel is not None:
             await _first(live.process.wait(), live.channel.closed.wait())
-            if live.process.alive and not live.stopping:
-                # A worker that cannot be spoken to cannot be handed over, drained or measured: it is of no use.
-                log.warning("worker.unreachable worker=%s because=%r", live.id, live.channel.closed_because)
-        if live.stopping:  # `stop` gives it the time that it has
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(live.process.wait(), self.config.daemon.stop_timeout_s)
+        # Killed by us while it ends by itself, it would be told as killed by us. `stop` gives it the time that it has.
+        patience_s = self.config.daemon.stop_timeout_s if live.stopping else EXIT_NOTICED_S
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(live.process.wait(), patience_s)
+        if live.channel is not None and live.alive() and not live.stopping:
+            # A worker that cannot be spoken to cannot be handed over, drained or measured: it is of no use.
+            log.warning("worker.unreachable worker=%s because=%r", live.id, live.channel.closed_because)
         while True:
             try:
                 await live.process.kill_tree(0.0)
@@ -190,7 +192,7 @@ class Workers:
         # Not earlier: until the core is told, an operation that finds it gone must wait for that, not fail by itself.
         self.live.pop(live.id, None)
         if not live.reported:
-            self._on_exit(live.id, exit_problem(live.id, live.process.exit_text, lines), lines)
+            self._on_exit(live.id, exit_problem(live.id, live.process, lines), lines)
 
     def tidy_logs(self, keep_per_service: int) -> None:
         """Forget the oldest logs of workers that have ended, and bound those of the running ones. Blocks."""
@@ -214,10 +216,11 @@ async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
             task.cancel()
 
 
-def exit_problem(worker_id: str, exit_text: str, lines: tuple[str, ...]) -> Problem:
-    text = "\n".join(lines).lower()
-    code = OUT_OF_MEMORY if "out of memory" in text or "OOM" in exit_text else WORKER_EXITED
-    return Problem(code, f"{worker_id} ended: {exit_text}.", {"exit": exit_text})
+def exit_problem(worker_id: str, process: Process, lines: tuple[str, ...]) -> Problem:
+    """Why it ended, by what the kernel and its own last lines say."""
+    said = "out of memory" in "\n".join(lines).lower()
+    code = OUT_OF_MEMORY if said or process.oom_killed else WORKER_EXITED
+    return Problem(code, f"{worker_id} ended: {process.exit_text}.", {"exit": process.exit_text})
 
 
 def _make_directory(directory: Path, spec: Mapping[str, Any]) -> None:

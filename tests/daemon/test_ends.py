@@ -1,6 +1,7 @@
 """How a worker ends, and what is told of it: in the time that it was given, and by its real cause."""
 
 import os
+import signal
 import threading
 
 import pytest
@@ -42,3 +43,15 @@ def test_a_worker_that_does_not_stop_in_time_is_killed_and_the_stop_is_done(how)
         output = daemon.output.read_text()
         assert "executor.bug" not in output
         assert "worker.stop_timeout worker=chat-" in output
+
+
+def test_a_worker_that_somebody_kills_is_not_told_as_killed_by_swapd_nor_as_out_of_memory():
+    slow = model("a", LOAD_S="1")  # so that its service has a problem for a while
+    with Daemon([slow]) as daemon:
+        for _ in range(3):
+            os.kill(daemon.get()[2]["pid"], signal.SIGKILL)
+            problem = until(lambda: daemon.service()["problem"], what="the problem")
+            assert problem["code"] == "WORKER_EXITED", problem
+            assert "killed by SIGKILL" in problem["message"]
+            assert "sent by swapd" not in problem["message"]
+            daemon.wait_healthy()

@@ -219,9 +219,11 @@ def test_a_kill_from_elsewhere_is_told_apart_from_ours(tmp_path):
         await process.wait()
         assert process.exit_text.startswith("killed by SIGKILL (")
         assert "OOM killer" in process.exit_text
+        assert process.oom_killed == ("struck on this host meanwhile" in process.exit_text)
         ours = await host.spawn("/bin/sleep", "3600")
         await ours.kill_tree(0)
         assert ours.exit_text == "killed by SIGKILL (sent by swapd)"
+        assert not ours.oom_killed
 
     on_host(tmp_path, test)
 

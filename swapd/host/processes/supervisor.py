@@ -67,6 +67,11 @@ class Process:
             return "still running"
         return describe_exit(self.exit_code, oom_kills=self._oom_kills, by_swapd=self._signalled)
 
+    @property
+    def oom_killed(self) -> bool:
+        """It was killed, not by swapd, and the kernel's OOM killer has struck on this host during its life."""
+        return self.exit_code == -signal.SIGKILL and not self._signalled and bool(self._oom_kills)
+
     async def wait(self) -> int:
         """The exit code, negative for a signal, `UNKNOWN_EXIT` if it cannot be known. Any number may wait."""
         return await asyncio.shield(self._exited)
