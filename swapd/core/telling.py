@@ -1,9 +1,15 @@
-"""What subscribers are told: found by comparing the state before and after, so that no transition can be forgotten."""
+"""What subscribers and the daemon's log are told: found by comparing the state before and after, so that no transition
+can be forgotten."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from swapd.core.draft import Draft
-from swapd.core.model import Swap
+from swapd.core.errors import Problem
+from swapd.core.events import Event, WorkerExited
+from swapd.core.model import State, Swap
 from swapd.core.states import WorkerState
 
 
@@ -49,3 +55,21 @@ def _tell_swap(d: Draft, swap: Swap, before: Swap | None) -> None:
                 ms=ms,
                 detail=record.detail,
             )
+
+
+def troubles(before: State, event: Event, after: State) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What somebody who asks why a service is down must find in the log: a name and its words, once for each cause."""
+    told = None
+    if isinstance(event, WorkerExited):
+        worker = before.worker(event.worker)
+        if worker is not None and not worker.ending and not before.stopping:
+            told = event.problem
+            yield "worker.ended", {"worker": worker.id, "service": worker.service, **_words(told)}
+    for service in after.services:
+        old = before.service(service.name)
+        if service.problem not in (None, told, old.problem if old is not None else None):
+            yield "service.problem", {"service": service.name, **_words(service.problem)}
+
+
+def _words(problem: Problem) -> dict[str, str]:
+    return {"code": problem.code, "message": problem.message}

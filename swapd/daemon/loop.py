@@ -16,6 +16,7 @@ from swapd.core.events import Amend, Event, Exit, Measure, OpDone, OpFailed, Out
 from swapd.core.model import Revision, Service, State, Swap
 from swapd.core.report import problem_record, swap_record
 from swapd.core.rollout import step
+from swapd.core.telling import troubles
 from swapd.host.journal import Journal
 
 log = logging.getLogger("swapd.loop")
@@ -46,6 +47,8 @@ class Loop:
         """Decide on one event and begin what follows from it. Returns the answer to a command."""
         outcome = step(self.state, event)
         self._write(outcome, event)
+        for name, words in troubles(self.state, event, outcome.state):
+            log.warning("%s %s", name, _line(words))
         self.state = outcome.state
         for effect in outcome.effects:
             if isinstance(effect, Run):
@@ -115,16 +118,16 @@ class Loop:
 
     def _tell(self, effect: Publish) -> None:
         if effect.event != "swap.step" or effect.body.get("status") != "running":
-            log.info(
-                "%s %s",
-                effect.event,
-                " ".join(f"{k}={_word(v)}" for k, v in effect.body.items() if v not in (None, "")),
-            )
+            log.info("%s %s", effect.event, _line(effect.body))
         self._publish(effect.event, effect.body)
 
 
+def _line(body: Mapping[str, Any]) -> str:
+    return " ".join(f"{k}={_word(v)}" for k, v in body.items() if v not in (None, ""))
+
+
 def _word(value: object) -> str:
-    text = str(value)
+    text = " ".join(str(value).split())  # a model's own words may have lines
     return f'"{text}"' if " " in text else text
 
 

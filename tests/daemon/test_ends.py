@@ -24,6 +24,10 @@ def ask_in_vain(daemon, path):
         daemon.get(path)
 
 
+def warnings(daemon, event):
+    return [line for line in daemon.output.read_text().splitlines() if f" W swapd.loop: {event} " in line]
+
+
 @pytest.mark.parametrize("how", ["hangs in its shutdown", "blocks its loop"])
 def test_a_worker_that_does_not_stop_in_time_is_killed_and_the_stop_is_done(how):
     hanging = model("a", FAIL="shutdown") if how == "hangs in its shutdown" else A
@@ -55,3 +59,21 @@ def test_a_worker_that_somebody_kills_is_not_told_as_killed_by_swapd_nor_as_out_
             assert "killed by SIGKILL" in problem["message"]
             assert "sent by swapd" not in problem["message"]
             daemon.wait_healthy()
+        told = warnings(daemon, "worker.ended")
+        assert len(told) == 3, told
+        assert all(' service=chat code=WORKER_EXITED message="chat-' in line for line in told)
+        assert not warnings(daemon, "service.problem"), "one line for one cause"
+
+
+def test_the_log_says_why_a_service_does_not_come_up():
+    daemon = Daemon([model("a", FAIL="load")])
+    try:
+        daemon.start(healthy=False)
+        until(lambda: daemon.service()["failures"] > 1, what="a second attempt")
+        told = warnings(daemon, "service.problem")
+        assert len(told) == 1, told
+        assert " service=chat code=LOAD_FAILED " in told[0]
+        assert "the weights are of another model" in told[0]
+        assert not warnings(daemon, "worker.ended"), "swapd stopped it itself"
+    finally:
+        daemon.__exit__()
