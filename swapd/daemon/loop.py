@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import Amend, Event, Exit, Measure, OpDone, OpFailed, Outcome, Publish, Run, WakeAt
 from swapd.core.model import Revision, Service, State, Swap
+from swapd.core.redact import Redactor
 from swapd.core.report import problem_record, swap_record
 from swapd.core.rollout import step
 from swapd.core.telling import troubles
@@ -33,9 +34,15 @@ class Effects(Protocol):
 
 class Loop:
     def __init__(
-        self, state: State, journal: Journal, effects: Effects, publish: Callable[[str, Mapping[str, Any]], None]
+        self,
+        state: State,
+        journal: Journal,
+        effects: Effects,
+        publish: Callable[[str, Mapping[str, Any]], None],
+        redactor: Redactor | None = None,
     ) -> None:
         self.state = state
+        self.redactor = redactor or Redactor()
         self.journal_problem: Problem | None = None
         self._written = state  # what the journal holds: older than `state` while it cannot be written
         self._unwritten: list[Swap] = []  # swaps that ended meanwhile
@@ -45,6 +52,7 @@ class Loop:
 
     def take(self, event: Event) -> Swap | Problem | None:
         """Decide on one event and begin what follows from it. Returns the answer to a command."""
+        event = self.redactor.event(event)  # here, since whatever is told or kept comes from the state and its events
         outcome = step(self.state, event)
         self._write(outcome, event)
         for name, words in troubles(self.state, event, outcome.state):

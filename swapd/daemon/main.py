@@ -25,6 +25,7 @@ from swapd.core.config_views import settings_digest
 from swapd.core.errors import CONFIG_INVALID, LISTEN_FAILED, Problem, SwapdError
 from swapd.core.events import ServiceAdded, ShutdownRequested, SuccessorNeeded, WorkerExited
 from swapd.core.model import Revision, State
+from swapd.core.redact import Redactor, secrets_of
 from swapd.core.states import Phase
 from swapd.daemon.api import Api, service_settings
 from swapd.daemon.devices import Devices
@@ -154,7 +155,7 @@ class _Daemon:
 
         executor = Executor(config, workers, devices, knowledge, bound, publish, lambda: daemon.done.set())
         state = State(next_swap=journal.last_swap_id() + 1, next_worker=journal.number("next_worker"))
-        loop = Loop(state, journal, executor, publish)
+        loop = Loop(state, journal, executor, publish, Redactor(secrets_of(config)))
         executor.loop = knowledge.loop = loop
         daemon = cls(config, loop, executor, knowledge, journal, workers)
         daemon.manager = manager
@@ -179,6 +180,7 @@ class _Daemon:
     def apply(self, config: Config) -> None:
         """Go by a new configuration from now on."""
         self.config = self.executor.config = self.knowledge.config = self.workers.config = config
+        self.loop.redactor = self.loop.redactor.also(secrets_of(config))  # workers of before live on, and so do logs
         logging.getLogger().setLevel(config.daemon.log_level.upper())
 
     async def handle(self, method: str, params: Mapping[str, Any], peer: Peer) -> Any:
@@ -191,7 +193,7 @@ class _Daemon:
         if name == "needs_successor":
             self.loop.take(SuccessorNeeded(now(), worker))
         elif name == "progress":
-            self.executor.publish_progress(worker, params)
+            self.executor.publish_progress(worker, self.loop.redactor.value(params))
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()

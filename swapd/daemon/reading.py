@@ -14,6 +14,7 @@ import swapd
 from swapd.core import errors
 from swapd.core.errors import SwapdError
 from swapd.core.model import Kind, Service
+from swapd.core.redact import Redactor
 from swapd.core.report import device_record, service_record, worker_record
 from swapd.daemon.devices import Devices
 from swapd.daemon.knowledge import Knowledge
@@ -140,7 +141,7 @@ class Reading:
         path = self._workers.log_path(worker_id)
         offset = params.get("offset")
         lines = int(params.get("lines") or DEFAULT_LINES)
-        return {"worker": worker_id, **await asyncio.to_thread(_read_log, path, lines, offset)}
+        return {"worker": worker_id, **await asyncio.to_thread(_read_log, path, lines, offset, self._loop.redactor)}
 
     def _log_target(self, target: str) -> str:
         service = self._loop.state.service(target)
@@ -164,9 +165,10 @@ def _newest_log(directory: Path, service: str) -> str | None:
     return max(logs, key=lambda p: p.stat().st_mtime).stem if logs else None
 
 
-def _read_log(path: Path, lines: int, offset: int | None) -> dict[str, Any]:
+def _read_log(path: Path, lines: int, offset: int | None, redactor: Redactor) -> dict[str, Any]:
     if offset is None:
         end = end_offset(path)
-        return {"lines": tail(path, lines), "offset": end}
+        return {"lines": redactor.value(tail(path, lines)), "offset": end}
     chunk = read_from(path, int(offset))
-    return {"lines": chunk.text.splitlines(), "offset": chunk.offset, "restarted": chunk.restarted}
+    shown = redactor.value(chunk.text.splitlines())
+    return {"lines": shown, "offset": chunk.offset, "restarted": chunk.restarted}

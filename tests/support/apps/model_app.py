@@ -2,7 +2,8 @@
 
 NAME: what it answers. HOLD_MB: memory that it takes at load. LOAD_S: how long loading takes. READY_AFTER_S: from its
 import until its ready path says so. FAIL: one of import, exit, load, never_ready, probe, slow_probe, warmup,
-after_cutover, oom, shutdown (which hangs).
+after_cutover, oom, shutdown (which hangs). LEAK: it says that value when it fails to load and in its failing probe, and
+writes it at import.
 """
 
 import asyncio
@@ -14,8 +15,12 @@ from urllib.parse import parse_qs
 
 NAME = os.environ.get("NAME", "?")
 FAIL = os.environ.get("FAIL", "")
+LEAK = os.environ.get("LEAK", "")
 held = []
 ready_at = time.monotonic() + float(os.environ.get("READY_AFTER_S", "0"))
+
+if LEAK:
+    print(f"the token is {LEAK}", file=sys.stderr, flush=True)
 
 if FAIL == "import":
     import a_module_that_is_not_there  # noqa: F401
@@ -27,7 +32,7 @@ if FAIL == "exit":
 def load():
     time.sleep(float(os.environ.get("LOAD_S", "0")))
     if FAIL == "load":
-        raise RuntimeError("the weights are of another model")
+        raise RuntimeError(f"the weights are of another model {LEAK}".strip())
     if FAIL == "oom":
         raise MemoryError("out of memory: tried to allocate 20.00 GiB")
     held.append(bytearray(b"w") * (int(os.environ.get("HOLD_MB", "0")) << 20))
@@ -89,6 +94,8 @@ async def answer(scope, receive, send):
         if not message.get("more_body"):
             break
     text = json.dumps({"model": NAME, "pid": os.getpid(), "got": len(body)}).encode()
+    if status == 500:
+        text = f"no access with {LEAK}".encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text})

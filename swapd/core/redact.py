@@ -1,0 +1,94 @@
+"""Secrets of the configuration, masked in what comes from outside: a model's exceptions, its log, its answers.
+
+Duty: which values are secrets, and a text without them, however it spells them. Pure. May not know: where texts come
+from or go to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final
+from urllib.parse import quote
+
+from swapd.core.config import Config
+from swapd.core.errors import Problem
+from swapd.core.events import Event, OpFailed, WorkerExited
+
+MASK: Final = "***"
+SHORTEST: Final = 6  # characters: a shorter value ("1", "true") is in every other line, and hides nothing
+CUT: Final = "…"  # stands for the rest of a text that was too long
+# As a word of a variable's name. Not TOKENS: MAX_TOKENS is a count.
+_SECRET_NAME: Final = re.compile(
+    r"(?<![a-z])(KEYS?|TOKEN|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?)(?![a-z])", re.IGNORECASE
+)
+
+
+def secrets_of(config: Config) -> set[str]:
+    """Every value of an `env_file`, and of `env` those whose names say so."""
+    found: set[str] = set()
+    for model in config.models.values():
+        found.update(model.env_file_values.values())
+        found.update(value for name, value in model.env.items() if _SECRET_NAME.search(name))
+    return found
+
+
+class Redactor:
+    """Texts with each of `values` replaced by `***`."""
+
+    def __init__(self, values: Iterable[str] = ()) -> None:
+        self._values = frozenset(values)
+        spelled = {text for value in self._values for text in _spellings(value) if len(text) >= SHORTEST}
+        self._spelled = sorted(spelled, key=len, reverse=True)  # one value may be the beginning of another
+
+    def also(self, values: Iterable[str]) -> Redactor:
+        return Redactor(self._values.union(values))
+
+    def text(self, text: str) -> str:
+        for spelled in self._spelled:
+            text = text.replace(spelled, MASK)
+        *heads, last = text.split(CUT)
+        return CUT.join([*map(self._without_begun, heads), last])
+
+    def problem(self, problem: Problem) -> Problem:
+        return replace(problem, message=self.text(problem.message), details=self.value(problem.details))
+
+    def value(self, value: Any) -> Any:
+        """Texts anywhere in a JSON value; keys stay."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {name: self.value(content) for name, content in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.value(content) for content in value]
+        return value
+
+    def event(self, event: Event) -> Event:
+        """The event without secrets in what a worker has said: why it failed, and its last lines."""
+        if isinstance(event, OpFailed | WorkerExited):
+            lines = tuple(map(self.text, event.log_tail))
+            return replace(event, problem=self.problem(event.problem), log_tail=lines)
+        return event
+
+    def _without_begun(self, head: str) -> str:
+        """Of a value that the cut has shortened, its beginning is at the end of `head`."""
+        begun = (
+            length
+            for spelled in self._spelled
+            for length in range(SHORTEST, len(spelled))
+            if head.endswith(spelled[:length])
+        )
+        longest = max(begun, default=0)
+        return head[: len(head) - longest] + MASK if longest else head
+
+
+def _spellings(value: str) -> Iterator[str]:
+    """Texts are masked line by line. A value may be quoted in them (repr, JSON, a URL), or its spaces made one."""
+    for line in map(str.strip, value.splitlines()):
+        yield line
+        yield " ".join(line.split())
+        yield repr(line)[1:-1]
+        yield json.dumps(line)[1:-1]
+        yield quote(line, safe="")
