@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -258,16 +259,30 @@ class Verbs:
             if not self._json(found):
                 self._log_lines(found)
             return DONE
-        worker = found["worker"]
         self._log_lines(found)
         while True:
             time.sleep(FOLLOW_S)
-            found = self._client.logs(target, offset=found["offset"])
-            if found["worker"] != worker:  # a swap: the service's log is another one now, from its beginning
-                worker = found["worker"]
-                self._output.line(f"==> {text.printable(worker)}")
-                found = self._client.logs(worker, offset=0)
-            self._log_lines(found)
+            found = self._next_log(target, found)
+
+    def _next_log(self, target: str, last: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Shows what was written after `last`, and returns where it ends. A service's log becomes another one with its
+        next worker: then the rest of the old one comes first, and the new one from its beginning."""
+        worker = last["worker"]
+        try:
+            found: Mapping[str, Any] = self._client.logs(target, offset=last["offset"])
+            if found["worker"] == worker:
+                self._log_lines(found)
+                return found
+        except SwapdError as gone:
+            if gone.code != errors.UNKNOWN_WORKER or target == worker:
+                raise
+            return last  # its log was tidied away, and the next worker has none yet
+        with contextlib.suppress(SwapdError):  # tidied away meanwhile
+            while (rest := self._client.logs(worker, offset=last["offset"]))["offset"] > last["offset"]:
+                self._log_lines(rest)
+                last = rest
+        self._output.line(f"==> {text.printable(found['worker'])}")
+        return {"worker": found["worker"], "offset": 0}
 
     def _log_lines(self, found: Mapping[str, Any]) -> None:
         for line in found["lines"]:

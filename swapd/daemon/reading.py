@@ -22,7 +22,7 @@ from swapd.daemon.loop import Loop
 from swapd.daemon.workers import Workers
 from swapd.host.clock import wall_s as now
 from swapd.host.journal import Journal
-from swapd.host.logs import end_offset, read_from, tail
+from swapd.host.logs import read_end, read_from
 
 STATS_S: Final = 0.5
 STATS_PERIOD_S: Final = 1.0
@@ -126,7 +126,7 @@ class Reading:
         service = params.get("service")
         if service is not None:
             self.service(service)
-        return self._journal.swaps(service, int(params.get("limit") or DEFAULT_HISTORY))
+        return self._journal.swaps(service, params.get("limit", DEFAULT_HISTORY))
 
     async def show(self, params: Params) -> Any:
         record = self._journal.swap(int(params["id"]))
@@ -139,21 +139,22 @@ class Reading:
     async def logs(self, params: Params) -> Any:
         worker_id = self._log_target(params["target"])
         path = self._workers.log_path(worker_id)
-        offset = params.get("offset")
-        lines = int(params.get("lines") or DEFAULT_LINES)
-        return {"worker": worker_id, **await asyncio.to_thread(_read_log, path, lines, offset, self._loop.redactor)}
+        offset, lines = params.get("offset"), params.get("lines", DEFAULT_LINES)
+        ended = worker_id not in self._workers.live
+        found = await asyncio.to_thread(_read_log, path, lines, offset, ended, self._loop.redactor)
+        return {"worker": worker_id, **found}
 
     def _log_target(self, target: str) -> str:
-        service = self._loop.state.service(target)
-        if service is not None:
-            workers = [w for w in self._loop.state.workers_of(target) if w.kind is Kind.DIRECT]
-            newest = max(workers, key=lambda w: int(w.id.rpartition("-")[2]), default=None)
-            if newest is not None:
-                return newest.id
-            found = _newest_log(self._workers.log_path("x").parent, target)
+        """A worker that has a log: one that waits for its (next) start has none."""
+        if self._loop.state.service(target) is not None:
+            workers = [w.id for w in self._loop.state.workers_of(target) if w.kind is Kind.DIRECT]
+            written = [worker_id for worker_id in workers if self._workers.log_path(worker_id).exists()]
+            newest = max(written, key=lambda worker_id: int(worker_id.rpartition("-")[2]), default=None)
+            found = newest or _newest_log(self._workers.log_path("x").parent, target)
             if found is not None:
                 return found
-            raise SwapdError(errors.UNKNOWN_WORKER, f"{target} has had no worker yet.")
+            text = f"No worker of {target} has a log: none has been started yet, or its log is gone (log_keep)."
+            raise SwapdError(errors.UNKNOWN_WORKER, f"{text} What it waits for: swapd-cli status {target}.")
         if "/" not in target and self._workers.log_path(target).exists():
             return target
         names = ", ".join(s.name for s in self._loop.state.services)
@@ -165,10 +166,7 @@ def _newest_log(directory: Path, service: str) -> str | None:
     return max(logs, key=lambda p: p.stat().st_mtime).stem if logs else None
 
 
-def _read_log(path: Path, lines: int, offset: int | None, redactor: Redactor) -> dict[str, Any]:
-    if offset is None:
-        end = end_offset(path)
-        return {"lines": redactor.value(tail(path, lines)), "offset": end}
-    chunk = read_from(path, int(offset))
-    shown = redactor.value(chunk.text.splitlines())
+def _read_log(path: Path, lines: int, offset: int | None, ended: bool, redactor: Redactor) -> dict[str, Any]:
+    chunk = read_end(path, lines, ended=ended) if offset is None else read_from(path, offset, ended=ended)
+    shown = [redactor.text(line) for line in chunk.text.splitlines()]
     return {"lines": shown, "offset": chunk.offset, "restarted": chunk.restarted}

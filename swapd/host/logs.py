@@ -38,8 +38,15 @@ def tail(path: Path, lines: int, max_bytes: int = MAX_TAIL_BYTES) -> list[str]:
     Bytes that are not UTF-8 are replaced. A line of which the limit leaves only the end is not shown, unless there is
     no other.
     """
-    if lines <= 0:
-        return []
+    return read_end(path, lines, max_bytes=max_bytes).text.split("\n")[:-1]
+
+
+def read_end(path: Path, lines: int, *, ended: bool = False, max_bytes: int = MAX_TAIL_BYTES) -> LogChunk:
+    """As `tail`; from its offset `read_from` goes on without a gap.
+
+    A line that is still being written is in it as far as it is there, and `read_from` gives it again, whole: in two
+    halves nobody would know what it says. `ended`: nobody writes any more.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -51,24 +58,20 @@ def tail(path: Path, lines: int, max_bytes: int = MAX_TAIL_BYTES) -> list[str]:
                 file.seek(start)
                 data = file.read(block) + data
     except FileNotFoundError:
-        return []
+        return LogChunk("", 0)
     if start > 0:
         whole = data.partition(b"\n")[2]
         data = whole or data
-    return data.decode(errors="replace").splitlines()[-lines:]
+    unfinished = 0 if ended else len(data) - (data.rfind(b"\n") + 1)
+    shown = data.decode(errors="replace").splitlines()[-lines:] if lines > 0 else []
+    return LogChunk("".join(f"{line}\n" for line in shown), size - unfinished)
 
 
-def end_offset(path: Path) -> int:
-    """Where the next thing written will be: `read_from` there follows what comes."""
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_size
-    return 0
-
-
-def read_from(path: Path, offset: int, max_bytes: int = MAX_CHUNK_BYTES) -> LogChunk:
+def read_from(path: Path, offset: int, max_bytes: int = MAX_CHUNK_BYTES, *, ended: bool = False) -> LogChunk:
     """What was written since `offset`, at most `max_bytes`, in whole lines where there is one.
 
-    A line that is still being written stays for the next call, unless it alone fills the limit.
+    A line that is still being written stays for the next call, unless it alone fills the limit, or nobody writes any
+    more (`ended`).
     """
     try:
         with path.open("rb") as file:
@@ -80,7 +83,9 @@ def read_from(path: Path, offset: int, max_bytes: int = MAX_CHUNK_BYTES) -> LogC
     except FileNotFoundError:
         return LogChunk("", 0, restarted=offset != 0)
     whole, newline, _partial = data.rpartition(b"\n")
-    if newline:
+    if ended and offset + len(data) >= size:
+        pass  # the last line, which has no end
+    elif newline:
         data = whole + newline
     elif len(data) < max_bytes:
         data = b""

@@ -447,6 +447,8 @@ def test_logs_follow_a_service_from_worker_to_worker(daemon):
 
     def logs(params: Any, peer: Any) -> Any:
         name = newest[0] if params["target"] == "chat" else params["target"]
+        if name not in files:
+            raise SwapdError(errors.UNKNOWN_WORKER, "No worker of chat has a log.")
         lines = list(files[name])
         return {"worker": name, "lines": lines[params.get("offset", 0) :], "offset": len(lines)}
 
@@ -455,8 +457,22 @@ def test_logs_follow_a_service_from_worker_to_worker(daemon):
         wait_until(lambda: lines == ["one", "two"])
         files["chat-3"].append("three")
         wait_until(lambda: lines == ["one", "two", "three"])
+        newest[0] = "none yet"
+        asked = daemon.count("logs")
+        wait_until(lambda: daemon.count("logs") > asked + 1, "asked again without a log")
+        files["chat-3"].append("its last words")
         newest[0] = "chat-4"
-        wait_until(lambda: lines[3:] == ["==> chat-4", "new"])
+        wait_until(lambda: lines[3:] == ["its last words", "==> chat-4", "new"])
+
+
+def test_logs_of_a_worker_that_are_gone_end_the_following(daemon):
+    daemon.answers["logs"] = {"worker": "chat-3", "lines": ["one"], "offset": 1}
+    with subprocess.Popen(
+        [*COMMAND, "logs", "chat-3", "-f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        wait_until(lambda: daemon.count("logs") > 1)
+        daemon.answers["logs"] = refuse(errors.UNKNOWN_WORKER)
+        assert process.wait(DEADLINE_S) == 4
 
 
 def test_watching_the_status_in_a_pipe_tells_what_changes(daemon):

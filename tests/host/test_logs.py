@@ -73,7 +73,7 @@ def test_tail_of_a_sparse_giant_reads_only_its_end(log):
 
 
 def test_following_gives_every_line_once_and_whole(log):
-    offset = logs.end_offset(log)
+    offset = logs.read_end(log, 0).offset
     assert logs.read_from(log, offset) == logs.LogChunk("", 0)
     write(log, b"a\nhal")
     chunk = logs.read_from(log, offset)
@@ -83,7 +83,23 @@ def test_following_gives_every_line_once_and_whole(log):
     assert logs.read_from(log, chunk.offset).text == ""
     write(log, b"\xac\n")
     assert logs.read_from(log, chunk.offset).text == "half €\n"
-    assert logs.end_offset(log) == logs.read_from(log, chunk.offset).offset
+    assert logs.read_end(log, 0).offset == logs.read_from(log, chunk.offset).offset
+
+
+def test_following_goes_on_where_the_last_lines_end(log):
+    write(log, b"a\nb\nhal")
+    assert logs.read_end(log, 2) == logs.LogChunk("b\nhal\n", 4)
+    assert logs.read_end(log, 0) == logs.LogChunk("", 4)
+    write(log, b"f\nc\n")
+    assert logs.read_from(log, 4) == logs.LogChunk("half\nc\n", 11), "the line that was not whole is given again"
+
+
+def test_the_last_line_of_an_ended_worker_needs_no_end(log):
+    write(log, b"a\nlast words")
+    assert logs.read_end(log, 2, ended=True) == logs.LogChunk("a\nlast words\n", 12)
+    assert logs.read_from(log, 0, ended=True) == logs.LogChunk("a\nlast words", 12)
+    assert logs.read_from(log, 12, ended=True) == logs.LogChunk("", 12)
+    assert logs.read_from(log, 0, max_bytes=6, ended=True) == logs.LogChunk("a\n", 2)
 
 
 def test_following_comes_in_bounded_pieces(log):
@@ -99,7 +115,7 @@ def test_following_comes_in_bounded_pieces(log):
 
 def test_following_a_log_that_was_cut_starts_again(log):
     write(log, b"old\n" * 10)
-    offset = logs.end_offset(log)
+    offset = logs.read_end(log, 0).offset
     os.truncate(log, 0)
     write(log, b"new\n")
     assert logs.read_from(log, offset) == logs.LogChunk("new\n", 4, restarted=True)
@@ -143,14 +159,14 @@ def test_a_running_worker_goes_on_in_a_log_that_was_cut(log):
         worker = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=file, text=True)
     try:
         print("x" * 500, file=worker.stdin, flush=True)
-        wait_until(lambda: logs.end_offset(log) > 500)
+        wait_until(lambda: log.stat().st_size > 500)
         assert logs.cap(log, 100)
         assert log.stat().st_size == 0
         former = log.with_name("chat-3.log.1")
         assert former.read_text() == "x" * 99 + "\n"  # the end of it: no more than the cap
         assert former.stat().st_mode & 0o777 == 0o640
         print("more", file=worker.stdin, flush=True)
-        wait_until(lambda: logs.end_offset(log))
+        wait_until(lambda: log.stat().st_size)
         assert log.read_bytes() == b"got more\n"  # at the new end, no hole of zeros before it
     finally:
         worker.stdin.close()

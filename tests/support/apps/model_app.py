@@ -78,6 +78,11 @@ async def answer(scope, receive, send):
             os._exit(11)
     elif path == "/crash" or (path == "/" and FAIL == "after_cutover"):
         os._exit(12)
+    elif path == "/say":
+        print(query["line"], file=sys.stderr, flush=True)
+    elif path == "/last_words":
+        print(query["line"], end="", file=sys.stderr, flush=True)
+        os._exit(13)
     elif path == "/sleep":
         await asyncio.sleep(float(query["s"]))
     elif path == "/block":
