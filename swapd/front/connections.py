@@ -124,7 +124,7 @@ class HttpConnection(HttpToolsProtocol):
 
     @property
     def busy(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return self.cycle is not None and not (self.cycle.response_complete or self.ending)
 
     @property
     def idle(self) -> bool:
@@ -146,6 +146,11 @@ class HttpConnection(HttpToolsProtocol):
     @property
     def unflushed(self) -> bool:
         return self.transport.get_write_buffer_size() > 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Something is left to be done here that no other front could do."""
+        return self.busy or self.ending or self.answerable_only_here or self.unflushed
 
     def carried(self) -> bytes:
         return self._head + self._unparsed  # asked only when _known: see answerable_only_here
@@ -329,25 +334,26 @@ class HttpConnection(HttpToolsProtocol):
         self._last_words(answer(status, body, self.group.default_headers))
 
     def cut(self, cycle: RequestResponseCycle | None, retry_after_s: int) -> None:
-        """End the request in flight at a deadline, with an explicit error in whatever form is still possible."""
+        """End at a deadline what is under way, with an explicit error in whatever form is still possible."""
         self.pipeline.clear()
         for one in (cycle, self.cycle):
             if one is not None:
                 one.disconnected = True
                 one.message_event.set()
         self.flow.resume_writing()
-        if self.gone or self.transport.is_closing() or cycle is None:
+        if self.gone or self.transport.is_closing():
             return
         message, code = "The model is being replaced, and the time to finish is over. Try again.", "model_replaced"
-        words = b""
-        if not cycle.response_started:
-            head_only = cycle.scope["method"] == "HEAD"
+        words = b""  # where an answer was given early: it arrives, because the rest of the body is read and discarded
+        if cycle is not None and cycle.response_started:
+            if isinstance(cycle, Cycle) and cycle.is_event_stream:
+                event = stream_error(message, code)
+                words = b"%x\r\n" % len(event) + event + b"\r\n"
+        elif cycle is not None or self._partial:
+            head_only = cycle is not None and cycle.scope["method"] == "HEAD"
             body = unavailable_body(message, code)
             headers = self.group.default_headers
             words = answer(503, body, headers, retry_after_s=retry_after_s, head_only=head_only)
-        elif isinstance(cycle, Cycle) and cycle.is_event_stream:
-            event = stream_error(message, code)
-            words = b"%x\r\n" % len(event) + event + b"\r\n"
         self._last_words(words)
 
     def _last_words(self, data: bytes) -> None:

@@ -231,7 +231,8 @@ class DirectFront(Front):
     # --- the end -----------------------------------------------------------------------------------------------
 
     async def drain(self, deadline_s: float, and_close: bool = False) -> DrainReport:
-        """Wait for requests, streams and WebSockets in flight, and for what applications do after their answers.
+        """Wait for requests, streams and WebSockets in flight, for requests of which only this process has the
+        beginning, and for what applications do after their answers.
 
         At the deadline: an event stream gets an error event, an unanswered request a 503, a WebSocket a close 1012.
         A front that becomes the owner again meanwhile is done with it: nothing of it is to end any more.
@@ -273,7 +274,7 @@ class DirectFront(Front):
         return (
             bool(self._group.tasks)
             or bool(self._upgraded())
-            or any((c.busy or c.ending or c.unflushed) and not c.gone for c in self._connections())
+            or any(c.unfinished and not c.gone for c in self._connections())
             or (self._giving is not None and bool(self._ready or self._unacknowledged))  # still on their way
         )
 
@@ -281,11 +282,12 @@ class DirectFront(Front):
         cut = 0
         running = {c.transport: c for c in self._group.running() if not c.response_complete}
         for connection in self._connections():
-            if connection.busy and not connection.gone:
-                cut += 1 + len(connection.pipeline)
+            if connection.gone or connection.ending or not connection.unfinished:
+                continue
+            cut += 1 + len(connection.pipeline)
+            if connection.busy or connection.answerable_only_here:
                 connection.cut(running.get(connection.transport), self._retry_after_s)
-            elif connection.unflushed and not connection.gone:
-                cut += 1  # its answer is complete here, and the client too slow
+            else:  # its answer is complete here, and the client too slow
                 connection.transport.abort()
         for websocket in self._upgraded():
             cut += 1

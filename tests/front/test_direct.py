@@ -140,6 +140,49 @@ def test_drain_cuts_at_its_deadline_and_says_so(front, connect, spawn):
     front.wait_stats(connections=0, in_flight=0)
 
 
+PIPELINED = b"GET / HTTP/1.1\r\nhost: test\r\n\r\nGET /?id=second HT"  # one and a half
+EARLY = b"POST /early HTTP/1.1\r\nhost: test\r\ncontent-length: 3000000\r\n\r\n" + b"x" * 1000  # and its beginning
+
+
+def begin_what_cannot_move(connect):
+    """A pipelined request of which only the parser knows the beginning, and an answer given before its body came."""
+    half, early = connect(), connect()
+    half.send(PIPELINED)
+    assert half.answer()[2] == b"7"
+    early.send(EARLY)
+    assert early.answer()[2] == b"7 early"
+    return half, early
+
+
+def test_drain_waits_for_requests_of_which_only_this_process_has_the_beginning(front, connect, spawn):
+    half, early = begin_what_cannot_move(connect)
+    assert hand_over(front, spawn(8), 2)["stragglers"] == 2
+    number = front.begin("drain", deadline_s=15)
+    half.send(b"TP/1.1\r\nhost: test\r\n\r\n")
+    assert half.answer()[2] == b"7"
+    with pytest.raises(AssertionError, match="no answer"):
+        front.result(number, timeout_s=0.3)
+    early.send(b"x" * (3_000_000 - 1000))
+    assert front.result(number)["cut"] == 0
+    for client in (half, early):  # and then they follow
+        assert client.get()[2] == b"8"
+
+
+def test_drain_cuts_what_cannot_move_with_an_error_and_spoils_no_answer(front, connect, spawn):
+    half, early = begin_what_cannot_move(connect)
+    hand_over(front, spawn(8), 2)
+    number = front.begin("drain", deadline_s=0.3)
+    status, headers, body = half.answer()
+    assert (status, headers["connection"]) == (503, "close")
+    assert json.loads(body)["error"]["code"] == "model_replaced"
+    assert half.rest() == b""
+    assert early.closed(10)
+    early.send(b"x" * 500_000)  # read and discarded: it is told that it is over by the end of file, not by a reset
+    half.close()
+    early.close()
+    assert front.result(number) == {"finished": 0, "cut": 2, "left": 0}
+
+
 def test_drain_and_close_ends_the_service_gracefully(front, connect):
     idle, busy = connect(), connect()
     idle.get()
