@@ -67,7 +67,13 @@ class PastTheLoop(Source):
                 deadline = time.monotonic() + STARTED_WAIT_S
             if isinstance(message, wire.Started) and self._step(Event(Kind.STARTED, message.epoch)):
                 return HandOverReport(
-                    giving.quiesced_at, message.started_at, giving.listeners, 0, self._busy_count(), blocked=True
+                    giving.quiesced_at,
+                    message.started_at,
+                    giving.listeners,
+                    0,
+                    self._busy_count(),
+                    blocked=True,
+                    turned_away=self._turned_away_as_owner(),
                 )
 
     def _blocked_failed(self, giving: Giving, peer: socket.socket, reason: str) -> HandOverReport:

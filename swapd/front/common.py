@@ -107,6 +107,10 @@ class Common(ABC):
     def _busy_count(self) -> int:
         """Connections that will follow once they can."""
 
+    def _turned_away_as_owner(self) -> int:
+        """Clients who got a 503 instead of a model since this front became the owner."""
+        return 0
+
     @abstractmethod
     def _on_beat(self) -> None: ...
 

@@ -89,6 +89,7 @@ class GateFront(Front):
         self._lingering = Lingering(loop)
         self._requests = 0
         self._turned_away = 0
+        self._turned_away_before = 0
 
     # --- clients come ------------------------------------------------------------------------------------------
 
@@ -196,6 +197,13 @@ class GateFront(Front):
         self._epoll.unregister(client.fd)
 
     # --- hand-over ---------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._turned_away_before = self._turned_away
+        super()._start()
+
+    def _turned_away_as_owner(self) -> int:
+        return self._turned_away - self._turned_away_before
 
     def _set_quiesced(self, quiesced: bool) -> None:
         self._quiesced = quiesced

@@ -16,7 +16,8 @@ from swapd.front.peer import PeerLink
 @dataclass(frozen=True, slots=True)
 class HandOverReport:
     """Times are CLOCK_MONOTONIC seconds, comparable between processes. `blocked`: the loop did not answer, so only
-    the listeners moved at once; the connections follow."""
+    the listeners moved at once; the connections follow. `turned_away`: clients that a gate answered with 503 since it
+    became the owner."""
 
     quiesced_at: float
     started_at: float
@@ -24,6 +25,7 @@ class HandOverReport:
     moved: int
     stragglers: int
     blocked: bool = False
+    turned_away: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,7 @@ class Source(Followers):
             len(offered),
             self._busy_count() + len(self._ready),
             giving.blocked,
+            self._turned_away_as_owner(),
         )
         self._apply(Event(Kind.STARTED, message.epoch))
         if not giving.done.done():

@@ -119,8 +119,10 @@ def test_one_request_too_many_is_turned_away_at_once(spawn, listener, connect):
     third.send_request()
     assert_turned_away(*third.answer(), "queue_full")
     assert connect().get(HEALTH)[0] == 200
-    hand_over(gate, new, 2)
+    assert hand_over(gate, new, 2)["turned_away"] == 1
     assert (first.answer()[2], second.answer()[2]) == (b"2", b"2")
+    assert hand_over(new, gate, 3)["turned_away"] == 0
+    assert hand_over(gate, spawn(4), 4)["turned_away"] == 0  # the one before was told of at its own hand-over
 
 
 @pytest.mark.parametrize("how", ["reset", "close"])

@@ -170,7 +170,7 @@ def test_clients_move_from_worker_to_worker_and_back_without_an_error(spawn, ser
 def test_in_place_by_way_of_a_gate(spawn, service):
     """The clients who wait in the gate are answered by the new worker; the old one parks meanwhile."""
     old = spawn("engines_app:SyncEngine", revision=1).loaded()
-    gate = spawn(kind="gate", worker_id="w-gate-2").greeted()
+    gate = spawn(kind="gate", worker_id="w-gate-2", queue_limit=2).greeted()
     service.adopt(old)
     kept = service.connect()
     assert revision_of(ask(kept, "/a")) == 1
@@ -187,12 +187,13 @@ def test_in_place_by_way_of_a_gate(spawn, service):
         thread.start()
     wait_until(lambda: gate.request("stats")["held"] >= 2, "both are held")
     assert answers == []
+    assert service.ask_once("/one-too-many")[0] == 503
     new = spawn(revision=2).loaded()
     report = service.hand_over(gate, new)
     for thread in waiting:
         thread.join(DEADLINE_S)
     assert answers == [2, 2]
-    assert report["listeners"] == 1
+    assert (report["listeners"], report["turned_away"]) == (1, 1)
     assert (state_of(gate), state_of(old), state_of(new)) == ("quiesced", "parked", "serving")
     kept.close()
 
