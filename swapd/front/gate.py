@@ -90,6 +90,7 @@ class GateFront(Front):
         self._requests = 0
         self._turned_away = 0
         self._turned_away_before = 0
+        self._owner_since = 0.0
 
     # --- clients come ------------------------------------------------------------------------------------------
 
@@ -140,9 +141,15 @@ class GateFront(Front):
             self._waiting.pop(client.fd, None)
             client.since = None
             self._requests += 1
-            body = json.dumps({"status": "holding"}).encode()
-            if not self._say(client, answer(200, body, keep_alive=True)):
+            if not self._say(client, self._health_answer()):
                 return
+
+    def _health_answer(self) -> bytes:
+        """Good for as long as waiting may help: who came when this gate began to hold has not waited in vain yet."""
+        if time.monotonic() - self._owner_since <= self._hold_timeout_s:
+            return answer(200, json.dumps({"status": "holding"}).encode(), keep_alive=True)
+        body = json.dumps({"status": "unavailable"}).encode()
+        return answer(503, body, retry_after_s=self._retry_after_s, keep_alive=True)
 
     def _health_request(self, seen: bytes) -> int | None:
         """The size of the health request at the front of `seen`; 0: it may become one; None: it is none."""
@@ -199,6 +206,7 @@ class GateFront(Front):
     # --- hand-over ---------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        self._owner_since = time.monotonic()
         self._turned_away_before = self._turned_away
         super()._start()
 

@@ -56,6 +56,18 @@ def test_health_is_answered_while_requests_wait(gate, connect):
     assert gate.wait_stats(held=1)["idle"] == 1
 
 
+def test_health_is_good_only_for_as_long_as_waiting_may_help(spawn, listener, connect):
+    gate, second = spawn(kind="gate", hold_timeout_s=1.0), spawn(kind="gate")
+    gate.adopt(1, main=listener)
+    checker = connect()
+    assert checker.get(HEALTH)[0] == 200
+    _, headers, body = wait_until(lambda: (seen := checker.get(HEALTH))[0] == 503 and seen, "no hope any more")
+    assert json.loads(body) == {"status": "unavailable"}
+    assert 1 <= int(headers["retry-after"]) <= 60
+    hand_over(gate, second, 2)
+    assert checker.get(HEALTH)[0] == 200  # a new hold, on the same connection
+
+
 def test_health_in_pieces_and_pipelined(gate, connect, spawn):
     client = connect()
     request = f"GET {HEALTH} HTTP/1.1\r\nhost: test\r\n\r\n".encode()
