@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
-import json
 import logging
 import os
 import resource
-import shutil
 import signal
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +18,7 @@ from typing import Any, Final
 import swapd
 from swapd.core.config import Config, ModelConfig
 from swapd.core.config_views import settings_digest
-from swapd.core.errors import CONFIG_INVALID, LISTEN_FAILED, Problem, SwapdError
+from swapd.core.errors import CONFIG_INVALID, Problem, SwapdError
 from swapd.core.events import ServiceAdded, ShutdownRequested, SuccessorNeeded, WorkerExited
 from swapd.core.model import Revision, State
 from swapd.core.redact import Redactor, secrets_of
@@ -33,13 +29,13 @@ from swapd.daemon.executor import Executor
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop, revision_from
 from swapd.daemon.reading import Reading
+from swapd.daemon.start import bind_all, end_leftovers, make_directories, only_one
 from swapd.daemon.workers import Workers
 from swapd.host import listeners as listening
 from swapd.host.clock import wall_s as now
 from swapd.host.config_file import check, load_config
 from swapd.host.control_socket import ControlSocket, Peer
 from swapd.host.journal import Journal
-from swapd.host.processes import kill_leftovers
 from swapd.host.service_manager import ServiceManager
 
 log = logging.getLogger("swapd")
@@ -126,15 +122,15 @@ class _Daemon:
 
     @classmethod
     async def build(cls, config: Config, stack: contextlib.AsyncExitStack) -> _Daemon:
-        _make_directories(config)
-        stack.enter_context(_only_one(config))
-        await _end_leftovers(Path(config.daemon.runtime_dir) / "w")
+        make_directories(config)
+        stack.enter_context(only_one(config))
+        await end_leftovers(Path(config.daemon.runtime_dir) / "w")
         journal = Journal(Path(config.daemon.state_dir) / "journal.db")
         stack.callback(journal.close)
         manager = ServiceManager()  # takes the environment's variables away: there is one
         stack.callback(manager.close)
         inherited = manager.listen_fds()
-        bound = _bind_all(config, inherited)
+        bound = bind_all(config, inherited)
         for socks in bound.values():
             for sock in socks.values():
                 stack.callback(listening.unbind, sock)
@@ -316,66 +312,6 @@ def _summary(state: State) -> str:
             text += f" ({service.problem.message})"
         parts.append(text)
     return "; ".join(parts) or "no services"
-
-
-def _make_directories(config: Config) -> None:
-    for path, mode in ((config.daemon.runtime_dir, 0o750), (config.daemon.state_dir, 0o750)):
-        try:
-            os.makedirs(path, mode=mode, exist_ok=True)
-        except OSError as error:
-            text = f"{path} cannot be made: {error.strerror}; choose another in [daemon], or run as root."
-            raise SwapdError(CONFIG_INVALID, text) from None
-
-
-@contextlib.contextmanager
-def _only_one(config: Config) -> Any:
-    """Two daemons on one state directory would each believe that the workers are theirs."""
-    path = Path(config.daemon.state_dir) / "lock"
-    try:
-        file = path.open("a+")
-    except OSError as error:
-        text = f"{path} cannot be opened: {error.strerror}; run swapd as the user that owns it."
-        raise SwapdError(CONFIG_INVALID, text) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            text = f"Another swapd runs with state_dir = {config.daemon.state_dir!r}; stop it, or choose another one."
-            raise SwapdError(LISTEN_FAILED, text) from None
-        yield
-
-
-async def _end_leftovers(directory: Path) -> None:
-    """End the workers of a daemon that died: nobody speaks to them any more, and they hold the addresses."""
-    for spec in await asyncio.to_thread(lambda: list(directory.glob("*/spec.json"))):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            told = json.loads(spec.read_text())
-            log.warning("daemon.leftover worker=%s", told["worker_id"])
-            await kill_leftovers(f"{told['worker_id']}:{told['nonce']}")
-        shutil.rmtree(spec.parent, ignore_errors=True)
-
-
-def _bind_all(config: Config, inherited: Mapping[str, socket.socket]) -> dict[str, dict[str, socket.socket]]:
-    """Every listener, bound once: taken from systemd when a socket unit of that name passed it, else by us.
-
-    Several addresses may be in use: all of them are named.
-    """
-    bound: dict[str, dict[str, socket.socket]] = {}
-    problems: list[Problem] = []
-    for name, service in config.services.items():
-        bound[name] = {}
-        for number, address in enumerate(service.listen):
-            key = name if number == 0 else f"{name}-{number + 1}"
-            try:
-                bound[name][address] = inherited[key] if key in inherited else listening.bind(address)
-            except SwapdError as error:
-                problems.append(error.problem)
-    if problems:
-        for socks in bound.values():
-            for sock in socks.values():
-                listening.unbind(sock)
-        raise SwapdError(LISTEN_FAILED, "\nswapd: ".join(p.message for p in problems))
-    return bound
 
 
 if __name__ == "__main__":

@@ -117,17 +117,6 @@ def test_an_address_in_use_is_named_and_so_is_every_other(tmp_path):
         second.__exit__()
 
 
-def test_a_second_daemon_on_the_same_state_is_refused():
-    with Daemon([A]) as daemon:
-        text = daemon.config.read_text().replace(f"127.0.0.1:{daemon.port}", f"127.0.0.1:{free_port()}")
-        other = daemon.dir / "other.toml"
-        other.write_text(text)
-        result = run("--config", other)
-        assert result.returncode == 1
-        assert "Another swapd runs" in result.stderr
-        assert daemon.model() == "a"
-
-
 def test_a_wrong_configuration_is_explained_and_ends_with_2(tmp_path):
     config = tmp_path / "swapd.toml"
     config.write_text('[models.a]\nap = "x:y"\n[services.chat]\nlisten = 8000\nmodel = "b"\n')
