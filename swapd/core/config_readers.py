@@ -22,6 +22,8 @@ Reader = Callable[[object, str], Any]
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)  # also a directory, a unit and a topic name
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _OURS: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+_MAX_NAME_BYTES: Final = 255  # NAME_MAX and PATH_MAX of Linux, the latter less its closing NUL
+_MAX_PATH_BYTES: Final = 4095
 
 
 class Wrong(ValueError):
@@ -138,7 +140,17 @@ def path(value: object, base: str) -> str:
     word = text(value, base)
     if word.startswith("~"):
         raise Wrong(f"{shown(word)}: ~ is not expanded here, since a daemon has no home: write the whole path")
-    return str(PurePosixPath(base, word))
+    whole = PurePosixPath(base, word)
+    longest = max(map(_length, whole.parts), default=0)
+    if longest > _MAX_NAME_BYTES:
+        raise Wrong(f"has a name of {longest} bytes, and {_MAX_NAME_BYTES} are possible: shorten it")
+    if _length(str(whole)) > _MAX_PATH_BYTES:
+        raise Wrong(f"has {_length(str(whole))} bytes, and {_MAX_PATH_BYTES} are possible: shorten it")
+    return str(whole)
+
+
+def _length(name: str) -> int:
+    return len(name.encode("utf-8", "replace"))
 
 
 def absolute_path(value: object, base: str) -> str:

@@ -32,8 +32,10 @@ def make_directories(config: Config) -> None:
         try:
             os.makedirs(path, mode=0o750, exist_ok=True)
         except OSError as error:
-            text = f"{path} cannot be made: {error.strerror}; choose another in [daemon], or run as root."
-            raise SwapdError(CONFIG_INVALID, text) from None
+            cure = f"write another daemon.{key} in {config.file}"
+            if error.errno in FORBIDDEN:
+                cure += ", or run swapd as a user that may make it"
+            raise SwapdError(CONFIG_INVALID, f"{path} cannot be made: {error.strerror}; {cure}.") from None
 
 
 @contextlib.contextmanager

@@ -83,6 +83,13 @@ MISTAKES = [
     ((("daemon", "runtime_dir"), "run"), None, None),  # relative to /etc/swapd: allowed
     ((("daemon", "runtime_dir"), "~/run"), "daemon.runtime_dir", "~ is not expanded"),
     ((("daemon", "runtime_dir"), "/" + "r" * 80), "daemon.runtime_dir", "bytes too long for a Unix socket"),
+    (
+        (("daemon", "state_dir"), "/var/" + "s" * 256),
+        "daemon.state_dir",
+        "has a name of 256 bytes, and 255 are possible",
+    ),
+    ((("daemon", "state_dir"), "/var/" + "s" * 255), None, None),
+    (((*A, "directory"), "d/" * 2048), "models.a.directory", "bytes, and 4095 are possible"),
     ((("daemon", "control"), "tcp://127.0.0.1:5555"), "daemon.control", "is not an ipc:// endpoint"),
     ((("daemon", "control"), "/run/c.sock"), "daemon.control", 'write "ipc:///run/c.sock"'),
     ((("daemon", "control"), "ipc:///" + "c" * 107), "daemon.control", "has 108 bytes"),

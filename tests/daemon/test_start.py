@@ -1,13 +1,19 @@
 """What a daemon does before its first worker: its directories, its locks, and what another one left behind."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.daemon_host import Daemon, free_port, model, until
+
+from swapd.core.config import Config, DaemonConfig
+from swapd.core.errors import SwapdError
+from swapd.daemon.start import make_directories
 
 A = model("a")
 
@@ -84,3 +90,16 @@ def test_one_directory_may_be_both():
         daemon.config.write_text(daemon.config.read_text().replace(f"{daemon.dir}/s", f"{daemon.dir}/r"))
         daemon.start()
         assert daemon.model() == "a"
+
+
+@pytest.mark.parametrize(("number", "as_another_user"), [(errno.EACCES, True), (errno.EROFS, False)])
+def test_another_user_is_proposed_only_where_one_may_make_the_directory(tmp_path, monkeypatch, number, as_another_user):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    daemon = DaemonConfig(runtime_dir=str(tmp_path), state_dir=str(tmp_path / "s"))
+    monkeypatch.setattr(os, "makedirs", refuse)
+    with pytest.raises(SwapdError) as caught:
+        make_directories(Config(file="/etc/x.toml", daemon=daemon, devices={}, models={}, services={}))
+    assert f"{os.strerror(number)}; write another daemon.runtime_dir in /etc/x.toml" in caught.value.message
+    assert ("run swapd as a user" in caught.value.message) is as_another_user

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from swapd.core.config import DaemonConfig
+
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICE = (UNITS / "swapd.service").read_text()
 
@@ -58,6 +60,7 @@ def test_the_unit_keeps_what_the_daemon_relies_on():
     assert unit["RuntimeDirectory"] == unit["StateDirectory"] == ["swapd"]
     assert unit["RuntimeDirectoryPreserve"] == ["restart"]
     assert unit["OOMPolicy"] == ["continue"]
+    assert f"shutdown_timeout ({DaemonConfig().shutdown_timeout_s:g}s by default)" in SERVICE
     assert unit["RestartPreventExitStatus"] == ["2"]
     assert "PrivateDevices" not in unit  # would hide the GPUs
     assert "MemoryDenyWriteExecute" not in unit  # would break compilers at run time
