@@ -84,7 +84,7 @@ class Api:
             return "none", None
         return "parked" if parked else "cold", self._knowledge.return_s(model, parked=parked)
 
-    async def swap(self, params: Params, actor: str, *, again: bool = False) -> Any:
+    async def swap(self, params: Params, actor: str, *, again: bool = False) -> dict[str, Any]:
         service = self._reading.service(params["service"])
         return await self._swap(service, self._knowledge.model_named(params["to"]), params, actor, again=again)
 
@@ -163,7 +163,7 @@ class Api:
             await self._knowledge.is_intact(service),
         )
 
-    def _begin(self, request: SwapRequested, model: ModelConfig, params: Params) -> Any:
+    def _begin(self, request: SwapRequested, model: ModelConfig, params: Params) -> dict[str, Any]:
         try:  # tried now, not judged by the last write: on an idle daemon that may be long ago
             self._journal.add_command(request.actor, "swap", {"to": request.candidate.model, **params}, now())
         except SwapdError as error:
@@ -202,19 +202,24 @@ class Api:
         swaps, refused = [], []
         for change in changes:
             if change.effect == SWAP:
-                swap = {
-                    "service": change.name,
-                    "to": new.services[change.name].model,
-                    "reason": "the configuration changed",
-                }
                 try:
-                    swaps.append(await self.swap(swap, actor))
+                    swaps.append(await self.follow(change.name, actor))
                 except SwapdError as error:  # the others' are begun all the same
                     refused.append(error.problem)
         if refused:
             text = "The configuration is applied, but not every swap that it asks for was begun: "
             raise SwapdError(refused[0].code, text + " ".join(p.message for p in refused), refused[0].details)
-        return {**record, "applied": True, "swaps": swaps}
+        return {**record, "applied": True, "swaps": [swap for swap in swaps if swap is not None]}
+
+    async def follow(self, service: str, actor: str) -> dict[str, Any] | None:
+        """Begin the swap to the model that the configuration names. None: it serves already. Raises as `swap`."""
+        to = self._knowledge.config.services[service].model
+        try:
+            return await self.swap({"service": service, "to": to, "reason": "the configuration changed"}, actor)
+        except SwapdError as refused:
+            if refused.code != errors.ALREADY_SERVING:
+                raise
+            return None
 
     async def stop_workers(self, params: Params, actor: str) -> Any:
         if params.get("confirm") is not True:

@@ -151,6 +151,26 @@ def test_a_reload_takes_over_what_it_can_and_names_what_it_cannot():
         assert daemon.model() == "b"
 
 
+def test_a_reload_that_asks_for_what_serves_already_is_done():
+    with Daemon([A, B]) as daemon:
+        swapped = daemon.swap("b")
+        daemon.config.write_text(daemon.config.read_text().replace('model = "a"', 'model = "b"'))
+        answer = daemon.call("reload")
+        assert answer["applied"] is True
+        assert answer["swaps"] == []
+        assert daemon.service()["drift"] is None
+        assert [r["id"] for r in daemon.call("history")] == [swapped["id"]]
+
+
+def test_a_reload_whose_swap_is_refused_says_that_it_is_applied_all_the_same():
+    with Daemon([A, model("big", memory="2GiB")]) as daemon:
+        daemon.config.write_text(daemon.config.read_text().replace('model = "a"', 'model = "big"'))
+        with pytest.raises(Refused, match="The configuration is applied, but not every swap") as caught:
+            daemon.call("reload")
+        assert caught.value.code == "VRAM_INSUFFICIENT"
+        assert daemon.service()["drift"] == "config big, running a"
+
+
 def test_a_changed_file_of_the_model_makes_a_swap_to_it_a_swap(tmp_path):
     from support.daemon_host import APPS, Refused
 
