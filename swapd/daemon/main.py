@@ -11,24 +11,22 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import swapd
-from swapd.core.config import Config, ModelConfig
-from swapd.core.config_views import settings_digest
+from swapd.core.config import Config
 from swapd.core.errors import CONFIG_INVALID, Problem, SwapdError
-from swapd.core.events import ServiceAdded, ShutdownRequested, SuccessorNeeded, WorkerExited
-from swapd.core.model import Revision, State
+from swapd.core.events import ShutdownRequested, SuccessorNeeded, WorkerExited
+from swapd.core.model import State
 from swapd.core.redact import Redactor, secrets_of
-from swapd.core.states import Phase
-from swapd.daemon.api import Api, service_settings
+from swapd.daemon.api import Api
 from swapd.daemon.devices import Devices
 from swapd.daemon.executor import Executor
 from swapd.daemon.knowledge import Knowledge
-from swapd.daemon.loop import Loop, revision_from
+from swapd.daemon.loop import Loop
 from swapd.daemon.reading import Reading
+from swapd.daemon.restart import Restart
 from swapd.daemon.start import bind_all, end_leftovers, make_directories, only_one
 from swapd.daemon.workers import Workers
 from swapd.host import listeners as listening
@@ -44,7 +42,6 @@ STATUS_PERIOD_S: Final = 1.0
 MAX_FILES: Final = 65536
 TIDY_PERIOD_S: Final = 10.0
 PRUNE_PERIOD_S: Final = 3600.0
-UNREADABLE: Final = ""  # in place of a fingerprint: equal to none that was ever taken
 EXIT_CONFIG: Final = 2
 EXIT_FAILED: Final = 1
 
@@ -118,6 +115,7 @@ class _Daemon:
         self.manager: ServiceManager
         self.reading: Reading
         self.api: Api
+        self.restart: Restart
         self.control: ControlSocket
 
     @classmethod
@@ -148,6 +146,7 @@ class _Daemon:
 
         def publish(event: str, body: Mapping[str, Any]) -> None:
             daemon.control.publish(event, body)
+            daemon.restart.stirred.set()
 
         executor = Executor(config, workers, devices, knowledge, bound, publish, lambda: daemon.done.set())
         state = State(next_swap=journal.last_swap_id() + 1, next_worker=journal.number("next_worker"))
@@ -157,6 +156,7 @@ class _Daemon:
         daemon.manager = manager
         daemon.reading = Reading(loop, workers, devices, knowledge, journal)
         daemon.api = Api(loop, daemon.reading, knowledge, journal, daemon.apply, daemon.stop)
+        daemon.restart = Restart(loop, knowledge, journal, daemon.api)
         workers.start()
         stack.push_async_callback(workers.close)
         await devices.start()
@@ -167,8 +167,8 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, daemon.stop)
         journal.prune(config.daemon.history_keep)
-        daemon._close_unfinished_swaps()
-        await daemon._add_services()
+        daemon.restart.close_unfinished_swaps()
+        await daemon.restart.add_services(config)
         await daemon.control.start()  # last: whoever asks finds every service
         stack.push_async_callback(daemon.control.close)
         return daemon
@@ -196,7 +196,7 @@ class _Daemon:
         self.manager.ready()
         log.info("daemon.ready version=%s control=%s", swapd.__version__, self.config.daemon.control)
         periodic = (self.reading.poll_stats(), self._report(), self._tidy_logs(), self._prune_journal())
-        tasks = [loop.create_task(each) for each in periodic]
+        tasks = [loop.create_task(each) for each in (*periodic, self.restart.follow_changes())]
         try:
             await self.done.wait()
         finally:
@@ -250,53 +250,6 @@ class _Daemon:
                 self.journal.prune(self.config.daemon.history_keep)
             except SwapdError as error:
                 log.warning("daemon.journal_not_pruned error=%s", error.message)
-
-    # --- what serves after a restart -------------------------------------------------------------------------------
-
-    def _close_unfinished_swaps(self) -> None:
-        for record in self.journal.unfinished_swaps():
-            soaked = record["phase"] == Phase.SOAKING.value
-            failed = Phase.FAILED if record["error"] else Phase.CANCELED
-            record["phase"] = (Phase.SUCCEEDED if soaked else failed).value
-            record["reason"] = "the daemon ended during the soak" if soaked else "the daemon ended during the swap"
-            record["finished_at"] = now()
-            self.journal.save_swap(record)
-
-    async def _add_services(self) -> None:
-        """The journal's stable revision wins until the configuration's own value changes."""
-        stored = self.journal.services()
-        for name, service in self.config.services.items():
-            record = stored.get(name, {})
-            stable = revision_from(name, record.get("stable"))
-            model_name = service.model
-            if (
-                stable is not None
-                and record.get("config_model") == service.model
-                and stable.model in self.config.models
-            ):
-                model_name = stable.model
-            model = self.config.models[model_name]
-            fresh = await self._revision_to_start(name, model)
-            last = int(record.get("last_revision", 0))
-            revision = stable if stable is not None and stable.same_content(fresh) else replace(fresh, number=last + 1)
-            previous = revision_from(name, record.get("previous"))
-            if previous is not None and previous.model not in self.config.models:
-                previous = None
-            self.knowledge.remember(revision, model)
-            if model_name != service.model:
-                log.info("service.drift service=%s config=%s running=%s", name, service.model, model_name)
-            epoch = int(record.get("epoch", 0))
-            settings = service_settings(self.config, service)
-            self.loop.take(ServiceAdded(now(), name, settings, service.model, revision, previous, last, epoch))
-
-    async def _revision_to_start(self, service: str, model: ModelConfig) -> Revision:
-        """A model whose files cannot be read makes its service Unavailable, and keeps neither the others down nor the
-        daemon: it is tried again until they are there."""
-        try:
-            return await self.knowledge.revision(service, model)
-        except SwapdError as error:
-            log.error("service.model_unreadable service=%s model=%s error=%s", service, model.name, error.message)
-            return Revision(0, service, model.name, settings_digest(model), UNREADABLE)
 
 
 def _summary(state: State) -> str:

@@ -45,17 +45,6 @@ def test_no_revision_number_is_given_twice_also_after_a_restart():
         assert daemon.swap("b")["to"]["revision"] == 3
 
 
-def test_a_changed_model_in_the_configuration_wins_after_a_restart():
-    with Daemon([A, B, model("c")]) as daemon:
-        daemon.swap("b")
-        daemon.stop()
-        text = daemon.config.read_text()
-        daemon.config.write_text(text.replace('model = "a"', 'model = "c"'))
-        daemon.start()
-        assert daemon.model() == "c"
-        assert daemon.service()["drift"] is None
-
-
 def test_sigterm_finishes_what_is_in_flight_and_leaves_no_process():
     with Daemon([A]) as daemon:
         answers = []
