@@ -203,7 +203,7 @@ def unreachable(endpoint: str) -> DaemonUnreachable:
 
 
 def test_no_socket_is_told_as_such(tmp_path):
-    assert "is swapd running" in unreachable(f"ipc://{tmp_path}/control.sock").message
+    assert "swapd is not running" in unreachable(f"ipc://{tmp_path}/control.sock").message
 
 
 def test_a_socket_that_nobody_listens_on_is_told_as_such(tmp_path):
@@ -224,16 +224,41 @@ def test_a_server_of_another_kind_is_told_as_such(tmp_path):
         assert "nobody there speaks as swapd does" in unreachable(f"ipc://{tmp_path}/control.sock").message
 
 
-@pytest.mark.parametrize("endpoint", ["/run/swapd/control.sock", "ipc://run/x", "nonsense", "ipc:///" + "x" * 200])
-def test_a_wrong_endpoint_is_told_at_once(endpoint):
-    unreachable(endpoint)
+@pytest.mark.parametrize(
+    ("endpoint", "cure"),
+    [
+        ("/run/x.sock", "'/run/x.sock' is no endpoint: write ipc:///run/x.sock"),
+        ("run/x.sock", f"write ipc://{os.getcwd()}/run/x.sock"),
+        ("ipc://run/x", "write ipc:// and a whole path, such as ipc:///run/swapd/control.sock"),
+        ("nonsense", "write ipc:// and a whole path"),
+        ("http://127.0.0.1:8000", "write ipc:// and a whole path"),
+        ("ipc:///" + "x" * 200, "is no endpoint: its path has 201 bytes, and a Unix socket's at most 107"),
+    ],
+)
+def test_a_wrong_endpoint_is_told_with_what_to_write(endpoint, cure):
+    message = unreachable(endpoint).message
+    assert cure in message
+    assert "addr=" not in message
+
+
+def test_where_nobody_is_both_causes_are_told(tmp_path):
+    path = tmp_path / "control.sock"
+    absent = unreachable(f"ipc://{path}").message
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(path))
+    for message in (absent, unreachable(f"ipc://{path}").message):
+        assert "systemctl status swapd" in message
+        assert "SWAPD_CONTROL" in message
+        assert "--connect" in message
 
 
 def test_a_closed_tcp_port_is_told_as_such():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    assert "nobody answers" in unreachable(f"tcp://127.0.0.1:{port}").message
+    message = unreachable(f"tcp://127.0.0.1:{port}").message
+    assert "nobody answers" in message
+    assert "swapd itself listens on ipc:// only" in message
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes two users")

@@ -6,10 +6,15 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from swapd.core import errors
+from swapd.core.config import MAX_SOCKET_PATH_BYTES
 from swapd.core.errors import SwapdError
+
+NOT_HERE: Final = (
+    "swapd is not running (systemctl status swapd), or listens elsewhere (say where with SWAPD_CONTROL or --connect)"
+)
 
 
 class DaemonUnreachable(SwapdError):
@@ -35,13 +40,27 @@ class Trouble:
     final: bool  # waiting does not help
 
 
+def no_endpoint(endpoint: str) -> str:
+    """What to write instead of one that cannot be connected to."""
+    scheme, separator, path = endpoint.partition("://")
+    length = len(os.fsencode(path))
+    if scheme == "ipc" and path.startswith("/") and length > MAX_SOCKET_PATH_BYTES:
+        cure = f"its path has {length} bytes, and a Unix socket's at most {MAX_SOCKET_PATH_BYTES}"
+    elif not separator and "/" in endpoint:
+        cure = f"write ipc://{os.path.abspath(endpoint)}"
+    else:
+        cure = "write ipc:// and a whole path, such as ipc:///run/swapd/control.sock"
+    return f"{endpoint!r} is no endpoint: {cure}"
+
+
 def diagnose(endpoint: str) -> Trouble | None:
     """Why nobody can be reached at an ipc endpoint: zmq itself only ever goes on trying."""
     scheme, _, path = endpoint.partition("://")
     if scheme == "tcp":
-        return Trouble(f"nobody answers at {endpoint}: is swapd running, with control = {endpoint!r}?", final=False)
+        text = f"nobody answers at {endpoint}: swapd itself listens on ipc:// only, so see to what forwards to it"
+        return Trouble(text, final=False)
     if scheme != "ipc" or not path.startswith("/"):
-        return Trouble(f"{endpoint!r} is no endpoint: expected ipc:///path or tcp://127.0.0.1:port", final=True)
+        return Trouble(no_endpoint(endpoint), final=True)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
             probe.connect(path)
@@ -50,9 +69,9 @@ def diagnose(endpoint: str) -> Trouble | None:
     except FileNotFoundError:
         if os.path.exists(path + ".full"):
             return Trouble(f"swapd has as many connections as it takes at {path}: see its log", final=False)
-        return Trouble(f"there is no {path}: is swapd running? (systemctl status swapd; --connect)", final=False)
+        return Trouble(f"there is no {path}: {NOT_HERE}", final=False)
     except ConnectionRefusedError:
-        return Trouble(f"nobody listens on {path}: swapd is not running (systemctl status swapd)", final=False)
+        return Trouble(f"nobody listens on {path}: {NOT_HERE}", final=False)
     except BlockingIOError:
         return Trouble(f"swapd does not accept connections on {path}: it hangs, see its log", final=False)
     except OSError as wrong:  # the path is too long

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import zmq
 
-from swapd.client.failures import DaemonUnreachable, SwapFailed, diagnose
+from swapd.client.failures import DaemonUnreachable, SwapFailed, diagnose, no_endpoint
 from swapd.client.waiting import Event, Steps, Wait
 from swapd.core import errors
 from swapd.core.errors import SwapdError
@@ -122,9 +122,9 @@ class Talk:
         client.setsockopt(zmq.MAXMSGSIZE, control.MAX_REPLY_BYTES)
         try:
             client.connect(self._endpoint)
-        except zmq.ZMQError as wrong:
+        except zmq.ZMQError:
             client.close()
-            raise DaemonUnreachable(f"{self._endpoint!r} is no endpoint: {wrong.strerror}") from None
+            raise DaemonUnreachable(no_endpoint(self._endpoint)) from None
         return client
 
     def _reply(self, client: zmq.Socket[bytes], request_id: int, end: float) -> Steps[control.Reply | None]:

@@ -237,7 +237,7 @@ def test_a_refusal_as_json_has_its_details(daemon, capsys):
 
 def test_no_daemon_exits_3(tmp_path, capsys):
     assert main(["--connect", f"ipc://{tmp_path}/none.sock", "status"]) == 3
-    assert "is swapd running?" in capsys.readouterr().err
+    assert "swapd is not running" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
