@@ -11,11 +11,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, Final
 
 from swapd.core.config_readers import Wrong, kind_of, quoted, shown, table, text
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)  # RFC 9110: method and field names
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # any token is legal; these get misspelt
 _URL_PATH: Final = re.compile(r"/[!-~]*", re.ASCII)
 _MAX_DEPTH: Final = 32  # of JSON in a probe
 
@@ -40,6 +42,9 @@ def method(value: object, base: str) -> str:
     word = text(value, base)
     if not _TOKEN.fullmatch(word):
         raise Wrong(f'{shown(word)} is not an HTTP method: write one such as "POST"')
+    close = get_close_matches(word.upper(), _METHODS, n=1, cutoff=0.75)
+    if close and close[0] != word.upper():
+        raise Wrong(f'{shown(word)} is not an HTTP method that is known: did you mean "{close[0]}"?')
     return word.upper()
 
 

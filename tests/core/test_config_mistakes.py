@@ -12,6 +12,10 @@ def _services(**listens):
     return {name: {"listen": listen, "model": "a"} for name, listen in listens.items()}
 
 
+def _asked_by(method):
+    return {"request": {"path": "/x", "method": method}}
+
+
 MISTAKES = [
     # --- unknown keys and tables
     (((*CHAT, "hold_timout"), "5s"), "services.chat.hold_timout", 'unknown key: did you mean "hold_timeout"?'),
@@ -156,6 +160,9 @@ MISTAKES = [
         "inf and nan",
     ),
     (((*A, "probes"), [{"request": {"path": "/a b"}}]), "models.a.probes[0].request.path", "percent-encode"),
+    (((*A, "probes"), [_asked_by("POTS")]), "models.a.probes[0].request.method", 'did you mean "POST"?'),
+    (((*A, "probes"), [_asked_by("delte")]), "models.a.probes[0].request.method", 'did you mean "DELETE"?'),
+    (((*A, "probes"), [*map(_asked_by, ("PROPFIND", "REPORT", "QUERY", "post"))]), None, None),  # any token is legal
     (((*A, "probes"), [{"request": {"path": "/", "method": "GE T"}}]), "models.a.probes[0].request.method", "HTTP"),
     (
         ((*A, "probes"), [{"request": {"path": "/", "headers": {"X": "a\r\nY: b"}}}]),
