@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import invalidate_caches
-from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +28,8 @@ else:
 
 MAX_FILE_BYTES: Final = 4 * 1024 * 1024  # a configuration; more is some other file
 MODELS_DIR: Final = "models.d"
+WORKER_NEEDS: Final = ("uvicorn", "uvloop", "httptools")  # as in worker.launch, which this layer may not import
+HARMLESS_PTH: Final = ("distutils-precedence.pth", "_virtualenv.pth")  # they run code, and add nothing to the path
 
 
 class ConfigError(SwapdError):
@@ -68,8 +69,8 @@ def check_paths(config: Config) -> list[ConfigProblem]:
             )
         elif model.app and (fault := _app_fault(model)):
             found.append(("app", fault))
-        if model.python and not (os.path.isfile(model.python) and os.access(model.python, os.X_OK)):
-            found.append(("python", f"{shown(model.python)} is not a program: write the path of an interpreter"))
+        if model.python and (fault := _python_fault(model)):
+            found.append(("python", fault))
         for index, name in enumerate(model.weights):
             if not os.path.exists(name):
                 at = f"weights[{index}]" if len(model.weights) > 1 else "weights"
@@ -238,30 +239,90 @@ def _parse_env_file(path: Path, problems: list[ConfigProblem]) -> dict[str, str]
     return values
 
 
+# --- what a worker will import, seen from file names alone: nothing is started or imported ---------------------------
+
+
 def _app_fault(model: ModelConfig) -> str | None:
-    """Whether the app's module can be found, without importing anything; None also when it cannot be told."""
+    """Whether the app's module can be found; None also when it cannot be told."""
     assert model.app is not None
     module = model.app.partition(":")[0]
-    search: list[str] | None = [model.directory]
-    parts = module.split(".")
-    for depth in range(1, len(parts) + 1):
-        name = ".".join(parts[:depth])
-        spec = PathFinder.find_spec(name, search) if search is not None else None
-        if spec is None and depth == 1:
-            # Not beside the model: it may be installed. Only the daemon's own interpreter can be asked that.
-            return None if model.python or _installed(name) else _not_found(name, model.directory)
-        if spec is None:
-            return _not_found(name, model.directory)
-        search = list(spec.submodule_search_locations) if spec.submodule_search_locations is not None else None
+    packages = _packages(model)
+    places = _import_path(model) + (packages or [])
+    searched = " or ".join([model.directory, *(packages or [])[:1]])
+    for depth, name in enumerate(module.split(".")):
+        found = _find(name, places)
+        if found is None:
+            if depth == 0 and (name in sys.stdlib_module_names or packages is None or _installed_here(model, name)):
+                return None
+            missing = ".".join(module.split(".")[: depth + 1])
+            return f'there is no module "{missing}" in {searched}: write the module\'s name, or its "directory"'
+        places = found
     return None
 
 
-def _installed(name: str) -> bool:
+def _python_fault(model: ModelConfig) -> str | None:
+    """Whether the model's own interpreter can run a worker; None also when it cannot be told."""
+    assert model.python is not None
+    if not (os.path.isfile(model.python) and os.access(model.python, os.X_OK)):
+        return f"{shown(model.python)} is not a program: write the path of an interpreter"
+    packages = _packages(model)
+    if packages is None:
+        return None
+    lacking = [name for name in WORKER_NEEDS if _find(name, _import_path(model) + packages) is None]
+    if not lacking:
+        return None
+    cure = f"install with '{model.python} -m pip install {' '.join(WORKER_NEEDS)}'"
+    return f"{model.python} lacks {', '.join(lacking)}: {cure}"
+
+
+def _import_path(model: ModelConfig) -> list[str]:
+    """What comes before the interpreter's own packages."""
+    named = filter(None, model.environment.get("PYTHONPATH", "").split(os.pathsep))
+    return [model.directory, *(os.path.join(model.directory, each) for each in named)]
+
+
+def _packages(model: ModelConfig) -> list[str] | None:
+    """Where the model's own interpreter has its packages. None where that cannot be told: of an interpreter outside
+    a virtual environment, of one that sees the system's packages too, and where a .pth file runs code.
+
+    Source: the documentation of Python's site module. Without `python` it is empty: see `_installed_here`.
+    """
+    if model.python is None:
+        return []
+    prefix = Path(model.python).parent.parent  # not resolved: that is how Python itself finds its pyvenv.cfg
     try:
-        return find_spec(name) is not None
+        lines = (prefix / "pyvenv.cfg").read_text().splitlines()
+        settings = {key.strip().lower(): value.strip().lower() for key, _, value in (x.partition("=") for x in lines)}
+        if settings.get("include-system-site-packages") == "true":
+            return None
+        found = [str(each) for each in prefix.glob("lib/python3*/site-packages")]
+        for extra in [each for place in found for each in Path(place).glob("*.pth")]:
+            for line in extra.read_text(errors="replace").splitlines():
+                if line.startswith(("import ", "import\t")) and extra.name not in HARMLESS_PTH:
+                    return None
+                if line.strip() and not line.startswith(("import ", "import\t", "#")):
+                    found.append(str(extra.parent / line.strip()))
+    except (OSError, ValueError):
+        return None
+    return found or None
+
+
+def _find(name: str, places: Iterable[str]) -> list[str] | None:
+    """The directories in which the module's submodules lie (none: it is a file); None when it is nowhere."""
+    packages = [path for path in (os.path.join(each, name) for each in places) if os.path.isdir(path)]
+    # An extension's suffix tells the Python that it was built for, which need not be ours.
+    files = (
+        file
+        for each in places
+        for pattern in (".py", ".pyc", ".so", ".*.so")
+        for file in Path(each).glob(name + pattern)
+    )
+    return packages if packages or any(files) else None
+
+
+def _installed_here(model: ModelConfig, name: str) -> bool:
+    """For a model that runs in the daemon's own interpreter."""
+    try:
+        return model.python is None and find_spec(name) is not None
     except (ImportError, ValueError):  # ValueError: __main__ and the like have no spec
         return False
-
-
-def _not_found(module: str, directory: str) -> str:
-    return f'there is no module "{module}" in {directory}: write the module\'s name, or its "directory"'

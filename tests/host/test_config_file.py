@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from swapd.core.errors import CONFIG_INVALID
-from swapd.host.config_file import ConfigError, check, check_paths, load_config, read_env_file
+from swapd.host.config_file import WORKER_NEEDS, ConfigError, check, check_paths, load_config, read_env_file
+from swapd.worker import launch
 
 SMALL = """
 [models.a]
@@ -237,8 +238,81 @@ def test_an_app_is_looked_for_without_being_imported(folder, app, found):
         assert "models.a.app: there is no module" in problems[0]
 
 
-def test_another_interpreter_s_packages_are_not_guessed_at(folder):
+def _venv(folder, *packages, cfg="include-system-site-packages = false\n"):
+    """A virtual environment as far as files go, whose interpreter cannot be started; with its model's file."""
+    python = folder / "venv/bin/python"
+    site = folder / "venv/lib/python3.99/site-packages"
+    python.parent.mkdir(parents=True)
+    python.write_text("no program at all")
+    python.chmod(0o755)
+    site.mkdir(parents=True)
+    if cfg is not None:
+        (folder / "venv/pyvenv.cfg").write_text(f"home = /usr/bin\n{cfg}")
+    for name in packages:
+        (site / name).mkdir()
     path = folder / "swapd.toml"
-    text = SMALL.replace("my_model:app", "torch_of_the_venv:app")
-    path.write_text(text.replace("[services", f'python = "{sys.executable}"\n[services'))
+    path.write_text(SMALL.replace("[services", f'python = "{python}"\n[services'))
+    return path, site
+
+
+def _with_app(path, app):
+    path.write_text(path.read_text().replace("my_model:app", app))
+
+
+@pytest.mark.parametrize(
+    ("app", "found"),
+    [
+        ("my_model:app", True),
+        ("served:app", True),
+        ("served.sub:app", True),
+        ("compiled:app", True),
+        ("linked:app", True),
+        ("json:app", True),
+        ("my_modle:app", False),
+        ("served.nope:app", False),
+        ("pytest:app", False),  # installed for the daemon, not for the model
+    ],
+)
+def test_an_app_is_looked_for_in_the_model_s_own_interpreter(folder, app, found):
+    path, site = _venv(folder, *WORKER_NEEDS, "served")
+    (site / "served/sub.py").touch()
+    (site / "compiled.cpython-399-x86_64-linux-gnu.so").touch()  # for a Python that is not ours
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere/linked.py").touch()
+    (site / "a.pth").write_text(f"# a comment\n\n{folder}/elsewhere\n")
+    (site / "distutils-precedence.pth").write_text("import os; os.environ\n")
+    _with_app(path, app)
+    problems = check(path)
+    assert (problems == []) is found, problems
+    if not found:
+        assert f'models.a.app: there is no module "{app.partition(":")[0]}" in {folder} or {site}: ' in problems[0]
+
+
+def test_what_a_worker_needs_is_looked_for_in_the_model_s_own_interpreter(folder):
+    path, _ = _venv(folder, "uvicorn")
+    (problem,) = check(path)
+    python = folder / "venv/bin/python"
+    assert f"models.a.python: {python} lacks uvloop, httptools: install with '{python} -m pip install" in problem
+    assert WORKER_NEEDS == launch.NEEDED
+
+
+@pytest.mark.parametrize("why", ["no venv", "system packages", "code in a .pth", "no site-packages"])
+def test_where_the_packages_of_an_interpreter_cannot_be_told_nothing_is_said(folder, why):
+    cfg = {"no venv": None, "system packages": "include-system-site-packages = True\n"}.get(why, "")
+    path, site = _venv(folder, cfg=cfg)
+    if why == "code in a .pth":
+        (site / "__editable__.served.pth").write_text("import __editable___served_finder\n")
+    if why == "no site-packages":
+        site.rename(site.with_name("dist-packages"))
+    _with_app(path, "served:app")
+    assert check(path) == []
+
+
+def test_a_model_s_python_path_is_searched(folder):
+    path, _ = _venv(folder, *WORKER_NEEDS)
+    (folder / "lib").mkdir()
+    (folder / "lib/served.py").touch()
+    _with_app(path, "served:app")
+    assert len(check(path)) == 1
+    path.write_text(path.read_text().replace("[services", 'env = { PYTHONPATH = "lib" }\n[services'))
     assert check(path) == []
