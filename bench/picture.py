@@ -14,7 +14,8 @@ from pathlib import Path
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 LETTER = 6.3  # about the width of one, at the size of labels
-INK, FAINT, BAND = "#222222", "#d9d9d9", "#00000012"
+INK, FAINT, LOST = "#222222", "#d9d9d9", "#c00000"
+BAND = 0.07  # how much of the ink: a colour with an alpha in it (#00000012) is solid black to some renderers
 FONT = 'font-family="Helvetica, Arial, sans-serif"'
 
 
@@ -49,13 +50,20 @@ class Svg:
         ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
         self._parts.append(f'<line {ends} stroke="{colour}" stroke-width="{width}"/>')
 
-    def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
+    def box(self, x: float, y: float, width: float, height: float, colour: str, opacity: float = 1) -> None:
         place = f'x="{x:.1f}" y="{y:.1f}" width="{max(width, 0.5):.1f}" height="{max(height, 0.5):.1f}"'
-        self._parts.append(f'<rect {place} fill="{colour}"/>')
+        fill = f'fill="{colour}"' + (f' fill-opacity="{opacity:g}"' if opacity < 1 else "")
+        self._parts.append(f"<rect {place} {fill}/>")
 
     def dots(self, cells: Sequence[tuple[int, int]], colour: str) -> None:
         path = "".join(f"M{x} {y}h2" for x, y in cells)
         self._parts.append(f'<path d="{path}" stroke="{colour}" stroke-width="2" stroke-opacity="0.55" fill="none"/>')
+
+    def crosses(self, places: Sequence[tuple[float, float]], colour: str) -> None:
+        """Large, and rimmed in white: not one of them may be overlooked."""
+        path = "".join(f"M{x - 6:.1f} {y - 6:.1f}l12 12m0 -12l-12 12" for x, y in places)
+        for stroke, width in (("#ffffff", 6), (colour, 3)):
+            self._parts.append(f'<path d="{path}" stroke="{stroke}" stroke-width="{width}" fill="none"/>')
 
     def store(self, path: Path) -> None:
         size = f'width="{self.width}" height="{self.height}" viewBox="0 0 {self.width} {self.height}"'
@@ -75,13 +83,21 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def latency_over_time(path: Path, title: str, note: str, series: Sequence[Series], marks: Sequence[Mark]) -> None:
-    """Each answered request as a dot, at the time it began; latency is logarithmic."""
+def latency_over_time(
+    path: Path,
+    title: str,
+    note: str,
+    series: Sequence[Series],
+    marks: Sequence[Mark],
+    lost: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Each answered request as a dot, at the time it began, and each lost one as a cross; latency is logarithmic."""
     left, right, top, bottom, width, height = 70, 20, 118, 62, 1200, 520
     svg = Svg(width, height)
     everything = [point for one in series for point in one.points]
     if not everything:
         raise ValueError("nothing was answered: there is no picture to draw")
+    everything += lost
     end = max(max(at for at, _ in everything), *(mark.end_s for mark in marks), 1.0)
     low = 10 ** math.floor(math.log10(max(min(latency for _, latency in everything), 1e-5)))
     high = 10 ** math.ceil(math.log10(max(latency for _, latency in everything) * 1.05))
@@ -96,7 +112,7 @@ def latency_over_time(path: Path, title: str, note: str, series: Sequence[Series
     svg.text(left, 24, title, 17, more='font-weight="bold"')
     svg.text(left, 43, note, 12)
     for n, mark in enumerate(marks):
-        svg.box(x(mark.begin_s), top, x(mark.end_s) - x(mark.begin_s), height - top - bottom, BAND)
+        svg.box(x(mark.begin_s), top, x(mark.end_s) - x(mark.begin_s), height - top - bottom, INK, BAND)
         svg.line(x(mark.begin_s), top, x(mark.begin_s), height - bottom, "#888888")
         svg.line(x(mark.end_s), top - 4, x(mark.end_s), height - bottom, INK, 1.5)
         if mark.label:
@@ -119,6 +135,10 @@ def latency_over_time(path: Path, title: str, note: str, series: Sequence[Series
         svg.dots(sorted({(round(x(at)), round(y(latency))) for at, latency in one.points}), colour)
         svg.box(left + 260 * n, height - 24, 12, 12, colour)
         svg.text(left + 260 * n + 18, height - 14, f"{one.name}: {len(one.points):,} answers", 12)
+    if lost:
+        svg.crosses([(x(at), y(latency)) for at, latency in lost], LOST)
+        svg.crosses([(left + 260 * len(series) + 6, height - 18)], LOST)
+        svg.text(left + 260 * len(series) + 18, height - 14, f"lost: {len(lost):,}", 12)
     svg.store(path)
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from bench.harness import DaemonFailed, Refused, Swapd, free_port, quoted
 from bench.loader import ClientGroup, LoadProcess, LoadReport, LoadSpec, http_request
 from bench.picture import Mark, Series, duration, latency_over_time
-from bench.records import Switch, check_cutovers, percentile
+from bench.records import OK, Switch, check_cutovers, percentile
 from demo.texts import MODELS, sentences
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -332,9 +332,12 @@ def draw(path: Path, begun: float, steps: list[Step], report: LoadReport) -> Non
     points: dict[str, list[tuple[float, float]]] = {}
     labels = {int(revision): label for revision, label in report.summary["labels"].items()}
     wanted = {n for n, name in enumerate(records.groups) if name in ("keep-alive", "reconnecting", "asking")}
+    lost: list[tuple[float, float]] = []
     rows = zip(records.start, records.end, records.revision, records.group, records.outcome, strict=True)
     for start, end, revision, group, result in rows:
-        if result == 0 and group in wanted and start >= begun:
+        if result != OK:
+            lost.append((max(0.0, start - begun), end - start))
+        elif group in wanted and start >= begun:
             points.setdefault(labels[revision], []).append((start - begun, end - start))
     marks = []
     for step in steps:
@@ -345,10 +348,11 @@ def draw(path: Path, begun: float, steps: list[Step], report: LoadReport) -> Non
         if not step.swapped and report.lost == 0:
             detail = "nobody noticed"
         marks.append(Mark(step.commanded_at - begun, step.settled_at - begun, step.what, detail))
-    note = "each dot a request (embed a text, or say which model serves), at the time it was due; "
-    note += f"{len(records):,} requests, {report.lost} lost"
+    drawn = sum(map(len, points.values()))
+    note = f"{drawn:,} dots: one text embedded, or the question which model serves, at the time it was due."
+    note += f" With streams, idle clients and the time before 0 s: {len(records):,} requests, {len(lost):,} lost"
     series = [Series(name, points[name]) for name in NAMES.values() if name in points]
-    latency_over_time(path, "A model replaced under load, behind one address", note, series, marks)
+    latency_over_time(path, "A model replaced under load, behind one address", note, series, marks, lost)
 
 
 def main() -> int:
