@@ -175,6 +175,7 @@ HISTORY_HEADER = (
     "STRATEGY",
     "PHASE",
     "CLIENTS WAITED",
+    "CUTOVER",
     "CUT",
     "ACTOR",
     "WHEN",
@@ -192,6 +193,7 @@ def history_rows(history: Sequence[Record], now_s: float) -> list[list[str]]:
             r["strategy"],
             r["phase"],
             _waited(r),
+            _cutover(r),
             str(r["cut_requests"] or 0),
             printable(r["actor"]),
             when(r["created_at"], now_s),
@@ -201,10 +203,25 @@ def history_rows(history: Sequence[Record], now_s: float) -> list[list[str]]:
     ]
 
 
+WAYS = ("", "return_")  # forth, and the way back to the old revision
+
+
+def _held_ms(record: Record, way: str) -> float | None:
+    """How long clients were held; None where nobody was: the outage is the cutover's own then."""
+    outage: float | None = record.get(f"{way}outage_ms")
+    return None if outage == record.get(f"{way}cutover_ms") else outage
+
+
 def _waited(record: Record) -> str:
-    """How long clients waited: the outage of an in-place swap, the cutover of another."""
-    value = record["outage_ms"] if record["strategy"] == "in-place" else record["cutover_ms"]
-    return NONE if value is None else milliseconds(value)
+    """The longest that clients were held, on the way forth or back."""
+    held = [ms for way in WAYS if (ms := _held_ms(record, way)) is not None]
+    return milliseconds(max(held)) if held else NONE
+
+
+def _cutover(record: Record) -> str:
+    """How long the switch took; of a swap that went back before it, the switch back."""
+    took = [ms for way in WAYS if (ms := record.get(f"{way}cutover_ms")) is not None]
+    return milliseconds(took[0]) if took else NONE
 
 
 def _reason(record: Record) -> str:
@@ -245,8 +262,8 @@ def swap_lines(record: Record, now_s: float) -> list[str]:
 
 
 def _client_words(record: Record) -> str:
-    words = _wait_words(record, "outage_ms", "cutover_ms")
-    back = _wait_words(record, "return_outage_ms", "return_cutover_ms")
+    words = _wait_words(record, "")
+    back = _wait_words(record, "return_")
     if back:
         words.append("on the way back " + ", ".join(back))
     words.append(f"{record['cut_requests'] or 'no'} requests cut")
@@ -255,14 +272,10 @@ def _client_words(record: Record) -> str:
     return ", ".join(words)
 
 
-def _wait_words(record: Record, outage: str, cutover: str) -> list[str]:
-    """The outage only where it is more than the cutover: where clients were held."""
-    words = []
-    if record.get(outage) is not None and record[outage] != record.get(cutover):
-        words.append(f"waited {milliseconds(record[outage])}")
-    if record.get(cutover) is not None:
-        words.append(f"cutover {milliseconds(record[cutover])}")
-    return words
+def _wait_words(record: Record, way: str) -> list[str]:
+    held, cutover = _held_ms(record, way), record.get(f"{way}cutover_ms")
+    words = [f"waited {milliseconds(held)}"] if held is not None else []
+    return words + ([f"cutover {milliseconds(cutover)}"] if cutover is not None else [])
 
 
 def headline(record: Record) -> str:
@@ -285,9 +298,10 @@ def success_line(record: Record, now_s: float) -> str:
     words = f"{printable(record['to']['model'])} serves"
     if record["from"] and kept:
         words += f"; {printable(record['from']['model'])} {kept} until {clock(record['soak_until'], now_s)}"
-    figures = []
-    if _waited(record) != NONE:
-        figures.append(f"{'outage' if record['strategy'] == 'in-place' else 'cutover'} {_waited(record)}")
+    held, cutover = _held_ms(record, ""), record.get("cutover_ms")
+    figures = [f"outage {milliseconds(held)}"] if held is not None else []
+    if cutover is not None and held is None:
+        figures.append(f"cutover {milliseconds(cutover)}")
     if record["cut_requests"]:
         figures.append(f"{record['cut_requests']} requests cut")
     return words + (f" ({', '.join(figures)})" if figures else "")

@@ -22,7 +22,7 @@ from support.control_values import GIB, device, plan, service, status, swap_reco
 
 from swapd.cli import main as main_module
 from swapd.cli.main import main
-from swapd.cli.render import plan_lines
+from swapd.cli.render import HISTORY_HEADER, history_rows, plan_lines
 from swapd.core import errors
 from swapd.core.errors import SwapdError
 
@@ -355,6 +355,25 @@ def test_history_and_show(daemon, capsys):
     assert "clients   cutover 840 us, no requests cut" in out
     assert "peak      6.0 GiB on gpu0" in out
     assert "load            ok           1.2 s" in out
+
+
+def waits(**figures):
+    """What `history` shows of clients' waiting: (CLIENTS WAITED, CUTOVER)."""
+    row = history_rows([swap_record(**figures)], time.time())[0]
+    return row[HISTORY_HEADER.index("CLIENTS WAITED")], row[HISTORY_HEADER.index("CUTOVER")]
+
+
+def test_nobody_is_said_to_have_waited_where_nobody_was_held():
+    assert waits(outage_ms=0.84, cutover_ms=0.84) == ("-", "840 us")
+    assert waits(strategy="in-place", outage_ms=357.0, cutover_ms=0.6) == ("357 ms", "600 us")
+    assert waits(outage_ms=None, cutover_ms=None) == ("-", "-")
+
+
+def test_what_clients_waited_for_a_way_back_is_told():
+    failed = {"strategy": "in-place", "outage_ms": None, "cutover_ms": None}
+    assert waits(**failed, return_outage_ms=812.0, return_cutover_ms=0.7) == ("812 ms", "700 us")
+    died = {"outage_ms": 0.84, "cutover_ms": 0.84, "return_outage_ms": 95.0, "return_cutover_ms": None}
+    assert waits(**died) == ("95.0 ms", "840 us")
 
 
 def test_reload_names_what_it_cannot_apply(daemon, capsys):
