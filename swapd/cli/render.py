@@ -114,10 +114,27 @@ def status_notes(status: Record, now_s: float) -> list[str]:
         if service.get("drift"):
             notes.append(f"{name}: {printable(service['drift'])}")
         if service.get("problem"):
-            again = service.get("retry_at")
-            retry = f"; next attempt at {when(again, now_s)}" if again else ""
-            notes.append(f"{name}: {text.problem(service['problem'])}{retry}")
+            notes.append(f"{name}: {problem_words(service, now_s)}")
     return notes
+
+
+def problem_words(service: Record, now_s: float) -> str:
+    """What is wrong, and when it is tried again. A time that has come means that the attempt is under way."""
+    again = service.get("retry_at")
+    retry = "" if not again else "; being tried now" if again <= now_s else f"; next attempt at {when(again, now_s)}"
+    return text.problem(service["problem"]) + retry
+
+
+def who_serves(service: Record) -> str:
+    if service["front"] == "direct" and service["model"]:
+        return f"{printable(service['model'])} serves"
+    return "its clients wait" if service["holding"] else "nothing serves"
+
+
+def service_line(service: Record, now_s: float) -> str:
+    """chat: Healthy, a serves"""
+    problem = f": {problem_words(service, now_s)}" if service.get("problem") else ""
+    return f"{printable(service['name'])}: {service['health']}, {who_serves(service)}{problem}"
 
 
 # --- devices and workers -----------------------------------------------------------------------------------------

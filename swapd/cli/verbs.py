@@ -125,11 +125,10 @@ class Verbs:
 
     def _who_serves(self, name: str) -> str:
         service = self._client.status(name)["services"][0]
-        model = service["model"] if service["front"] == "direct" else None
-        if model is None:
-            waiting = "its clients wait" if service["holding"] else "nothing serves"
-            return text.printable(f"{name}: {waiting} ({service['health']}); swapd-cli status {name}")
-        return text.printable(f"{model} serves")
+        if service["front"] == "direct":
+            return render.who_serves(service)
+        name = text.printable(name)
+        return f"{name}: {render.who_serves(service)} ({service['health']}); swapd-cli status {name}"
 
     def wait(self) -> int:
         given = self._arguments
@@ -144,12 +143,13 @@ class Verbs:
             service = self._service()
         while given.healthy and service["health"] != "Healthy":
             if given.deadline is not None and time.monotonic() - started > given.deadline:
-                self._output.line(f"{service['name']} is {service['health']} after {text.seconds(given.deadline)}")
+                line = f"not Healthy after {text.seconds(given.deadline)}; {render.service_line(service, time.time())}"
+                Output(sys.stderr if given.json else self._output.file).line(line)
                 return UNFINISHED
             time.sleep(FOLLOW_S)
             service = self._service()
         if not self._json(service):
-            self._output.line(f"{text.printable(service['name'])}: {service['health']}, {service['model']} serves")
+            self._output.line(render.service_line(service, time.time()))
         return DONE
 
     def _service(self) -> Any:

@@ -410,9 +410,32 @@ def test_wait_healthy_waits_for_the_service(daemon, capsys):
     assert capsys.readouterr().out == "chat: Healthy, a serves\n"
 
 
-def test_wait_healthy_ends_at_its_deadline(daemon, capsys):
-    daemon.answers["status"] = status(service(health="Unavailable"))
-    assert main(["wait", "chat", "--healthy", "--deadline", "10ms"]) == 5
+BROKEN = {
+    **{"health": "Unavailable", "front": "gate", "holding": True, "revision": None},
+    "problem": {"code": "PROBE_FAILED", "message": "probe 1 answered 500", "details": {}},
+}
+
+
+def test_wait_healthy_ends_at_its_deadline_and_says_what_is_wrong(daemon, capsys):
+    daemon.answers["status"] = status(service(**BROKEN))
+    argv = ["wait", "chat", "--healthy", "--deadline", "10ms"]
+    expected = "not Healthy after 10.0 ms; chat: Unavailable, its clients wait: probe 1 answered 500 (PROBE_FAILED)\n"
+    assert main(argv) == 5
+    assert capsys.readouterr().out == expected
+    assert main(["--json", *argv]) == 5
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_wait_does_not_say_that_a_model_serves_which_does_not(daemon, capsys):
+    daemon.answers["status"] = status(service(**BROKEN))
+    assert main(["wait", "chat"]) == 0
+    assert capsys.readouterr().out == "chat: Unavailable, its clients wait: probe 1 answered 500 (PROBE_FAILED)\n"
+
+
+def test_an_attempt_whose_time_has_come_is_being_made(daemon, capsys):
+    daemon.answers["status"] = status(service(**BROKEN, retry_at=time.time() - 1))
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "chat: probe 1 answered 500 (PROBE_FAILED); being tried now"
 
 
 def test_events_are_told_from_the_daemons_memory(daemon, capsys):
