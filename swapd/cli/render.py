@@ -350,6 +350,9 @@ def plan_lines(plan: Record) -> list[str]:
         f"streams   {_stream_words(plan)}",
         f"rollback  {_rollback_words(plan)}",
     ]
+    if plan.get("probes") == 0:
+        model = printable(plan["to"]["model"])
+        lines.append(f"proof     none: model {model} has no probes, see [[models.{model}.probes]]")
     for other in plan["alternatives"]:
         possible = "possible" if other["possible"] else "impossible"
         lines.append(f"or        {possible}: {_strategy(other)}")

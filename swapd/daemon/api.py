@@ -60,15 +60,22 @@ class Api:
 
     async def plan(self, params: Params, actor: str) -> Any:
         service = self._reading.service(params["service"])
-        request = await self._request(service, self._knowledge.model_named(params["to"]), params, actor)
+        model = self._knowledge.model_named(params["to"])
+        request = await self._request(service, model, params, actor)
         placed = plan(self._loop.state, request)
         if isinstance(placed, Problem):
             raise SwapdError.of(placed)
         stats = await self._reading.fresh_stats(service.owner)
         rollback, rollback_s = self._rollback_after(service, placed, request.way_back)
-        hold_s = self._knowledge.config.services[service.name].hold_timeout_s
         return plan_record(
-            service, params["to"], placed, rollback=rollback, rollback_s=rollback_s, stats=stats, hold_timeout_s=hold_s
+            service,
+            model.name,
+            placed,
+            probes=len(model.probes),
+            rollback=rollback,
+            rollback_s=rollback_s,
+            stats=stats,
+            hold_timeout_s=self._knowledge.config.services[service.name].hold_timeout_s,
         )
 
     def _rollback_after(self, service: Service, placed: Placement, way_back: bool) -> tuple[str, float | None]:

@@ -254,7 +254,8 @@ class Executor:
             problem = overdrawn(reading, self.loop.state.reservations, op.worker)
             if problem is not None:
                 raise SwapdError.of(problem)
-        detail = f"{report.answers} answers, slowest {report.slowest_s * 1000:.0f} ms" if report.answers else ""
+        detail = f"{report.answers} answers, slowest {report.slowest_s * 1000:.0f} ms"
+        detail = detail if model.probes else "no probes are configured"
         return {"detail": detail, "used_bytes": used}
 
     async def _adopt(self, effect: Run) -> Mapping[str, Any]:

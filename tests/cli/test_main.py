@@ -207,6 +207,12 @@ def test_a_plan_says_what_clients_will_notice(outage_s, words):
     assert f"outage    {words}" in lines
 
 
+def test_a_plan_for_a_model_without_probes_says_that_nothing_proves_it(daemon, capsys):
+    daemon.answers["plan"] = plan(probes=0)
+    assert main(["plan", "chat", "--to", "b"]) == 0
+    assert "proof     none: model b has no probes, see [[models.b.probes]]\n" in capsys.readouterr().out
+
+
 # --- exit statuses -------------------------------------------------------------------------------------------
 
 

@@ -142,3 +142,12 @@ def test_a_new_swap_ends_the_soak_and_frees_the_kept_revision(daemon):
     history = daemon.call("history")
     assert [r["phase"] for r in history] == ["Soaking", "Succeeded", "Canceled"]
     until(lambda: len(daemon.call("workers")) == 1, what="only big left")
+
+
+def test_a_model_without_probes_is_told_before_and_after():
+    with Daemon([A, model("unproved", probes=False)]) as daemon:
+        assert daemon.call("plan", service="chat", to="unproved")["probes"] == 0
+        record = daemon.swap("unproved")
+        details = {s["name"]: s["detail"] for s in record["steps"]}
+        assert details["verify"] == "no probes are configured"
+        assert daemon.call("plan", service="chat", to="a", strategy="in-place")["probes"] == 1

@@ -116,6 +116,7 @@ def plan(**changes: Any) -> dict[str, Any]:
         "need_source": "declared",
         "device": "gpu0",
         "expected_outage_s": 12.5,
+        "probes": 1,
         "open_streams": 3,
         "longest_stream_s": 40.0,
         "hold_timeout_s": 120.0,
