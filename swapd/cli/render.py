@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from swapd.cli import text
 from swapd.cli.text import NONE, clock, count, gib, milliseconds, printable, revision, seconds, when
+from swapd.core.errors import CANCELED
 
 Record = Mapping[str, Any]
 
@@ -298,9 +299,17 @@ def _wait_words(record: Record, way: str) -> list[str]:
 def headline(record: Record) -> str:
     """swap 42  chat: a #41 to b #42, dual: why"""
     head = f"swap {record['id']}  {printable(record['service'])}: "
-    if record["phase"] in BACKWARD:
+    if record["phase"] not in BACKWARD:
+        return f"{head}{revision(record['from'])} to {revision(record['to'])}, {_strategy(record)}"
+    if _clients_moved(record):
         return f"{head}{revision(record['to'])} back to {revision(record['from'])}"
-    return f"{head}{revision(record['from'])} to {revision(record['to'])}, {_strategy(record)}"
+    word = "canceled" if (record.get("error") or {}).get("code") == CANCELED else "failed"
+    return f"{head}{word}; " + (f"{revision(record['from'])} goes on serving" if record["from"] else "no model served before")
+
+
+def _clients_moved(record: Record) -> bool:
+    """They were held or switched, or might have been: before that, the old revision has never stopped to serve."""
+    return record.get("cutover_ms") is not None or any(step["name"] in ("hold", "switch") for step in record["steps"])
 
 
 def _strategy(record: Record) -> str:

@@ -155,6 +155,7 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
     reserved = {r.worker_id for r in state.reservations}
     serving = tuple(w.id for w in workers if w.revision == service.stable and w.can_serve)
     held = tuple(w.id for w in workers if w.id in reserved and w.id not in serving)
+    kept = service.swap.source if service.swap is not None else None  # the swap is soaking, or there is none
     wish = event.strategy or service.settings.strategy
     max_outage_s = event.max_outage_s if event.max_outage_s is not None else service.settings.max_outage_s
     names = {r.number: r.model for r in service.revisions}
@@ -167,6 +168,7 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
         reservations=tuple(r for r in state.reservations if r.worker_id != RETURN + service.name),
         incumbents=serving,
         retiring=held,
+        soaking=tuple(w.id for w in workers if kept is not None and w.revision == kept.number),
         wish=wish,
         max_outage_s=max_outage_s,
         outage_must_be_known=event.max_outage_s is not None,

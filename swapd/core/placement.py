@@ -49,7 +49,8 @@ class PlacementRequest:
     readings: tuple[DeviceReading, ...]  # of the devices that the service may use, in the config's order
     reservations: tuple[Reservation, ...]  # all of them, of every service
     incumbents: tuple[str, ...] = ()  # workers that serve now; an in-place swap parks or stops them first
-    retiring: tuple[str, ...] = ()  # workers stopped first in any case: the previous revision of a soak
+    retiring: tuple[str, ...] = ()  # workers stopped first in any case: a soak's previous revision, or one of no use
+    soaking: tuple[str, ...] = ()  # those of them that a soak keeps
     wish: Strategy = Strategy.AUTO
     max_outage_s: float | None = None  # 0: never in-place; None: no bound
     outage_must_be_known: bool = False  # the bound was asked for, so an outage that is not known cannot be within it
@@ -193,13 +194,18 @@ def _refuse(
 
 
 def _beside(request: PlacementRequest, now: DeviceReading, strategy: Strategy) -> _Option:
-    """Load while everything else on the device stays (but the soak's previous revision, which a swap ends)."""
+    """Load while everything else on the device stays, but for what a swap stops in any case."""
     reading, reservations = after_release(now, request.reservations, dict.fromkeys(request.retiring, 0))
     option = _fit(request, reading, reservations, strategy)
     retired = [r.worker_id for r in on_device(now, request.reservations) if r.worker_id in request.retiring]
     if retired and option.possible:
-        names = both(request.name(w) for w in retired)
-        return replace(option, why=f"{option.why}, once the soak of {names} is ended")
+        first = both(
+            f"the soak of {request.name(w)} is ended"
+            if w in request.soaking
+            else f"{request.name(w)}, which takes no clients, is stopped"
+            for w in retired
+        )
+        return replace(option, why=f"{option.why}, once {first}")
     return option
 
 

@@ -22,7 +22,7 @@ from support.control_values import GIB, device, plan, service, status, swap_reco
 
 from swapd.cli import main as main_module
 from swapd.cli.main import main
-from swapd.cli.render import HISTORY_HEADER, history_rows, plan_lines
+from swapd.cli.render import HISTORY_HEADER, headline, history_rows, plan_lines
 from swapd.core import errors
 from swapd.core.errors import SwapdError
 
@@ -137,6 +137,22 @@ def test_a_return_is_done_when_the_old_one_serves_again(daemon, capsys, argv):
         "restore: switch ok          3.1 ms",
         "a serves",
     ]
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "expected"),
+    [
+        ({"revision": 41, "model": "a"}, errors.CANCELED, "canceled; a #41 goes on serving"),
+        ({"revision": 41, "model": "a"}, errors.PROBE_FAILED, "failed; a #41 goes on serving"),
+        (None, errors.CANCELED, "canceled; no model served before"),
+    ],
+)
+def test_what_never_stopped_to_serve_is_not_said_to_come_back(source, code, expected):
+    error = {"code": code, "message": "-", "details": {}, "step": "load", "log_tail": []}
+    record = swap_record(phase="RollingBack", cutover_ms=None, error=error, **{"from": source})
+    assert headline(record) == f"swap 42  chat: {expected}"
+    held = {**record, "steps": [*record["steps"], {"name": "hold", "status": "running", "started_at": 0.0}]}
+    assert "b #42 back to" in headline(held)
 
 
 def test_a_rollback_names_a_revision_by_its_number(daemon):

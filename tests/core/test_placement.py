@@ -302,9 +302,11 @@ def test_a_first_start_has_nothing_to_replace():
 def test_a_new_swap_counts_on_the_end_of_the_soak():
     reading = gpu(free=4 * GIB, used=(("chat-2", 10 * GIB), ("chat-3", 10 * GIB)))
     reservations = (held("chat-2", 10 * GIB), held("chat-3", 10 * GIB))
-    answer = placed(readings=(reading,), reservations=reservations, retiring=("chat-2",))
+    answer = placed(readings=(reading,), reservations=reservations, retiring=("chat-2",), soaking=("chat-2",))
     assert (answer.strategy, answer.stops) == (Strategy.DUAL, ("chat-2",))
-    assert "once the soak of chat-2 is ended" in answer.why
+    assert answer.why.endswith("once the soak of chat-2 is ended")
+    answer = placed(readings=(reading,), reservations=reservations, retiring=("chat-2",))
+    assert answer.why.endswith("once chat-2, which takes no clients, is stopped")
 
 
 def test_a_need_that_is_unknown_is_admitted_only_alone():

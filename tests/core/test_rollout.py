@@ -427,3 +427,19 @@ def test_a_swap_that_failed_is_recorded_as_failed_although_the_daemon_is_stopped
     assert chat(host).swap.phase is Phase.ROLLING_BACK
     host.send(events.ShutdownRequested(host.now))
     assert [s.phase for s in host.finished] == [Phase.FAILED]
+
+
+def test_a_plan_tells_a_soak_from_a_worker_that_does_not_serve():
+    host = serving()
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    placed = plan(host.state, host.swap_request("chat", "b", again=True))
+    assert "once the soak of a (chat-2) is ended" in placed.why
+    host = Host()
+    host.add("chat", "a")
+    host.measure()
+    finish_until(host, OpKind.LOAD)
+    placed = plan(host.state, host.swap_request("chat", "b"))
+    assert placed.strategy is Strategy.START
+    assert "which takes no clients, is stopped" in placed.why
+    assert "soak" not in placed.why
