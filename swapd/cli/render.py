@@ -304,7 +304,9 @@ def headline(record: Record) -> str:
     if _clients_moved(record):
         return f"{head}{revision(record['to'])} back to {revision(record['from'])}"
     word = "canceled" if (record.get("error") or {}).get("code") == CANCELED else "failed"
-    return f"{head}{word}; " + (f"{revision(record['from'])} goes on serving" if record["from"] else "no model served before")
+    return f"{head}{word}; " + (
+        f"{revision(record['from'])} goes on serving" if record["from"] else "no model served before"
+    )
 
 
 def _clients_moved(record: Record) -> bool:

@@ -104,9 +104,22 @@ def rollback_kind(state: State, service: Service) -> str:
     return "cold" if service.previous else "none"
 
 
+def drifted(service: Service, config_model: str) -> Revision | None:
+    """The stable revision, where it is of another model than the configuration names."""
+    stable = service.revision(service.stable)
+    return stable if stable is not None and stable.model != config_model else None
+
+
 def service_record(
-    state: State, service: Service, *, listen: Sequence[str], config_model: str, stats: Mapping[str, Any] | None
+    state: State,
+    service: Service,
+    *,
+    listen: Sequence[str],
+    config_model: str,
+    stats: Mapping[str, Any] | None,
+    brought_by: str | None = None,
 ) -> dict[str, Any]:
+    """`brought_by`: who asked for the swap to the revision that has drifted, where that is known."""
     owner = state.worker(service.owner)
     swap = service.swap
     serving = service.revision(owner.revision) if owner is not None and owner.revision else None
@@ -114,9 +127,11 @@ def service_record(
     soak = None
     if swap is not None and swap.phase is Phase.SOAKING:
         soak = {"until": swap.soak_until, "previous": _revision(swap.source)}
+    astray = drifted(service, config_model)
     drift = None
-    if running is not None and running.model != config_model:
-        drift = f"config {config_model}, running {running.model}"
+    if astray is not None:
+        whence = f"#{astray.number}, {brought_by}" if brought_by else f"#{astray.number}"
+        drift = f"config {config_model}, running {astray.model} ({whence})"
     front = "none" if owner is None else ("gate" if owner.kind is Kind.GATE else "direct")
     return {
         "name": service.name,

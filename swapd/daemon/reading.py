@@ -13,9 +13,10 @@ from typing import Any, Final
 import swapd
 from swapd.core import errors
 from swapd.core.errors import SwapdError
-from swapd.core.model import Kind, Service
+from swapd.core.model import Kind, Revision, Service
 from swapd.core.redact import Redactor
-from swapd.core.report import device_record, service_record, worker_record
+from swapd.core.report import device_record, drifted, service_record, worker_record
+from swapd.core.states import Phase
 from swapd.daemon.devices import Devices
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop
@@ -26,6 +27,7 @@ from swapd.host.logs import read_end, read_from
 
 STATS_S: Final = 0.5
 STATS_PERIOD_S: Final = 1.0
+_BROUGHT: Final = (Phase.SOAKING.value, Phase.SUCCEEDED.value)
 DEFAULT_HISTORY: Final = 20
 DEFAULT_LINES: Final = 100
 
@@ -88,7 +90,17 @@ class Reading:
             listen=config.listen,
             config_model=config.model,
             stats=live.stats if live is not None else None,
+            brought_by=self._who_brought(drifted(service, config.model)),
         )
+
+    def _who_brought(self, revision: Revision | None) -> str | None:
+        """Who asked for the swap to this revision. A journal that fails is told elsewhere."""
+        if revision is None:
+            return None
+        with contextlib.suppress(SwapdError):
+            record = self._journal.last_swap_to(revision.service, revision.number, _BROUGHT)
+            return str(record["actor"]) if record is not None else None
+        return None
 
     async def devices(self, params: Params) -> Any:
         readings = await self._devices.read_all()

@@ -145,6 +145,15 @@ class Journal:
         )
         return json.loads(rows[0][0]) if rows else None
 
+    def last_swap_to(self, service: str, revision: int, phases: Sequence[str]) -> dict[str, Any] | None:
+        """The newest swap of the service to this revision that is in one of the phases."""
+        rows = self._run(
+            f"SELECT body FROM swap WHERE service = ? AND target = ? AND phase IN ({', '.join('?' * len(phases))})"
+            " ORDER BY id DESC LIMIT 1",
+            (service, revision, *phases),
+        )
+        return json.loads(rows[0][0]) if rows else None
+
     def last_swap_id(self) -> int:
         rows = self._run("SELECT COALESCE(MAX(id), 0) FROM swap")
         return int(rows[0][0])

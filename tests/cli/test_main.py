@@ -321,7 +321,7 @@ def test_status_shows_services_drift_and_problems(daemon, capsys):
     soaking = service(
         model="b",
         revision=42,
-        drift="config a, running b",
+        drift="config a, running b (#42, ana)",
         soak={"until": time.time() + 600, "previous": {"revision": 41, "model": "a"}},
         rollback="instant",
         problem={"code": "NOT_READY", "message": "ready path answers 503", "details": {}},
@@ -337,7 +337,7 @@ def test_status_shows_services_drift_and_problems(daemon, capsys):
     assert "Soaking until" in lines[2]
     assert "a #41 kept" in lines[2]
     assert "Preparing to b #42: load" in lines[3]
-    assert lines[4] == "chat: config a, running b"
+    assert lines[4] == "chat: config a, running b (#42, ana)"
     assert lines[5].startswith("chat: ready path answers 503 (NOT_READY); next attempt at ")
 
 

@@ -399,8 +399,11 @@ def test_records_have_the_documented_keys():
     documented = "id service from to strategy why phase reason actor outage_ms cutover_ms steps peak_memory_bytes"
     assert set(documented.split()) <= set(record)
     assert record["steps"][0].keys() >= {"name", "status", "started_at", "ms"}
-    status = service_record(host.state, chat(host), listen=("127.0.0.1:1",), config_model="a", stats=None)
-    assert status["drift"] == "config a, running b"
+    figures = {"listen": ("127.0.0.1:1",), "config_model": "a", "stats": None}
+    status = service_record(host.state, chat(host), **figures)
+    assert status["drift"] == "config a, running b (#2)"
+    status = service_record(host.state, chat(host), **figures, brought_by="ana")
+    assert status["drift"] == "config a, running b (#2, ana)"
     assert status["soak"]["previous"] == {"revision": 1, "model": "a"}
 
 

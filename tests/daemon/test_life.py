@@ -27,11 +27,12 @@ def run(*arguments):
 
 def test_what_was_swapped_to_serves_after_a_restart_and_the_drift_is_shown():
     with Daemon([A, B]) as daemon:
-        daemon.swap("b")
+        actor = daemon.swap("b", actor="ana")["actor"]
         daemon.stop()
         daemon.start()
         assert daemon.model() == "b"
-        assert daemon.service()["drift"] == "config a, running b"
+        assert daemon.service()["drift"] == f"config a, running b (#2, {actor})"
+        assert actor.endswith(" (ana)")
         assert [r["phase"] for r in daemon.call("history")] == ["Succeeded"]
 
 

@@ -50,6 +50,16 @@ def test_an_unfinished_swap_is_found_again(journal):
     assert [r["id"] for r in journal.unfinished_swaps()] == [2]
 
 
+def test_the_swap_that_brought_a_revision_is_found(journal):
+    for number, phase in ((1, "Succeeded"), (2, "Failed")):
+        journal.save_swap(record(number, phase=phase) | {"to": {"revision": 7, "model": "b"}})
+    found = journal.last_swap_to("chat", 7, ("Soaking", "Succeeded"))
+    assert found is not None
+    assert found["id"] == 1
+    assert journal.last_swap_to("chat", 8, ("Soaking", "Succeeded")) is None
+    assert journal.last_swap_to("embed", 7, ("Soaking", "Succeeded")) is None
+
+
 def test_a_transaction_that_fails_writes_nothing(journal):
     def fail_half_way():
         with journal.transaction():
