@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Final
 
 from swapd.core import errors, events, placement
-from swapd.core.draft import RETURN, Draft
+from swapd.core.draft import Draft
 from swapd.core.errors import Problem
-from swapd.core.model import Kind, Revision, Service, Slot, State, Strategy, Swap, Worker
+from swapd.core.model import RETURN, Kind, Revision, Service, Slot, State, Strategy, Swap, Worker
 from swapd.core.states import Phase, WorkerState
 
 KEPT_REVISIONS: Final = 32
@@ -158,7 +158,7 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
     kept = service.swap.source if service.swap is not None else None  # the swap is soaking, or there is none
     wish = event.strategy or service.settings.strategy
     max_outage_s = event.max_outage_s if event.max_outage_s is not None else service.settings.max_outage_s
-    names = {r.number: r.model for r in service.revisions}
+    everybody = ((w, s.revision(w.revision)) for s in state.services for w in state.workers_of(s.name))
     return placement.PlacementRequest(
         service=service.name,
         model=event.candidate.model,
@@ -175,7 +175,7 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
         way_back=event.way_back,
         expected=event.measurement.expected,
         can_park=can_park(state, service),
-        model_of=tuple((w.id, names.get(w.revision, w.id)) for w in workers),
+        model_of=tuple((w.id, revision.model) for w, revision in everybody if revision is not None),
     )
 
 

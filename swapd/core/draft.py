@@ -11,6 +11,7 @@ from typing import Any, Final
 from swapd.core.errors import Problem
 from swapd.core.events import Effect, Outcome, Publish, Run, WakeAt
 from swapd.core.model import (
+    RETURN,
     Kind,
     Op,
     OpKind,
@@ -26,7 +27,6 @@ from swapd.core.states import SWAP_TABLE, TERMINAL, Phase, WorkerState
 
 # Operations after which another front owns the listeners: while one is in flight, no other is begun.
 TRANSFERS: Final = frozenset({OpKind.ADOPT, OpKind.HAND_OVER, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})
-RETURN: Final = "return of "  # the name of a reservation that no worker holds: `keep_for_return`
 
 
 class Draft:

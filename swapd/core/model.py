@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from swapd.core.errors import Problem
 from swapd.core.states import Phase, WorkerState
@@ -56,6 +57,9 @@ class Footprint:
     detail: str = ""  # e.g. "weights 14.96 GiB + overhead 0.50 GiB"
 
 
+RETURN: Final = "return of "  # the name of a reservation that no worker holds: `Draft.keep_for_return`
+
+
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """Device memory promised to a worker from before its spawn until its process tree is gone.
@@ -68,6 +72,10 @@ class Reservation:
     device: str
     bytes: int | None
     settled: bool = False
+
+    @property
+    def for_return(self) -> bool:
+        return self.worker_id.startswith(RETURN)
 
 
 @dataclass(frozen=True, slots=True)

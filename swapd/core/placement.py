@@ -61,8 +61,11 @@ class PlacementRequest:
     model_of: tuple[tuple[str, str], ...] = ()  # worker id -> model, for the reasons
 
     def name(self, worker_id: str) -> str:
-        model = dict(self.model_of).get(worker_id)
-        return f"{model} ({worker_id})" if model else worker_id
+        model = self.model_behind(worker_id)
+        return f"{model} ({worker_id})" if model != worker_id else worker_id
+
+    def model_behind(self, worker_id: str) -> str:
+        return dict(self.model_of).get(worker_id, worker_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +266,8 @@ def _fit(
     if available is None:
         loading = loads_of_unknown_size(reading, reservations)[0].worker_id
         why = f"{request.name(loading)} is loading there; its size is unknown, so nothing is admitted beside it"
-        model = dict(request.model_of).get(loading, loading)
-        return no(why, (f"wait until {request.name(loading)} is ready", f"declare device_memory for {model}"))
+        declare = f"declare device_memory for {request.model_behind(loading)}"
+        return no(why, (f"wait until {request.name(loading)} is ready", declare))
     if need is None:
         return _fit_unknown(request, reading, reservations, strategy, available)
     what = f"{request.model} needs {human_bytes(need, up=True)} ({request.footprint.source.value})"
@@ -272,7 +275,7 @@ def _fit(
     room += f" after {human_bytes(reading.headroom_bytes)} headroom"
     if available >= need:
         return _Option(strategy, reading.name, f"{strategy.value} on {reading.name}: {what}, {room}", available)
-    change = what_makes_room(reading, reservations, need, request.name, request.incumbents)
+    change = what_makes_room(reading, reservations, need, request.name, request.model_behind, request.incumbents)
     if request.footprint.source is FootprintSource.ESTIMATED and available > 0:
         most = human_bytes(available, down=True)
         change = (*change, f"declare device_memory for {request.model} if it needs no more than {most}")

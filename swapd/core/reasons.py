@@ -14,11 +14,12 @@ from swapd.core.ledger import (
     charged_bytes,
     measured_use,
     on_device,
+    outstanding_bytes,
 )
 from swapd.core.model import DeviceReading, Reservation
 from swapd.core.sizes import human_bytes
 
-Name = Callable[[str], str]  # worker id -> how people know it
+Name = Callable[[str], str]  # worker id -> how people know it, or its model
 
 # Below this, memory that nobody we know holds is the driver's and not worth a word in a reason.
 UNACCOUNTED_WORTH_TELLING_BYTES: Final = 128 << 20
@@ -46,7 +47,12 @@ def holders(reading: DeviceReading, reservations: Sequence[Reservation], name: N
 
 
 def what_makes_room(
-    reading: DeviceReading, reservations: Sequence[Reservation], need_bytes: int, name: Name, own: Sequence[str]
+    reading: DeviceReading,
+    reservations: Sequence[Reservation],
+    need_bytes: int,
+    name: Name,
+    model: Name,
+    own: Sequence[str],
 ) -> tuple[str, ...]:
     """What would let `need_bytes` in, on a device where they do not fit. `own` workers are not offered to be
     stopped: they are the service's own, and stopping them is what in-place means."""
@@ -60,13 +66,33 @@ def what_makes_room(
         room = available_bytes(*after_release(reading, reservations, {r.worker_id: 0}))
         if room is not None and room >= need_bytes:
             freed = human_bytes(held_bytes(reading, r))
-            changes.append(f"stop {name(r.worker_id)} of {r.service} (frees {freed})")
-    short = human_bytes(need_bytes - available, up=True)
-    if (reading.free_bytes or 0) - reading.headroom_bytes >= need_bytes:
-        changes.append(f"reserve {short} less on {reading.name}")  # it is there, and promised to somebody
-    else:
-        changes.append(f"free {short} on {reading.name}")
+            swap = f"wait for the end of {r.service}'s swap"
+            changes.append(f"{swap if r.for_return else f'stop {name(r.worker_id)} of {r.service}'} (frees {freed})")
+    short = need_bytes - available
+    is_there = (reading.free_bytes or 0) - reading.headroom_bytes >= need_bytes  # and promised to somebody
+    if is_there:
+        changes += _smaller_promises(reading, reservations, short, model)
+    if not is_there or not changes:
+        changes.append(f"free {human_bytes(short, up=True)} on {reading.name}")
     return tuple(changes)
+
+
+def _smaller_promises(
+    reading: DeviceReading, reservations: Sequence[Reservation], short: int, model: Name
+) -> list[str]:
+    """Whose device_memory would have to be how small, among those that have not taken what they were promised."""
+    spare = {r: outstanding for r in on_device(reading, reservations) if (outstanding := outstanding_bytes(reading, r))}
+    changes = []
+    for r, outstanding in spare.items():
+        if r.bytes is not None and outstanding >= short and not r.for_return:
+            most, used = human_bytes(r.bytes - short, down=True), measured_use(reading, r.worker_id)
+            now = f"{human_bytes(r.bytes)} is promised to it"
+            now += f", of which it holds {human_bytes(used)}" if used is not None else ""
+            changes.append(f"declare device_memory of at most {most} for {model(r.worker_id)} ({now})")
+    models = [model(r.worker_id) for r in spare if not r.for_return]
+    if models and not changes:
+        return [f"declare a smaller device_memory for {both(models)}, {human_bytes(short, up=True)} less in all"]
+    return changes
 
 
 def held_bytes(reading: DeviceReading, reservation: Reservation) -> int:

@@ -223,6 +223,7 @@ def test_another_service_is_named_as_what_could_be_stopped():
     reservations = (held(size=4 * GIB), held("other-1", 18 * GIB, service="other"))
     problem = refused(VRAM_INSUFFICIENT, readings=(reading,), reservations=reservations)
     assert "stop other-1 of other (frees 18.0 GiB)" in problem.details["would_change"]
+    assert problem.details["would_change"][-1].startswith("free ")
     assert not any("stop a" in change for change in problem.details["would_change"])
 
 
@@ -231,7 +232,7 @@ def test_foreign_use_is_named():
     assert "20.0 GiB is held outside swapd" in problem.message
 
 
-def test_memory_that_is_free_but_promised_is_not_said_to_be_freed():
+def test_memory_that_is_free_but_promised_is_not_said_to_be_freed_but_which_setting_to_change():
     reading = gpu(free=24 * GIB, used=(("other-1", 0),))
     problem = refused(
         VRAM_INSUFFICIENT,
@@ -239,9 +240,38 @@ def test_memory_that_is_free_but_promised_is_not_said_to_be_freed():
         readings=(reading,),
         reservations=(held("other-1", 18 * GIB, service="other", settled=False),),
         footprint=need(10 * GIB),
+        model_of=(("other-1", "c"),),
     )
     assert "is promised 18.0 of 24.0 GiB" in problem.message
-    assert "reserve 4.5 GiB less on gpu0" in problem.details["would_change"]
+    assert problem.details["would_change"] == [
+        "stop c (other-1) of other (frees 18.0 GiB)",
+        "declare device_memory of at most 13.5 GiB for c (18.0 GiB is promised to it, of which it holds 0 B)",
+    ]
+
+
+def test_promises_that_only_together_leave_room_are_named_together():
+    reading = gpu(free=20 * GIB, used=(("chat-3", 2 * GIB), ("other-1", 2 * GIB)))
+    reservations = (held("chat-3", 11 * GIB), held("other-1", 11 * GIB, service="other"))
+    names = (("chat-3", "a"), ("other-1", "c"))
+    problem = refused(
+        VRAM_INSUFFICIENT,
+        wish=Strategy.DUAL,
+        readings=(reading,),
+        reservations=reservations,
+        footprint=need(19 * GIB),
+        model_of=names,
+    )
+    assert "declare a smaller device_memory for a and c, 17.5 GiB less in all" in problem.details["would_change"]
+
+
+def test_what_a_soak_keeps_for_the_way_back_is_not_taken_for_a_worker():
+    kept = Reservation("return of other", "other", "gpu0", 18 * GIB, settled=True)
+    reading = gpu(free=24 * GIB, used=())
+    problem = refused(
+        VRAM_INSUFFICIENT, incumbents=(), readings=(reading,), reservations=(kept,), footprint=need(10 * GIB)
+    )
+    assert problem.details["would_change"][0] == "wait for the end of other's swap (frees 18.0 GiB)"
+    assert not any("return of" in change for change in problem.details["would_change"])
 
 
 def test_an_estimate_may_be_overruled_by_a_declaration():
