@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from swapd.cli import text
 from swapd.cli.text import NONE, clock, count, gib, milliseconds, printable, revision, seconds, when
 from swapd.core.errors import CANCELED
+from swapd.core.sizes import human_seconds
 
 Record = Mapping[str, Any]
 
@@ -274,7 +275,7 @@ def swap_lines(record: Record, now_s: float) -> list[str]:
         )
     lines.append(f"clients   {_client_words(record)}")
     for device, peak in (record.get("peak_memory_bytes") or {}).items():
-        lines.append(f"peak      {gib(peak)} on {printable(device)}")
+        lines.append(f"peak      {gib(peak)} in use on {printable(device)}, by everything there")
     lines += ["", *(step_line(step) for step in record["steps"])] if record["steps"] else []
     return [*lines, *(["", *failure_lines(record)] if record.get("error") else [])]
 
@@ -373,11 +374,11 @@ def plan_lines(plan: Record) -> list[str]:
 def _outage_words(plan: Record) -> str:
     outage, hold = plan["expected_outage_s"], plan["hold_timeout_s"]
     if outage is None:
-        return f"unknown; clients who wait longer than {seconds(hold)} (hold_timeout) get 503"
+        return f"unknown; clients who wait longer than {human_seconds(hold)} (hold_timeout) get 503"
     if outage == 0:
         return "none expected"
-    too_long = f", longer than hold_timeout ({seconds(hold)}): clients get 503 from then on" if outage > hold else ""
-    return seconds(outage) + too_long
+    too_long = f", longer than hold_timeout ({human_seconds(hold)}): clients get 503 from then on" if outage > hold else ""
+    return human_seconds(outage) + too_long
 
 
 def _stream_words(plan: Record) -> str:
@@ -389,4 +390,4 @@ def _stream_words(plan: Record) -> str:
 
 def _rollback_words(plan: Record) -> str:
     takes = plan["rollback_s"]
-    return str(plan["rollback"]) + (f", {seconds(takes)}" if takes else "")
+    return str(plan["rollback"]) + (f", {human_seconds(takes)}" if takes else "")

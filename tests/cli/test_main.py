@@ -25,6 +25,7 @@ from swapd.cli.main import main
 from swapd.cli.render import HISTORY_HEADER, headline, history_rows, plan_lines
 from swapd.core import errors
 from swapd.core.errors import SwapdError
+from swapd.core.sizes import human_seconds
 
 COMMAND = [sys.executable, "-m", "swapd.cli.main"]
 
@@ -201,9 +202,9 @@ def test_a_dry_run_is_a_plan(daemon, capsys):
         "chat: a #41 to b #42\n"
         "strategy  in-place: dual impossible: a holds 20.0 of 24.0 GiB; b needs 6.0 GiB\n"
         "needs     6.0 GiB on gpu0, declared\n"
-        "outage    12.5 s\n"
+        "outage    13 s\n"
         "streams   3 open, which may go on for 40.0 s\n"
-        "rollback  cold, 11.0 s\n"
+        "rollback  cold, 11 s\n"
         "or        impossible: dual: 2.5 GiB short on gpu0\n"
         "change    2.5 GiB more free on gpu0 makes it dual\n"
     )
@@ -213,7 +214,7 @@ def test_a_dry_run_is_a_plan(daemon, capsys):
     ("outage_s", "words"),
     [
         (0.0, "none expected"),
-        (12.5, "12.5 s"),
+        (12.5, "13 s"),
         (180.0, "3 min, longer than hold_timeout (2 min): clients get 503 from then on"),
         (None, "unknown; clients who wait longer than 2 min (hold_timeout) get 503"),
     ],
@@ -221,6 +222,15 @@ def test_a_dry_run_is_a_plan(daemon, capsys):
 def test_a_plan_says_what_clients_will_notice(outage_s, words):
     lines = plan_lines({**plan(), "expected_outage_s": outage_s})
     assert f"outage    {words}" in lines
+
+
+def test_a_plan_tells_one_outage_and_not_two(daemon, capsys):
+    expected = 6.23
+    daemon.answers["plan"] = plan(why=f"expected outage {human_seconds(expected)}", expected_outage_s=expected)
+    assert main(["plan", "chat", "--to", "b"]) == 0
+    out = capsys.readouterr().out
+    assert "expected outage 6.3 s\n" in out
+    assert "outage    6.3 s\n" in out
 
 
 def test_a_plan_for_a_model_without_probes_says_that_nothing_proves_it(daemon, capsys):
@@ -375,7 +385,7 @@ def test_history_and_show(daemon, capsys):
     out = capsys.readouterr().out
     assert "swap 42  chat: a #41 to b #42" in out
     assert "clients   cutover 840 us, no requests cut" in out
-    assert "peak      6.0 GiB on gpu0" in out
+    assert "peak      6.0 GiB in use on gpu0, by everything there" in out
     assert "load            ok           1.2 s" in out
 
 
