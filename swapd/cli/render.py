@@ -339,8 +339,7 @@ def success_line(record: Record, now_s: float) -> str:
 def failure_lines(record: Record) -> list[str]:
     """Which step failed, why, and what the candidate wrote last."""
     error = record.get("error") or {}
-    step = error.get("step") or next((s["name"] for s in record["steps"] if s["status"] == "failed"), None)
-    where = f" in {step}" if step else ""
+    where = f" in {error['step']}" if error.get("step") else ""
     if error:
         lines = [f"swap {record['id']} {record['phase'].lower()}{where}: {text.problem(error)}"]
     else:

@@ -16,7 +16,7 @@ from typing import Final
 
 from swapd.core.draft import Draft
 from swapd.core.events import Exit, Measure
-from swapd.core.model import Kind, OpKind, Revision, Service, Strategy, Swap, Worker
+from swapd.core.model import RESTORE, Kind, OpKind, Revision, Service, Strategy, Swap, Worker
 from swapd.core.states import Phase, WorkerState
 
 FORWARD: Final = frozenset({Phase.PENDING, Phase.PREPARING, Phase.PROGRESSING})
@@ -148,7 +148,7 @@ def _step(d: Draft, worker: Worker, name: str) -> str | None:
     back = swap.phase is Phase.ROLLING_BACK
     if worker.kind is not Kind.GATE and (worker.revision == swap.target.number) is back:
         return None  # the other side of the swap: its own restart, or its end
-    return f"restore: {name}" if back else name
+    return f"{RESTORE}{name}" if back else name
 
 
 # --- 2. room in place ------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def _make_room(d: Draft, service: Service, worker: Worker, leaving: Worker | Non
         if gate is not None and gate.can_serve and not d.transferring(service.name):
             if forward and service.swap is not None and service.swap.phase is Phase.PREPARING:
                 d.set_phase(service.name, Phase.PROGRESSING, reason="clients are held")
-            _hand_over(d, service, leaving, gate, "hold" if forward else "restore: hold")
+            _hand_over(d, service, leaving, gate, "hold" if forward else f"{RESTORE}hold")
         return
     _let_go(d, service, leaving, may_park=forward)
 
@@ -198,7 +198,7 @@ def _let_go(d: Draft, service: Service, leaving: Worker, *, may_park: bool) -> N
     """Drain, then park or stop. The caller comes back until it is parked or gone."""
     if leaving.op is not None or leaving.ending:
         return
-    prefix = "" if may_park else "restore: "
+    prefix = "" if may_park else RESTORE
     if leaving.state is WorkerState.QUIESCED and not leaving.drained:
         deadline_s = service.settings.drain_timeout_s
         d.run(OpKind.DRAIN, leaving, step=f"{prefix}drain", deadline_s=deadline_s)
@@ -229,7 +229,7 @@ def _route(d: Draft, name: str, goal: Revision | None) -> None:
     if goal is None and owner is not None and owner.kind is Kind.DIRECT and not owner.ending:
         gate = _gate(d, service)  # canceled at the very switch, with nothing to go back to: the clients wait
         if gate is not None and gate.can_serve and owner.op is None:
-            _hand_over(d, service, owner, gate, "restore: hold")
+            _hand_over(d, service, owner, gate, f"{RESTORE}hold")
         return
     stand_in = _stand_in(d, service)
     if owner is None or (owner.kind is Kind.GATE and stand_in is not None):
@@ -297,7 +297,7 @@ def _retire(d: Draft, name: str, goal: Revision | None) -> None:
             continue
         if worker.state is WorkerState.QUIESCED and not worker.drained:
             if worker.op is None:
-                step = "restore: drain" if swap is not None and swap.phase is Phase.ROLLING_BACK else None
+                step = f"{RESTORE}drain" if swap is not None and swap.phase is Phase.ROLLING_BACK else None
                 d.run(OpKind.DRAIN, worker, deadline_s=service.settings.drain_timeout_s, step=step)
         elif worker.op is None or worker.op.kind not in (OpKind.DRAIN, OpKind.HAND_OVER, OpKind.SOURCE_DEAD):
             if _is_target(d, worker):

@@ -221,7 +221,7 @@ def begin_return(d: Draft, service: Service, end: Phase, why: str) -> None:
     swap = service.swap
     assert swap is not None
     assert swap.source is not None
-    d.end_step(service.name, "soak", "canceled")
+    d.end_step(service.name, "soak", "failed" if end is Phase.FAILED else "canceled")
     d.set_phase(service.name, Phase.ROLLING_BACK, end_phase=end, reason=why)
     d.set_service(service.name, stable=swap.source.number, previous=0)
 

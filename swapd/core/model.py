@@ -189,6 +189,9 @@ class Worker:
         return self.kind is Kind.GATE or self.verified
 
 
+RESTORE: Final = "restore: "  # before the names of the steps back to the old revision
+
+
 @dataclass(frozen=True, slots=True)
 class StepRecord:
     name: str
@@ -217,6 +220,7 @@ class Swap:
     released: bool = False  # in-place: the old revision has given up its memory (the point of no return)
     finished_at: float | None = None
     soak_until: float | None = None
+    kept: str | None = None  # what the soak has for the way back: resident, parked, or stopped (nothing)
     held_at_mono_s: float | None = None
     outage_ms: float | None = None
     cutover_ms: float | None = None

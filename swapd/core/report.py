@@ -12,7 +12,19 @@ from typing import Any
 from swapd.core.advance import FORWARD
 from swapd.core.errors import Problem
 from swapd.core.ledger import available_bytes
-from swapd.core.model import DeviceReading, Health, Kind, OpKind, Revision, Service, State, Strategy, Swap, Worker
+from swapd.core.model import (
+    RESTORE,
+    DeviceReading,
+    Health,
+    Kind,
+    OpKind,
+    Revision,
+    Service,
+    State,
+    Strategy,
+    Swap,
+    Worker,
+)
 from swapd.core.placement import Placement
 from swapd.core.states import TERMINAL, Phase, WorkerState
 
@@ -34,7 +46,7 @@ def swap_record(swap: Swap) -> dict[str, Any]:
         "created_at": swap.created_at,
         "finished_at": swap.finished_at,
         "soak_until": swap.soak_until,
-        "kept": _kept(swap),
+        "kept": swap.kept if swap.phase is Phase.SOAKING else None,
         "outage_ms": swap.outage_ms,
         "cutover_ms": swap.cutover_ms,
         "return_outage_ms": swap.return_outage_ms,
@@ -55,16 +67,6 @@ def swap_record(swap: Swap) -> dict[str, Any]:
     }
 
 
-def _kept(swap: Swap) -> str | None:
-    """What became of the old revision's worker, as long as the soak keeps the way back: resident, parked or stopped."""
-    if swap.phase is not Phase.SOAKING or swap.source is None:
-        return None
-    done = {s.name for s in swap.steps if s.status == "done"}
-    if "stop" in done or not swap.released:
-        return "stopped" if swap.released else "resident"
-    return "parked"
-
-
 def problem_record(problem: Problem | None) -> dict[str, Any] | None:
     if problem is None:
         return None
@@ -72,10 +74,12 @@ def problem_record(problem: Problem | None) -> dict[str, Any] | None:
 
 
 def _error(swap: Swap) -> dict[str, Any] | None:
+    """With the step that ended the swap: the last that failed on the way forth (a failed `park` ends nothing). What may
+    fail on the way back comes after it, and is told by itself."""
     error = problem_record(swap.error)
     if error is not None:
-        failed = next((s.name for s in reversed(swap.steps) if s.status == "failed"), None)
-        error |= {"step": failed, "log_tail": list(swap.log_tail)}
+        failed = [s.name for s in swap.steps if s.status == "failed" and not s.name.startswith(RESTORE)]
+        error |= {"step": failed[-1] if failed else None, "log_tail": list(swap.log_tail)}
     return error
 
 
