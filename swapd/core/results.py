@@ -14,7 +14,7 @@ from swapd.core.commands import begin_return
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Amend, Measurement
-from swapd.core.model import Kind, Op, OpKind, Revision, Service, Slot, Strategy, Worker
+from swapd.core.model import Kind, Op, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
 from swapd.core.outage import waits_ms
 from swapd.core.states import Phase, WorkerState
 

@@ -147,6 +147,7 @@ class _Daemon:
         def publish(event: str, body: Mapping[str, Any]) -> None:
             daemon.control.publish(event, body)
             daemon.restart.stirred.set()
+            daemon.reading.hear(event)
 
         executor = Executor(config, workers, devices, knowledge, bound, publish, lambda: daemon.done.set())
         state = State(next_swap=journal.last_swap_id() + 1, next_worker=journal.number("next_worker"))

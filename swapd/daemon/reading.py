@@ -42,6 +42,7 @@ class Reading:
         self._knowledge = knowledge
         self._journal = journal
         self._started_s = time.monotonic()
+        self._look_again = asyncio.Event()
 
     def service(self, name: str) -> Service:
         """Raises UNKNOWN_SERVICE, naming those that there are."""
@@ -54,8 +55,17 @@ class Reading:
     async def poll_stats(self) -> None:
         """Keep each worker's figures fresh, so that `status` never waits for a worker."""
         while True:
+            self._look_again.clear()
             await asyncio.gather(*(self.fresh_stats(worker_id) for worker_id in list(self._workers.live)))
-            await asyncio.sleep(STATS_PERIOD_S)
+            # Not wait_for: before Python 3.12 it may lose the cancellation that ends this loop.
+            period = asyncio.get_running_loop().call_later(STATS_PERIOD_S, self._look_again.set)
+            await self._look_again.wait()
+            period.cancel()
+
+    def hear(self, event: str) -> None:
+        """The daemon's events: who has just become an owner may never have been asked for its figures."""
+        if event == "service.changed":
+            self._look_again.set()
 
     async def fresh_stats(self, worker_id: str | None) -> Mapping[str, Any]:
         live = self._workers.live.get(worker_id or "")

@@ -49,7 +49,7 @@ def test_no_revision_number_is_given_twice_also_after_a_restart():
 def test_sigterm_finishes_what_is_in_flight_and_leaves_no_process():
     with Daemon([A]) as daemon:
         answers = []
-        thread = threading.Thread(target=lambda: answers.append(daemon.get("/sleep?s=1")))
+        thread = threading.Thread(target=lambda: answers.append(daemon.get("/sleep?s=3")))
         thread.start()
         until(lambda: daemon.call("workers")[0]["in_flight"], what="the request in flight")
         pid = daemon.call("workers")[0]["pid"]
