@@ -376,7 +376,9 @@ def _outage_words(plan: Record) -> str:
         return f"unknown; clients who wait longer than {human_seconds(hold)} (hold_timeout) get 503"
     if outage == 0:
         return "none expected"
-    too_long = f", longer than hold_timeout ({human_seconds(hold)}): clients get 503 from then on" if outage > hold else ""
+    too_long = (
+        f", longer than hold_timeout ({human_seconds(hold)}): clients get 503 from then on" if outage > hold else ""
+    )
     return human_seconds(outage) + too_long
 
 

@@ -97,7 +97,7 @@ class Api:
 
     async def _swap(
         self, service: Service, model: ModelConfig, params: Params, actor: str, *, again: bool = False
-    ) -> Any:
+    ) -> dict[str, Any]:
         request = await self._request(service, model, params, actor, again=again)
         return self._begin(request, model, params)
 
