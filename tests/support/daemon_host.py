@@ -71,7 +71,9 @@ env = {{ {values} }}
 
 
 class Daemon:
-    def __init__(self, models, *, service="", budget="1GiB", services=None, daemon="", port=None):
+    def __init__(self, models, *, service="", budget="1GiB", devices="", services=None, daemon="", port=None, env=None):
+        self.env = env
+        self.devices = devices
         self.dir = Path(tempfile.mkdtemp(prefix="sw", dir="/tmp"))
         self.port = port or free_port()
         self.config = self.dir / "swapd.toml"
@@ -82,9 +84,10 @@ class Daemon:
 
     def write(self, models, *, service="", budget="1GiB", services=None, daemon=""):
         services = services or f'[services.chat]\nlisten = "127.0.0.1:{self.port}"\nmodel = "a"\n{service}\n'
+        host = f'[devices.host]\nkind = "host"\nmemory = "{budget}"'
         self.config.write_text(
             f'[daemon]\nruntime_dir = "{self.dir}/r"\nstate_dir = "{self.dir}/s"\n{daemon}\n'
-            f'[devices.host]\nkind = "host"\nmemory = "{budget}"\n{"".join(models)}\n{services}'
+            f"{self.devices or host}\n{''.join(models)}\n{services}"
         )
 
     def __enter__(self):
@@ -97,6 +100,7 @@ class Daemon:
                 [sys.executable, "-m", "swapd.daemon.main", "--config", str(self.config)],
                 stdout=output,
                 stderr=output,
+                env={**os.environ, **(self.env or {})},
                 start_new_session=True,
             )
         until(lambda: (self.dir / "r/control.sock").exists() or self.process.poll() is not None, what="control")

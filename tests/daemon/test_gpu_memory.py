@@ -1,0 +1,136 @@
+"""What is measured on GPUs decides: dual or not, whose memory it is, and that unknown is never nothing.
+
+The real daemon and real workers; only the memory of the GPUs is made up.
+"""
+
+import subprocess
+import threading
+
+import pytest
+from support.daemon_host import Refused, free_port, until
+from support.gpu_host import GIB, Gpus
+
+
+@pytest.fixture
+def gpus(tmp_path):
+    return Gpus(tmp_path, 24)
+
+
+@pytest.fixture
+def other():
+    """A process that is not swapd's."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def services(daemon, **models):
+    ports = {name: daemon.port if name == "chat" else free_port() for name in models}
+    return "".join(f'[services.{n}]\nlisten = "127.0.0.1:{ports[n]}"\nmodel = "{m}"\n' for n, m in models.items())
+
+
+def used(daemon):
+    return {w["model"]: w["used_bytes"] for w in daemon.call("workers") if w["model"]}
+
+
+def refusal(daemon, method="swap", **params):
+    with pytest.raises(Refused) as caught:
+        daemon.call(method, **{"service": "chat", **params})
+    return caught.value
+
+
+def test_what_a_foreign_process_holds_is_counted_and_told(gpus, other):
+    with gpus.daemon([gpus.model("a"), gpus.model("b", holds=8), gpus.model("big", holds=16)]) as daemon:
+        gpus.hold(other.pid, 8)
+        [device] = daemon.call("devices")
+        assert (device["foreign"][0]["pid"], device["foreign"][0]["bytes"]) == (other.pid, 8 * GIB)
+        assert device["available_bytes"] == int(5.5 * GIB)
+        assert daemon.call("plan", service="chat", to="b")["strategy"] == "in-place"
+        refused = refusal(daemon, to="big")
+        assert (refused.code, "8.0 GiB is held outside swapd" in refused.message) == ("VRAM_INSUFFICIENT", True)
+        assert daemon.model() == "a"
+        other.kill()
+        other.wait()
+        assert daemon.swap("b")["strategy"] == "dual"
+
+
+def test_a_gpu_whose_memory_cannot_be_read_is_not_planned_on_and_what_serves_there_goes_on(gpus):
+    with gpus.daemon([gpus.model("a"), gpus.model("b", holds=8)]) as daemon:
+        gpus.fail("NVML_ERROR_GPU_IS_LOST")
+        [device] = daemon.call("devices")
+        assert (device["total_bytes"], device["free_bytes"], device["available_bytes"]) == (None, None, None)
+        for method in ("plan", "swap"):
+            refused = refusal(daemon, method, to="b")
+            assert (refused.code, "the GPU is lost" in refused.message) == ("DEVICE_UNKNOWN", True)
+        assert daemon.model() == "a"
+        gpus.fail(None)
+        assert daemon.swap("b")["strategy"] == "dual"
+    assert "b load" in gpus.hooks()
+
+
+def test_a_need_that_nobody_declared_is_learned_from_the_first_run(gpus):
+    with gpus.daemon([gpus.model("a"), gpus.model("b", holds=8, needs=0)]) as daemon:
+        planned = daemon.call("plan", service="chat", to="b")
+        assert (planned["need_bytes"], planned["strategy"]) == (None, "in-place")
+        assert daemon.swap("b")["phase"] == "Soaking"
+        assert daemon.swap("a", strategy="dual")["phase"] == "Soaking"
+        daemon.swap("b", strategy="in-place")
+        daemon.swap("a", strategy="dual")
+        planned = daemon.call("plan", service="chat", to="b")
+        assert planned["need_source"] == "learned"
+
+
+def test_two_services_never_both_count_the_same_free_bytes(gpus):
+    daemon = gpus.daemon([])
+    models = [gpus.model("a", holds=4), gpus.model("b", holds=10, LOAD_S=0.5), gpus.model("c", holds=10, LOAD_S=0.5)]
+    daemon.write(models, services=services(daemon, chat="a", embed="a"), daemon='release_timeout = "1s"')
+    with daemon:
+        daemon.wait_healthy("embed")
+        begin = threading.Barrier(2)
+        results = {}
+
+        def swap(service, model):
+            begin.wait(30)
+            try:
+                results[service] = daemon.call("swap", service=service, to=model, strategy="dual")["id"]
+            except Refused as error:
+                results[service] = error.code
+
+        threads = [threading.Thread(target=swap, args=pair) for pair in (("chat", "b"), ("embed", "c"))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        [number] = [r for r in results.values() if r != "VRAM_INSUFFICIENT"]
+        assert daemon.wait(number)["phase"] == "Soaking", results
+        assert sum(used(daemon).values()) <= 24 * GIB
+
+
+def test_two_services_that_do_not_fit_together_are_not_started_together(gpus):
+    daemon = gpus.daemon([])
+    models = [gpus.model("a", holds=14), gpus.model("b", holds=14)]
+    daemon.write(models, services=services(daemon, chat="a", embed="b"))
+    try:
+        daemon.start(healthy=False)
+        health = lambda: {n: daemon.service(n)["health"] for n in ("chat", "embed")}  # noqa: E731
+        until(lambda: sorted(health().values()) == ["Healthy", "Unavailable"], what="one of the two")
+        [waiting] = [n for n, h in health().items() if h == "Unavailable"]
+        assert daemon.service(waiting)["problem"]["code"] == "VRAM_INSUFFICIENT"
+    finally:
+        daemon.__exit__()
+    assert [h.split()[1] for h in gpus.hooks()] == ["import", "load"], "only one was ever begun"
+
+
+def test_what_a_parked_model_needs_to_come_back_is_not_given_to_another_service(gpus):
+    daemon = gpus.daemon([])
+    models = [gpus.model("a", "Parks", holds=14), gpus.model("b", holds=5), gpus.model("c", holds=4)]
+    daemon.write([*models, gpus.model("d", holds=10)], services=services(daemon, chat="a", embed="c"))
+    with daemon:
+        daemon.wait_healthy("embed")
+        assert daemon.swap("b", strategy="in-place")["kept"] == "parked"
+        refused = refusal(daemon, service="embed", to="d", strategy="dual")
+        assert refused.code == "VRAM_INSUFFICIENT"
+        back = daemon.wait(daemon.call("rollback", service="chat")["id"], ("Canceled",))
+        assert back["return_outage_ms"] > 0
+        assert daemon.model() == "a"
+    assert "a wake" in gpus.hooks()

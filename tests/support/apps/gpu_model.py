@@ -1,0 +1,72 @@
+"""Engines that hold memory of a fake GPU (support/fake_gpu), and write down which of their hooks ran.
+
+HOLD_GIB: what they take at load and wake; more than is free fails, as on a real GPU. KEEP_GIB: what they keep while
+parked, 1 if not set. FAIL: park or wake, which then raises. $FAKE_GPUS/GPU-0/hooks has a line "NAME HOOK" a call.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from model_app import NAME, app
+
+GIB = 1 << 30
+GPU = Path(os.environ["FAKE_GPUS"].removeprefix("at "), os.environ["CUDA_VISIBLE_DEVICES"])
+
+
+def note(hook):
+    with (GPU / "hooks").open("a") as file:
+        file.write(f"{NAME} {hook}\n")
+
+
+def alive(pid):
+    """As the fake GPU sees it: what has ended and is not waited for yet holds nothing any more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def hold(gib):
+    """Be the process that holds so much of the GPU."""
+    size = int(float(gib) * GIB)
+    files = [f for f in (GPU / "held").iterdir() if f.name.isdigit() and int(f.name) != os.getpid()]
+    others = sum(int(f.read_text()) for f in files if alive(f.name))
+    if others + size > int((GPU / "total").read_text()):
+        raise RuntimeError(f"CUDA out of memory. Tried to allocate {gib} GiB")
+    written = GPU / "held" / f"{os.getpid()}.new"
+    written.write_text(str(size))
+    written.replace(GPU / "held" / str(os.getpid()))
+
+
+note("import")
+
+
+class Plain:
+    app = staticmethod(app)
+
+    def load(self):
+        note("load")
+        time.sleep(float(os.environ.get("LOAD_S", "0")))
+        hold(os.environ["HOLD_GIB"])
+
+
+class Stages(Plain):
+    def stage(self):
+        note("stage")
+
+
+class ParksForGood(Plain):
+    def park(self):
+        note("park")
+        if os.environ.get("FAIL") == "park":
+            raise RuntimeError("the allocator is busy")
+        hold(os.environ.get("KEEP_GIB", "1"))
+
+
+class Parks(ParksForGood):
+    def wake(self):
+        note("wake")
+        if os.environ.get("FAIL") == "wake":
+            raise RuntimeError("the weights in host memory are gone")
+        hold(os.environ["HOLD_GIB"])
