@@ -118,18 +118,19 @@ class Reading:
 
     async def workers(self, params: Params) -> Any:
         readings = await self._devices.read_all()
-        used = {worker: size for r in readings for worker, size in r.used_by}
+        used = {(r.name, worker): size for r in readings for worker, size in r.used_by}
         state = self._loop.state
         reserved = {r.worker_id: r.bytes for r in state.reservations}
         records = []
         for worker in state.workers:
             live = self._workers.live.get(worker.id)
             stats = live.stats if live is not None else {}
+            record = worker_record(state, worker, reserved)
             records.append(
-                worker_record(state, worker, reserved)
+                record
                 | {
                     "pid": live.process.pid if live is not None else None,
-                    "used_bytes": used.get(worker.id),
+                    "used_bytes": used.get((record["device"], worker.id)),
                     "uptime_s": round(now() - live.started_at, 1) if live is not None else None,
                     "in_flight": stats.get("in_flight"),
                     "connections": stats.get("connections"),

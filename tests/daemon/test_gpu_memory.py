@@ -7,7 +7,7 @@ import subprocess
 import threading
 
 import pytest
-from support.daemon_host import Refused, free_port, until
+from support.daemon_host import Crowd, Refused, free_port, until
 from support.gpu_host import GIB, Gpus
 
 
@@ -37,6 +37,24 @@ def refusal(daemon, method="swap", **params):
     with pytest.raises(Refused) as caught:
         daemon.call(method, **{"service": "chat", **params})
     return caught.value
+
+
+def test_a_dual_swap_when_both_fit_on_one_gpu_or_on_two(tmp_path):
+    gpus = Gpus(tmp_path, 24, 24)
+    models = [gpus.model("a"), gpus.model("b", holds=8), gpus.model("c", holds=16)]
+    with gpus.daemon(models) as daemon, Crowd(daemon.port) as crowd:
+        record = daemon.swap("b")
+        crowd.more(30)
+        assert (record["strategy"], record["kept"]) == ("dual", "resident")
+        assert used(daemon) == {"a": 10 * GIB, "b": 8 * GIB}
+        crowd.mark()
+        record = daemon.swap("c", strategy="dual")
+        crowd.more(30)
+        assert record["phase"] == "Soaking"
+        assert used(daemon)["c"] == 16 * GIB
+    crowd.check()
+    assert gpus.hooks(0) == ["a import", "a load", "b import", "b load"]
+    assert gpus.hooks(1) == ["c import", "c load"], "each sees the GPU that it was given"
 
 
 def test_what_a_foreign_process_holds_is_counted_and_told(gpus, other):
