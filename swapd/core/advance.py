@@ -165,7 +165,6 @@ def _make_room(d: Draft, service: Service, worker: Worker, leaving: Worker | Non
         if service.swap is not None and service.swap.phase in FORWARD:
             source = service.swap.source
             d.keep_for_return(worker, slot, service.slot(source.number) if source is not None else None)
-            d.set_swap(service.name, released=True)
         _make_ready(d, d.workers[worker.id])
         return
     forward = service.swap is not None and service.swap.phase in FORWARD

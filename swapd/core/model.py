@@ -217,7 +217,7 @@ class Swap:
     error: Problem | None = None
     log_tail: tuple[str, ...] = ()
     end_phase: Phase | None = None  # where RollingBack leads: Canceled or Failed
-    released: bool = False  # in-place: the old revision has given up its memory (the point of no return)
+    kept: str | None = None  # while it soaks: what became of the old revision's worker (resident, parked, stopped)
     finished_at: float | None = None
     soak_until: float | None = None
     kept: str | None = None  # what the soak has for the way back: resident, parked, or stopped (nothing)

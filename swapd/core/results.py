@@ -235,7 +235,7 @@ def op_failed(d: Draft, event: events.OpFailed) -> None:
         case OpKind.DRAIN:
             _drained(d, worker, 0)
         case OpKind.PARK:
-            d.stop(d.workers[worker.id], force=False)
+            d.stop(d.workers[worker.id], force=False, step="stop")
         case OpKind.CONFIRM if _stop_parked(d, worker):
             pass
         case _:
@@ -246,7 +246,7 @@ def _stop_parked(d: Draft, worker: Worker) -> bool:
     """Parking freed too little: stop what is parked, and measure again."""
     parked = [w for w in d.workers_of(worker.service) if w.state is WorkerState.PARKED and w.id != worker.id]
     for other in parked:
-        d.stop(other, force=False)
+        d.stop(other, force=False, step="stop")
     return bool(parked)
 
 

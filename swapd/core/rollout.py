@@ -16,6 +16,7 @@ from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Event, Outcome
 from swapd.core.model import State, Swap
+from swapd.core.states import Phase, WorkerState
 from swapd.core.telling import tell
 
 __all__ = ["can_park", "plan", "step"]
@@ -31,6 +32,7 @@ def step(state: State, event: Event) -> Outcome:
     if isinstance(answer, Problem):
         return Outcome(state, reply=answer)  # a refusal leaves everything untouched
     _advance_all(draft)
+    _note_kept(draft)
     tell(draft)
     reply = answer
     if isinstance(answer, str):  # the service whose swap answers the command
@@ -48,6 +50,18 @@ def _advance_all(draft: Draft) -> None:
             advance(draft, name)
         if draft.values() == before:
             return
+
+
+def _note_kept(draft: Draft) -> None:
+    """What became of the old revision's worker. Looked up, not inferred from the swap's steps: it may end by itself."""
+    for service in list(draft.services.values()):
+        swap = service.swap
+        if swap is None or swap.phase is not Phase.SOAKING or swap.source is None:
+            continue
+        worker = draft.worker_of(service.name, swap.source.number)
+        kept = "stopped" if worker is None else "parked" if worker.state is WorkerState.PARKED else "resident"
+        if swap.kept != kept:
+            draft.set_swap(service.name, kept=kept)
 
 
 _HANDLERS: Final[dict[type, Callable[[Draft, Any], Any]]] = {

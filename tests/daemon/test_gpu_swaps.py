@@ -79,6 +79,31 @@ def test_a_parked_model_is_stopped_when_its_soak_ends(gpus):
         assert daemon.service()["rollback"] == "cold"
 
 
+def test_parking_that_frees_too_little_ends_in_stopping(gpus):
+    models = [gpus.model("a", "Parks", KEEP_GIB=9), gpus.model("big", holds=16)]
+    with gpus.daemon(models) as daemon, Crowd(daemon.port) as crowd:
+        record = daemon.swap("big")
+        crowd.more(30)
+        assert (record["phase"], record["kept"]) == ("Soaking", "stopped")
+        assert steps(record, "failed") == ["confirm"]
+        assert list(workers(daemon)) == ["big"]
+        assert daemon.service()["rollback"] == "cold"
+    crowd.check()
+    assert gpus.hooks() == ["a import", "a load", "a park", "big import", "big load"]
+
+
+def test_a_park_hook_that_fails_ends_in_stopping(gpus):
+    models = [gpus.model("a", "Parks", FAIL="park"), gpus.model("big", holds=16)]
+    with gpus.daemon(models) as daemon, Crowd(daemon.port) as crowd:
+        record = daemon.swap("big")
+        crowd.more(30)
+        assert (record["phase"], record["kept"]) == ("Soaking", "stopped")
+        failed = next(s for s in record["steps"] if s["status"] == "failed")
+        assert (failed["name"], "the allocator is busy" in failed["detail"]) == ("park", True)
+        assert daemon.model() == "big"
+    crowd.check()
+
+
 def test_a_candidate_that_fails_after_the_old_model_was_parked_wakes_it(gpus):
     models = [gpus.model("a", "Parks"), gpus.model("bad", holds=16, FAIL="probe")]
     with gpus.daemon(models) as daemon, Crowd(daemon.port) as crowd:
@@ -105,6 +130,19 @@ def test_a_wake_that_fails_on_the_way_back_is_made_good_by_a_fresh_start(gpus):
         assert list(workers(daemon)) == ["a"]
     crowd.check()
     assert gpus.hooks()[-3:] == ["a wake", "a import", "a load"]
+
+
+def test_a_parked_worker_that_dies_in_its_soak_is_not_missed_until_the_way_back(gpus):
+    with gpus.daemon([gpus.model("a", "Parks"), gpus.model("big", holds=16)]) as daemon:
+        record = daemon.swap("big")
+        os.kill(workers(daemon)["a"]["pid"], signal.SIGKILL)
+        until(lambda: list(workers(daemon)) == ["big"], what="a gone")
+        record = daemon.call("show", id=record["id"])
+        assert (record["phase"], record["kept"]) == ("Soaking", "stopped")
+        assert (daemon.service()["rollback"], daemon.service()["health"]) == ("cold", "Healthy")
+        assert daemon.model() == "big"
+        back = daemon.wait(daemon.call("rollback", service="chat")["id"])
+        assert (back["to"]["model"], back["phase"]) == ("a", "Soaking")
 
 
 def test_a_candidate_that_dies_in_its_soak_wakes_the_parked_model(gpus):
