@@ -177,7 +177,7 @@ def _make_room(d: Draft, service: Service, worker: Worker, leaving: Worker | Non
                 d.set_phase(service.name, Phase.PROGRESSING, reason="clients are held")
             _hand_over(d, service, leaving, gate, "hold" if forward else f"{RESTORE}hold")
         return
-    _let_go(d, service, leaving, may_park=forward)
+    _let_go(d, service, leaving, forward=forward)
 
 
 def _prepared(d: Draft, worker: Worker, can_stage: bool) -> bool:
@@ -193,15 +193,16 @@ def _prepared(d: Draft, worker: Worker, can_stage: bool) -> bool:
     return True
 
 
-def _let_go(d: Draft, service: Service, leaving: Worker, *, may_park: bool) -> None:
-    """Drain, then park or stop. The caller comes back until it is parked or gone."""
+def _let_go(d: Draft, service: Service, leaving: Worker, *, forward: bool) -> None:
+    """Drain, then park or stop, as it was planned. The caller comes back until it is parked or gone."""
     if leaving.op is not None or leaving.ending:
         return
-    prefix = "" if may_park else RESTORE
+    prefix = "" if forward else RESTORE
+    may_park = forward and service.swap is not None and service.swap.parks and leaving.can_park
     if leaving.state is WorkerState.QUIESCED and not leaving.drained:
         deadline_s = service.settings.drain_timeout_s
         d.run(OpKind.DRAIN, leaving, step=f"{prefix}drain", deadline_s=deadline_s)
-    elif may_park and "park" in leaving.hooks and leaving.state is WorkerState.QUIESCED:
+    elif may_park and leaving.state is WorkerState.QUIESCED:
         d.run(OpKind.PARK, leaving, step="park")
     else:
         d.stop(leaving, force=not leaving.connected, step=f"{prefix}stop")

@@ -65,6 +65,7 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
         event.reason,
         d.at,
         reason=f"{target.model} is being prepared",
+        parks=bool(planned.parks),
     )
     d.next_swap += 1
     d.set_service(

@@ -182,6 +182,11 @@ class Worker:
         return self.state in (WorkerState.STOPPING, WorkerState.GONE)
 
     @property
+    def can_park(self) -> bool:
+        """One that could not be woken would be parked for nothing."""
+        return {"park", "wake"} <= self.hooks
+
+    @property
     def can_serve(self) -> bool:
         """It may own the service's listeners: a gate that is up, or a model that has proved itself."""
         if self.state not in (WorkerState.LOADED, WorkerState.SERVING, WorkerState.QUIESCED):
@@ -217,6 +222,7 @@ class Swap:
     error: Problem | None = None
     log_tail: tuple[str, ...] = ()
     end_phase: Phase | None = None  # where RollingBack leads: Canceled or Failed
+    parks: bool = False  # in-place: parking the old revision makes room enough, as far as is known
     kept: str | None = None  # while it soaks: what became of the old revision's worker (resident, parked, stopped)
     finished_at: float | None = None
     soak_until: float | None = None

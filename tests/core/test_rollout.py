@@ -7,7 +7,7 @@ from swapd.core import errors, events
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Measured, WakeAt
-from swapd.core.model import Health, Kind, OpKind, State, Strategy
+from swapd.core.model import DeviceKind, Health, Kind, OpKind, State, Strategy
 from swapd.core.report import health, rollback_kind, service_record, swap_record
 from swapd.core.rollout import plan, step
 from swapd.core.states import SWAP_TABLE, TERMINAL, Phase, WorkerState
@@ -126,6 +126,18 @@ def test_a_worker_that_can_park_is_parked_and_woken():
     assert "restore: wake" in steps
     assert "restore: load" not in steps
     assert host.state.worker(chat(host).owner).revision == 1
+
+
+def test_on_a_host_device_a_worker_that_can_park_is_stopped_all_the_same():
+    """Its parked bytes would stay on the very device."""
+    host = Host(hooks=frozenset(("park", "wake")), kind=DeviceKind.HOST)
+    host.add("chat", "a")
+    host.settle(until_idle=False)
+    host.swap("chat", "big")
+    host.settle(until_idle=False)
+    steps = [s.name for s in chat(host).swap.steps]
+    assert "stop" in steps
+    assert "park" not in steps
 
 
 def test_only_an_engine_that_declares_it_is_staged_while_the_old_model_serves():

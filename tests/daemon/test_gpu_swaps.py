@@ -79,6 +79,23 @@ def test_a_parked_model_is_stopped_when_its_soak_ends(gpus):
         assert daemon.service()["rollback"] == "cold"
 
 
+def test_what_parking_would_not_make_room_for_is_stopped_at_once(gpus):
+    """2 GiB are assumed to stay, so parking is no help, and clients do not wait while it is tried."""
+    with gpus.daemon([gpus.model("a", "Parks"), gpus.model("big", holds=22)]) as daemon:
+        planned = daemon.call("plan", service="chat", to="big")
+        assert ("by stopping" in planned["why"], planned["rollback"]) == (True, "cold")
+        record = daemon.swap("big")
+        assert (record["phase"], record["kept"]) == ("Soaking", "stopped")
+        assert steps(record, "failed") == []
+    assert "a park" not in gpus.hooks()
+
+
+def test_a_model_that_can_park_but_not_wake_is_stopped(gpus):
+    with gpus.daemon([gpus.model("a", "ParksForGood"), gpus.model("big", holds=16)]) as daemon:
+        assert daemon.call("plan", service="chat", to="big")["rollback"] == "cold"
+        assert daemon.swap("big")["kept"] == "stopped"
+
+
 def test_parking_that_frees_too_little_ends_in_stopping(gpus):
     models = [gpus.model("a", "Parks", KEEP_GIB=9), gpus.model("big", holds=16)]
     with gpus.daemon(models) as daemon, Crowd(daemon.port) as crowd:

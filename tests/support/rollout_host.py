@@ -49,6 +49,7 @@ class Host:
     total: int = 24 * GIB
     needs: dict[str, int] = field(default_factory=lambda: {"a": 10 * GIB, "b": 10 * GIB, "big": 20 * GIB})
     hooks: frozenset[str] = frozenset()
+    kind: DeviceKind = DeviceKind.NVML
     state: State = field(default_factory=State)
     now: float = 1000.0
     pending: dict[int, Run] = field(default_factory=dict)
@@ -100,7 +101,7 @@ class Host:
     def reading(self) -> DeviceReading:
         used = tuple((p.worker, p.held) for p in self.processes.values())
         free = self.total - sum(u for _, u in used)
-        return DeviceReading("gpu0", DeviceKind.NVML, 0, self.total, free, used)
+        return DeviceReading("gpu0", self.kind, 0, self.total, free, used)
 
     def measurement(self, model: str) -> Measurement:
         footprint = Footprint(self.needs[model], FootprintSource.DECLARED)
