@@ -12,7 +12,8 @@ from typing import Final
 from swapd.core import errors, events, placement
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
-from swapd.core.model import RETURN, Kind, Revision, Service, Slot, State, Strategy, Swap, Worker
+from swapd.core.ledger import return_of
+from swapd.core.model import Kind, Revision, Service, Slot, State, Strategy, Swap, Worker
 from swapd.core.states import Phase, WorkerState
 
 KEPT_REVISIONS: Final = 32
@@ -122,7 +123,7 @@ def plan(state: State, event: events.SwapRequested) -> placement.Placement | Pro
 def can_park(state: State, service: Service) -> bool:
     """Whether what serves now can give its memory back without ending."""
     serving = (w for w in state.workers_of(service.name) if w.revision == service.stable and w.can_serve)
-    return any("park" in w.hooks for w in serving)
+    return any(w.can_park for w in serving)
 
 
 def _way_back(state: State, service: Service, event: events.SwapRequested) -> Worker | None:
@@ -166,7 +167,7 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
         footprint=event.measurement.footprint,
         readings=event.measurement.readings,
         # A soak that this swap would end keeps nothing promised any more.
-        reservations=tuple(r for r in state.reservations if r.worker_id != RETURN + service.name),
+        reservations=tuple(r for r in state.reservations if r.worker_id != return_of(service.name)),
         incumbents=serving,
         retiring=held,
         soaking=tuple(w.id for w in workers if kept is not None and w.revision == kept.number),

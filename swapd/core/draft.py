@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from swapd.core.errors import Problem
 from swapd.core.events import Effect, Outcome, Publish, Run, WakeAt
+from swapd.core.ledger import return_of
 from swapd.core.model import (
     RETURN,
     Kind,
@@ -89,12 +90,12 @@ class Draft:
 
     def reserve(self, worker: Worker, slot: Slot) -> None:
         self.reservations[worker.id] = Reservation(worker.id, worker.service, slot.device, slot.need_bytes)
-        self.reservations.pop(RETURN + worker.service, None)
+        self.reservations.pop(return_of(worker.service), None)
 
     def keep_for_return(self, worker: Worker, slot: Slot, left: Slot | None) -> None:
         """What the revision that made room needs beyond its successor stays promised until the swap has ended, or
         somebody else might take it and the way back would be closed. Settled: it is not about to be taken."""
-        name = RETURN + worker.service
+        name = return_of(worker.service)
         if left is None or left.device != slot.device or left.need_bytes is None or slot.need_bytes is None:
             return
         if left.need_bytes > slot.need_bytes:
@@ -202,7 +203,7 @@ class Draft:
             else s
             for s in swap.steps
         )
-        self.reservations.pop(RETURN + service, None)
+        self.reservations.pop(return_of(service), None)
         self.finished_swaps.append(replace(swap, steps=steps))
         self.set_service(service, swap=None)
 

@@ -6,7 +6,7 @@ The first term stops swapd from promising more than there is, whatever the momen
 respects what is really free, including what others hold. *Outstanding* is what was promised and is not taken
 yet: without it, two loads in flight would both count the bytes that neither has allocated so far.
 
-Knows nothing of services, strategies or time. Unknown (`None`) never counts as zero: with an unknown reading,
+Knows nothing of strategies or time. Unknown (`None`) never counts as zero: with an unknown reading,
 or beside a load of unknown size, nothing is available.
 """
 
@@ -21,6 +21,11 @@ from swapd.core.model import DeviceReading, Reservation
 from swapd.core.sizes import human_bytes
 
 MIB: Final = 1 << 20
+
+
+def return_of(service: str) -> str:
+    """The name of the reservation that keeps the way back open, in place of a worker's: nobody holds it."""
+    return f"return of {service}"
 
 
 def on_device(reading: DeviceReading, reservations: Sequence[Reservation]) -> tuple[Reservation, ...]:
@@ -113,14 +118,17 @@ def after_release(
 
 
 def room_for(reading: DeviceReading, reservations: Sequence[Reservation], worker_id: str) -> Problem | None:
-    """Before a load: has `worker_id`, which is reserved but has taken nothing yet, the room it was promised?
+    """Before a load or a wake: has `worker_id` the room it was promised? What it holds already, parked, is its own.
 
     The check by measurement that a forecast must pass, in place above all: poll it until it returns None or the
     deadline is over. Workers that are gone must have left `reservations` by then; parked ones stay, with their
-    residue. A candidate of unknown size needs everything but itself to be gone.
+    residue. A candidate of unknown size needs everything but itself to be gone. What its own service keeps for the
+    way back does not stand against it: that is for whoever comes after it.
     """
     mine = next((r for r in on_device(reading, reservations) if r.worker_id == worker_id), None)
-    others = tuple(r for r in on_device(reading, reservations) if r.worker_id != worker_id)
+    reading, others = after_release(reading, on_device(reading, reservations), {worker_id: 0})
+    if mine is not None:
+        others = tuple(r for r in others if r.worker_id != return_of(mine.service))
     available = available_bytes(reading, others)
     if mine is None or available is None:
         loading = loads_of_unknown_size(reading, others)

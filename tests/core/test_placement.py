@@ -128,6 +128,21 @@ def test_room_is_confirmed_only_once_it_is_measured():
     assert room_for(gpu(free=23 * GIB, used=()), reservations, "chat-4") is None
 
 
+def test_a_parked_worker_that_wakes_needs_only_what_it_has_not_kept():
+    waking = held(size=23 * GIB, settled=False)
+    assert room_for(gpu(free=23 * GIB, used=[("chat-3", GIB)]), (waking,), "chat-3") is None
+    assert room_for(gpu(free=22 * GIB, used=[("chat-3", GIB)]), (waking,), "chat-3") is not None
+
+
+def test_the_way_back_is_not_kept_from_the_worker_that_it_leads_back_from():
+    kept = held("return of chat", 7 * GIB)
+    parked, mine = held(size=None), held("chat-4", 16 * GIB, settled=False)
+    reading = gpu(free=23 * GIB, used=[("chat-3", GIB)])
+    assert room_for(reading, (parked, mine, kept), "chat-4") is None
+    others = held("embed-5", 16 * GIB, settled=False, service="embed")
+    assert room_for(reading, (parked, others, kept), "embed-5") is not None
+
+
 def test_room_is_not_confirmed_on_a_guess():
     gone = gpu(total=None, free=None, used=(), detail="the GPU is lost")
     problem = room_for(gone, (held("chat-4", GIB, settled=False),), "chat-4")

@@ -79,6 +79,15 @@ def test_a_parked_model_is_stopped_when_its_soak_ends(gpus):
         assert daemon.service()["rollback"] == "cold"
 
 
+def test_a_woken_model_needs_no_more_than_it_had(gpus):
+    """What it kept while parked is its own, and not missing from what it needs."""
+    with gpus.daemon([gpus.model("a", "Parks", holds=23), gpus.model("big", holds=16)]) as daemon:
+        daemon.swap("big")
+        assert roll_back(daemon)["phase"] == "Canceled"
+        assert daemon.model() == "a"
+    assert gpus.hooks()[-1] == "a wake"
+
+
 def test_what_parking_would_not_make_room_for_is_stopped_at_once(gpus):
     """2 GiB are assumed to stay, so parking is no help, and clients do not wait while it is tried."""
     with gpus.daemon([gpus.model("a", "Parks"), gpus.model("big", holds=22)]) as daemon:
