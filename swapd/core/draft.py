@@ -12,7 +12,6 @@ from swapd.core.errors import Problem
 from swapd.core.events import Effect, Outcome, Publish, Run, WakeAt
 from swapd.core.ledger import return_of
 from swapd.core.model import (
-    RETURN,
     Kind,
     Op,
     OpKind,

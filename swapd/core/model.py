@@ -223,7 +223,6 @@ class Swap:
     log_tail: tuple[str, ...] = ()
     end_phase: Phase | None = None  # where RollingBack leads: Canceled or Failed
     parks: bool = False  # in-place: parking the old revision makes room enough, as far as is known
-    kept: str | None = None  # while it soaks: what became of the old revision's worker (resident, parked, stopped)
     finished_at: float | None = None
     soak_until: float | None = None
     kept: str | None = None  # what the soak has for the way back: resident, parked, or stopped (nothing)

@@ -14,7 +14,7 @@ from swapd.core.commands import begin_return
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Amend, Measurement
-from swapd.core.model import Kind, Op, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
+from swapd.core.model import Kind, Op, OpKind, Revision, Service, Slot, Strategy, Worker
 from swapd.core.outage import waits_ms
 from swapd.core.states import Phase, WorkerState
 
@@ -185,21 +185,11 @@ def _served(d: Draft, op: Op, result: Any) -> None:
         outage_ms=outage_ms,
         held_at_mono_s=None,
         soak_until=soak_until,
-        kept=_kept(d, swap),
         reason=f"{swap.target.model} serves",
     )
     d.begin_step(service.name, "soak")
     previous = swap.source.number if swap.source is not None else 0
     d.set_service(service.name, stable=swap.target.number, previous=previous, failures=0, problem=None, retry_at=None)
-
-
-def _kept(d: Draft, swap: Swap) -> str | None:
-    if swap.source is None:
-        return None
-    worker = d.worker_of(swap.service, swap.source.number)
-    if worker is None:
-        return "stopped"
-    return "parked" if worker.state is WorkerState.PARKED else "resident"
 
 
 def _drained(d: Draft, worker: Worker, cut: int) -> None:
@@ -324,8 +314,6 @@ def worker_exited(d: Draft, event: events.WorkerExited) -> None:
         if swap.phase in FORWARD:
             d.fail_swap(service.name, event.problem, event.log_tail, Phase.FAILED)
             return
-    if swap is not None and swap.phase is Phase.SOAKING:
-        d.set_swap(service.name, kept=_kept(d, swap))
     if worker.revision == service.stable:
         _restart(d, service, worker, event.problem)
 

@@ -158,7 +158,7 @@ def test_a_reload_whose_swap_is_refused_says_that_it_is_applied_all_the_same():
         with pytest.raises(Refused, match="The configuration is applied, but not every swap") as caught:
             daemon.call("reload")
         assert caught.value.code == "VRAM_INSUFFICIENT"
-        assert daemon.service()["drift"] == "config big, running a"
+        assert daemon.service()["drift"] == "config big, running a (#1)"
 
 
 def test_a_changed_file_of_the_model_makes_a_swap_to_it_a_swap(tmp_path):

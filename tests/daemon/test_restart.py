@@ -68,7 +68,7 @@ def test_one_that_is_refused_is_logged_and_not_asked_for_at_each_start():
         change(daemon, "a", "big")
         daemon.start()
         until(lambda: told(daemon, "service.swap_refused service=chat to=big"), what="the refusal")
-        assert daemon.service()["drift"] == "config big, running a"
+        assert daemon.service()["drift"] == "config big, running a (#1)"
         daemon.stop()
         daemon.start()
         assert daemon.call("history") == []
@@ -107,7 +107,7 @@ def test_a_daemon_that_dies_before_the_swap_has_begun_begins_it_at_its_next_star
         good = daemon.config.read_text()
         with_a_that_loads_for_ever(daemon)
         daemon.start(healthy=False)
-        assert daemon.service()["drift"] == "config c, running a"
+        assert daemon.service()["drift"].startswith("config c, running a (#")
         daemon.stop(signal.SIGKILL)
         (daemon.dir / "r/control.sock").unlink()  # of the dead one: the next one's is waited for
         assert told(daemon, "swap.created") == 0
@@ -125,4 +125,4 @@ def test_an_operators_swap_before_it_takes_its_place():
         assert daemon.swap("b")["phase"] in ("Soaking", "Succeeded")
         until(lambda: told(daemon, "service.swap_superseded service=chat to=c"), what="the swap given up")
         assert [r["to"]["model"] for r in daemon.call("history")] == ["b"]
-        assert daemon.service()["drift"] == "config c, running b"
+        assert daemon.service()["drift"].startswith("config c, running b (#")
