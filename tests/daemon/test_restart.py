@@ -53,12 +53,12 @@ def test_one_that_fails_leaves_the_old_one_serving_and_is_not_tried_at_each_star
         crowd.check()
         assert record["error"]["code"] == "PROBE_FAILED"
         assert daemon.model() == "a"
-        assert daemon.service()["drift"] == "config bad, running a"
+        assert daemon.service()["drift"] == "config bad, running a (#1)"
         daemon.stop()
         assert told(daemon, "service.swap_follows") == 1
         daemon.start()
         assert daemon.model() == "a"
-        assert daemon.service()["drift"] == "config bad, running a"
+        assert daemon.service()["drift"] == "config bad, running a (#1)"
         assert told(daemon, "service.swap_follows") == 1
 
 
