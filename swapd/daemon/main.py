@@ -21,6 +21,7 @@ from swapd.core.events import ShutdownRequested, SuccessorNeeded, WorkerExited
 from swapd.core.model import State
 from swapd.core.redact import Redactor, secrets_of
 from swapd.daemon.api import Api
+from swapd.daemon.closing import Closing
 from swapd.daemon.devices import Devices
 from swapd.daemon.executor import Executor
 from swapd.daemon.knowledge import Knowledge
@@ -29,7 +30,6 @@ from swapd.daemon.reading import Reading
 from swapd.daemon.restart import Restart
 from swapd.daemon.start import bind_all, end_leftovers, make_directories, only_one
 from swapd.daemon.workers import Workers
-from swapd.host import listeners as listening
 from swapd.host.clock import wall_s as now
 from swapd.host.config_file import check, load_config
 from swapd.host.control_socket import ControlSocket, Peer
@@ -117,6 +117,7 @@ class _Daemon:
         self.api: Api
         self.restart: Restart
         self.control: ControlSocket
+        self.closing: Closing
 
     @classmethod
     async def build(cls, config: Config, stack: contextlib.AsyncExitStack) -> _Daemon:
@@ -129,9 +130,8 @@ class _Daemon:
         stack.callback(manager.close)
         inherited = manager.listen_fds()
         bound = bind_all(config, inherited)
-        for socks in bound.values():
-            for sock in socks.values():
-                stack.callback(listening.unbind, sock)
+        closing = Closing(config, bound, inherited.values())
+        stack.push_async_callback(closing.close)
 
         loop: Loop
         daemon: _Daemon
@@ -154,6 +154,7 @@ class _Daemon:
         loop = Loop(state, journal, executor, publish, Redactor(secrets_of(config)))
         executor.loop = knowledge.loop = loop
         daemon = cls(config, loop, executor, knowledge, journal, workers)
+        daemon.closing = closing
         daemon.manager = manager
         daemon.reading = Reading(loop, workers, devices, knowledge, journal)
         daemon.api = Api(loop, daemon.reading, knowledge, journal, daemon.apply, daemon.stop)
@@ -185,6 +186,7 @@ class _Daemon:
 
     def on_worker_exit(self, worker: str, problem: Problem, log_tail: tuple[str, ...]) -> None:
         self.loop.take(WorkerExited(now(), worker, problem, log_tail))
+        self.closing.look(self.loop.state)
 
     def on_worker_event(self, worker: str, name: str, params: Mapping[str, Any]) -> None:
         if name == "needs_successor":
@@ -219,6 +221,7 @@ class _Daemon:
         self.manager.extend_timeout(patience_s + 30)
         asyncio.get_running_loop().call_later(patience_s, self._force)
         self.loop.take(ShutdownRequested(now()))
+        self.closing.look(self.loop.state)
 
     def _force(self) -> None:
         for worker_id, live in list(self.workers.live.items()):

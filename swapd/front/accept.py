@@ -7,11 +7,13 @@ short. A listener's O_NONBLOCK is shared with every process that holds it, so it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import Callable, Mapping
 from typing import Final
 
+MAX_REST: Final = 4096  # the longest queue
 ACCEPTS_A_TURN: Final = 64  # then the loop sees to the connections it has
 PAUSE_S: Final = 0.1  # when the process is out of descriptors or memory: waiting clients keep their place in the queue
 OUT_OF_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -76,6 +78,13 @@ class Acceptor:
         for listener in self._listeners.values():
             listener.close()
         self._listeners.clear()
+
+    def accept_rest(self) -> None:
+        """Take everybody who is in the queues now: the end of the listeners would reset them."""
+        for listener in self._listeners.values():
+            with contextlib.suppress(OSError):  # nobody is left, or no descriptor
+                for _ in range(MAX_REST):
+                    self._on_accept(listener.accept()[0])
 
     def _readable(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS_A_TURN):

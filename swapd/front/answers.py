@@ -16,9 +16,15 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Final
 
+# Why a request gets a 503, and the error's code.
+REPLACED: Final = ("The model is being replaced, and the time to finish is over. Try again.", "model_replaced")
+STOPPED: Final = ("The service is being stopped. Try again later.", "shutting_down")
+
 MAX_RETRY_AFTER_S: Final = 60
+LAST_CALL_S: Final = 0.1  # for the first bytes of a client who connected just before the end
 LINGER_S: Final = 2.0  # nginx lingers up to 30 s; ours only has to outlive one round trip
-LINGER_BYTES: Final = 1024 * 1024
+LINGER_BYTES: Final = 64 * 1024 * 1024  # an upload that is refused is sent to its end by most clients before they read
+POLL_S: Final = 0.02
 
 REASONS: Final = {
     200: "OK",
@@ -88,6 +94,11 @@ class Lingering:
         self._left[fd] = LINGER_BYTES
         self._timers[fd] = self._loop.call_later(LINGER_S, self._close, fd)
         self._loop.add_reader(fd, self._readable, fd)
+
+    async def finish(self) -> None:
+        """Wait until every client is done: LINGER_S at most after the last words."""
+        while self._left:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
 
     def close(self) -> None:
         for fd in list(self._left):

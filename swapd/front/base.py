@@ -116,6 +116,20 @@ class Front(PastTheLoop, Target):
             if self._state.phase is Phase.OWNER and epoch > self._state.epoch:
                 self._set_quiesced(True)
 
+    def turn_away(self) -> None:
+        """The service is being stopped: from here to the end, a request that begins is answered with 503 at once."""
+        self.turning_away = True
+
+    def let_go_of_listeners(self) -> None:
+        """Nobody accepts here after this. While turning away: whoever is in the queue now is answered yet."""
+        if self.turning_away:
+            self._acceptor.accept_rest()
+        self._acceptor.close()
+
+    def stop_accepting(self) -> None:
+        """This process ends, and the service may not: who has not been accepted waits for the next owner."""
+        self._acceptor.close()
+
     async def drain(self, deadline_s: float, and_close: bool = False) -> DrainReport:
         """Wait for what is in flight; end it with an explicit error at the deadline. `and_close`: the service ends."""
         raise NotImplementedError

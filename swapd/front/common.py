@@ -56,6 +56,7 @@ class Common(ABC):
         self._beat_at = time.monotonic()
         self._beat_timer = loop.call_later(BEAT_S, self._beat)
         self._closed = False
+        self.turning_away = False
 
     # --- what a subclass provides ------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from swapd.front.answers import LastWords, answer, error_body, stream_error, unavailable_body
+from swapd.front.answers import STOPPED, LastWords, answer, error_body, stream_error, unavailable_body
 from swapd.wire.peer import MAX_CARRIED_BYTES, MAX_HEAD_BYTES
 
 if TYPE_CHECKING:
@@ -34,11 +34,14 @@ _send = RequestResponseCycle.send
 
 
 class Group(ServerState):
-    """What the connections of a front share. `quiesced` may be set from any thread: nothing new is parsed then."""
+    """What the connections of a front share. `quiesced` may be set from any thread: nothing new is parsed then.
+    `closed`: no request is answered by the model."""
 
-    def __init__(self, front: DirectFront) -> None:
+    def __init__(self, front: DirectFront, retry_after_s: int, *, closed: bool = False) -> None:
         super().__init__()
         self.front = front
+        self.retry_after_s = retry_after_s
+        self.closed = closed
         self.quiesced = False
         self.now = 0.0  # the loop's time, some 100 ms coarse: precise enough for timeouts, and free to read
 
@@ -114,11 +117,14 @@ class HttpConnection(HttpToolsProtocol):
         self.offered = False  # movable, and waiting for its turn or on its way to another front
         self.upgraded = False
         self.ending = False  # last words said
+        self.closed = False  # to requests that have not begun
         self._completed: RequestResponseCycle | None = None  # the last one whose request was read whole
         self._partial = False  # a head has begun and not ended
         self._known = True  # every byte of that head is in _head
         self._head = b""  # raw bytes of a head that the parser has seen
         self._unparsed = read  # raw bytes that it has not
+        if group.closed:
+            self.close_to_new()
 
     # --- what the front asks -----------------------------------------------------------------------------------
 
@@ -141,7 +147,7 @@ class HttpConnection(HttpToolsProtocol):
     @property
     def answerable_only_here(self) -> bool:
         """The parser holds bytes of a request that cannot be taken back: read on, answer it here."""
-        return not self._known if self._partial else self._in_body
+        return not (self._known or self.closed) if self._partial else self._in_body
 
     @property
     def unflushed(self) -> bool:
@@ -202,6 +208,14 @@ class HttpConnection(HttpToolsProtocol):
 
     def _thaw_watch(self) -> None:
         self.group.front.hang_ups.discard(self.fd)
+
+    def join(self, group: Group) -> None:
+        """Change the group, while nothing is under way."""
+        if self in self.connections:
+            self.connections.discard(self)
+            group.connections.add(self)
+        self.group = self.server_state = group
+        self.connections, self.tasks = group.connections, group.tasks
 
     # --- the transport's calls ---------------------------------------------------------------------------------
 
@@ -291,6 +305,10 @@ class HttpConnection(HttpToolsProtocol):
         return True
 
     def _upgrade(self) -> None:
+        if self.closed:
+            if not self._finish_first():
+                self._last_words(self._unavailable(*STOPPED))
+            return
         self.upgraded = True
         self._thaw()
         self.handle_websocket_upgrade()
@@ -322,18 +340,31 @@ class HttpConnection(HttpToolsProtocol):
     # --- the end -----------------------------------------------------------------------------------------------
 
     def refuse(self, status: int, message: str, code: str) -> None:
-        """Answer for ourselves and close. A response that is under way is finished instead, and the last one."""
+        """Answer for ourselves and close."""
+        if not self._finish_first():
+            body = error_body(message, "invalid_request_error", code)
+            self._last_words(answer(status, body, self.group.default_headers))
+
+    def _finish_first(self) -> bool:
+        """If a response is under way, it is finished instead, and the last one."""
         if self.busy:
             self.pipeline.clear()
             self.freeze()
             self.watch_if_frozen()
             for cycle in self.group.running(self.transport):
                 cycle.keep_alive = False
-            return
-        body = error_body(message, "invalid_request_error", code)
-        self._last_words(answer(status, body, self.group.default_headers))
+        return self.busy
 
-    def cut(self, cycle: RequestResponseCycle | None, retry_after_s: int) -> None:
+    def close_to_new(self) -> None:
+        """The service is being stopped: a request that begins from here on is told so; one in flight goes on."""
+        self.closed = True
+        self.app = self._turn_away
+
+    async def _turn_away(self, scope: Any, receive: Any, send: Any) -> None:
+        """In the app's place: below uvicorn's response, which would be lost with the close of an unread body."""
+        self.cut(send.__self__, *STOPPED)
+
+    def cut(self, cycle: RequestResponseCycle | None, message: str, code: str) -> None:
         """End at a deadline what is under way, with an explicit error in whatever form is still possible."""
         self.pipeline.clear()
         for one in (cycle, self.cycle):
@@ -341,9 +372,8 @@ class HttpConnection(HttpToolsProtocol):
                 one.disconnected = True
                 one.message_event.set()
         self.flow.resume_writing()
-        if self.gone or self.transport.is_closing():
+        if self.gone or self.ending or self.transport.is_closing():
             return
-        message, code = "The model is being replaced, and the time to finish is over. Try again.", "model_replaced"
         words = b""  # where an answer was given early: it arrives, because the rest of the body is read and discarded
         if cycle is not None and cycle.response_started:
             if isinstance(cycle, Cycle) and cycle.is_event_stream:
@@ -351,10 +381,13 @@ class HttpConnection(HttpToolsProtocol):
                 words = b"%x\r\n" % len(event) + event + b"\r\n"
         elif cycle is not None or self._partial:
             head_only = cycle is not None and cycle.scope["method"] == "HEAD"
-            body = unavailable_body(message, code)
-            headers = self.group.default_headers
-            words = answer(503, body, headers, retry_after_s=retry_after_s, head_only=head_only)
+            words = self._unavailable(message, code, head_only=head_only)
         self._last_words(words)
+
+    def _unavailable(self, message: str, code: str, *, head_only: bool = False) -> bytes:
+        group = self.group
+        body = unavailable_body(message, code)
+        return answer(503, body, group.default_headers, retry_after_s=group.retry_after_s, head_only=head_only)
 
     def _last_words(self, data: bytes) -> None:
         self.ending = True

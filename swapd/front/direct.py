@@ -22,7 +22,7 @@ from uvicorn.config import Config
 
 from swapd.core.handover import Phase
 from swapd.front.accept import Acceptor
-from swapd.front.answers import HangUpWatch
+from swapd.front.answers import LAST_CALL_S, LINGER_S, REPLACED, STOPPED, HangUpWatch
 from swapd.front.base import Copy, DrainReport, Front, FrontStats
 from swapd.front.connections import Group, HttpConnection
 from swapd.front.idle import IdlePool
@@ -47,8 +47,10 @@ class DirectFront(Front):
         retry_after_s: int,
         private_socket: socket.socket,
     ) -> None:
-        self._group = Group(self)
-        self._private = Group(self)
+        self._group = Group(self, retry_after_s)
+        self._private = Group(self, retry_after_s)
+        self._late = Group(self, retry_after_s, closed=True)  # who asks once the service is being stopped
+        self._newcomers = self._group
         super().__init__(loop, health_path=health_path, retry_after_s=retry_after_s)
         self.hang_ups = HangUpWatch(loop)
         self._app_state = app_state
@@ -103,7 +105,7 @@ class DirectFront(Front):
         elif events[0][1] & (select.POLLRDHUP | select.POLLHUP | select.POLLERR):
             sock.close()  # it gave up while it waited in the queue: the model never hears of it
         else:
-            self._build(self._group, sock, b"")
+            self._build(self._newcomers, sock, b"")
 
     def _accepted_private(self, sock: socket.socket) -> None:
         self._build(self._private, sock, b"")
@@ -122,7 +124,7 @@ class DirectFront(Front):
         except OSError:
             data = b""
         if data:
-            self._build(self._group, sock, data)
+            self._build(self._newcomers, sock, data)
         else:
             sock.close()
 
@@ -209,7 +211,7 @@ class DirectFront(Front):
 
     def _take(self, fd: int, read: bytes) -> None:
         if read:
-            self._build(self._group, socket.socket(fileno=fd), read)
+            self._build(self._newcomers, socket.socket(fileno=fd), read)
         else:
             self._pool.add(fd, self._group.now)
 
@@ -237,8 +239,8 @@ class DirectFront(Front):
         At the deadline: an event stream gets an error event, an unanswered request a 503, a WebSocket a close 1012.
         A front that becomes the owner again meanwhile is done with it: nothing of it is to end any more.
         """
-        if and_close:
-            self._begin_close()
+        if and_close and self.owner:
+            self.turn_away()
         deadline = self._loop.time() + deadline_s
         owned = self._state.owned
         started = self._group.total_requests
@@ -252,14 +254,26 @@ class DirectFront(Front):
         grace = self._loop.time() + CUT_GRACE_S
         while cut and self._unfinished() and self._loop.time() < grace:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
-        if and_close:
-            for connection in self._connections():
-                connection.transport.close()
         return DrainReport(finished, cut)
 
-    def _begin_close(self) -> None:
-        """The service ends: accept no more, and let go of those who ask for nothing."""
-        self._acceptor.close()
+    def turn_away(self) -> None:
+        """Those who come late get a group of their own, so that a drain waits for none of them."""
+        if self.turning_away:
+            return
+        super().turn_away()
+        self._newcomers = self._late
+        for connection in self._connections():
+            connection.close_to_new()
+            if not connection.unfinished:
+                connection.join(self._late)
+        for connection in self._building.values():
+            if connection.group is self._group:
+                connection.close_to_new()
+                connection.join(self._late)
+
+    def stop_accepting(self) -> None:
+        """And let go of those who ask for nothing."""
+        super().stop_accepting()
         self._pool.close_all()
         for connection in self._connections():
             if connection.idle:
@@ -286,7 +300,7 @@ class DirectFront(Front):
                 continue
             cut += 1 + len(connection.pipeline)
             if connection.busy or connection.answerable_only_here:
-                connection.cut(running.get(connection.transport), self._retry_after_s)
+                connection.cut(running.get(connection.transport), *(STOPPED if self.turning_away else REPLACED))
             else:  # its answer is complete here, and the client too slow
                 connection.transport.abort()
         for websocket in self._upgraded():
@@ -298,27 +312,39 @@ class DirectFront(Front):
         self._cut += cut
         return cut
 
+    async def _see_out(self) -> None:
+        """Whoever has asked gets the 503; the others' connections end with a FIN."""
+        self.let_go_of_listeners()
+        await asyncio.sleep(LAST_CALL_S)
+        self._pool.close_all()
+        left = [c for group in (self._group, self._late) for c in list(group.connections) if type(c) is HttpConnection]
+        for connection in left:
+            if connection.idle:
+                connection.transport.close()
+            else:
+                connection.cut(connection.cycle if connection.busy else None, *STOPPED)
+        ends = self._loop.time() + LINGER_S
+        while any(not c.gone for c in left) and self._loop.time() < ends:  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_POLL_S)
+
     async def close(self) -> None:
+        if self.turning_away:
+            await self._see_out()
         await super().close()
         self._private_acceptor.close()
-        for group in (self._group, self._private):
+        for group in (self._group, self._private, self._late):
             for connection in list(group.connections):
                 connection.transport.abort()
+        self._drop_held()
         self._pool.close()
-        self._drop_held_reads()
         await asyncio.sleep(0)  # connection_lost runs in the loop's next turn
         self.hang_ups.close()
-
-    def _drop_held_reads(self) -> None:
-        held, self._held = self._held, []
-        for fd, _ in held:
-            os.close(fd)
 
     # --- the beat ----------------------------------------------------------------------------------------------
 
     def _on_beat(self) -> None:
         now = time.monotonic()
-        self._group.now = self._private.now = now
+        self._group.now = self._private.now = self._late.now = now
         if self._beats % BEATS_A_SWEEP == 0:
             self._refresh_headers()
             self._sweep(now)
@@ -328,14 +354,14 @@ class DirectFront(Front):
         """What uvicorn's own server does in `on_tick`, plus the revision."""
         date = (b"date", formatdate(time.time(), usegmt=True).encode())
         headers = [date, *self._config.encoded_headers, self._revision_header]
-        self._group.default_headers = self._private.default_headers = headers
+        self._group.default_headers = self._private.default_headers = self._late.default_headers = headers
 
     def _sweep(self, now: float) -> None:
         idle_before, head_before = now - self._keep_alive_s, now - HEAD_TIMEOUT_S
         if self._may_read():
             self._pool.close_older(idle_before)
-        private = [c for c in list(self._private.connections) if type(c) is HttpConnection]
-        for connection in private + self._connections():
+        others = [*self._private.connections, *self._late.connections]
+        for connection in [c for c in others if type(c) is HttpConnection] + self._connections():
             if connection.gone or connection.ending or connection.flow.frozen:
                 continue
             if connection.idle and connection.since < idle_before:

@@ -17,7 +17,7 @@ import time
 from typing import Final
 
 from swapd.core.handover import Phase
-from swapd.front.answers import Lingering, answer, unavailable_body
+from swapd.front.answers import LAST_CALL_S, STOPPED, Lingering, answer, unavailable_body
 from swapd.front.base import Copy, DrainReport, Front, FrontStats
 from swapd.front.idle import EVENTS_A_TURN, HUNG_UP, RawCopy
 from swapd.wire.peer import MAX_HEAD_BYTES
@@ -129,7 +129,7 @@ class GateFront(Front):
             seen = client.view()
             if not seen:
                 return
-            size = self._health_request(seen)
+            size = None if self.turning_away else self._health_request(seen)
             if size is None:
                 self._wait(client)
                 return
@@ -183,6 +183,9 @@ class GateFront(Front):
     def _wait(self, client: Held, undecided: bool = False) -> None:
         if client.since is None:
             client.since = time.monotonic()
+            if self.turning_away:
+                self._turn_away(client, *STOPPED)
+                return
             if len(self._waiting) >= self._queue_limit:
                 self._turn_away(client, "Too many requests wait for the model.", "queue_full")
                 return
@@ -261,19 +264,32 @@ class GateFront(Front):
 
     # --- the end, the beat -------------------------------------------------------------------------------------
 
+    def turn_away(self) -> None:
+        """Also those who wait."""
+        super().turn_away()
+        self._turn_away_waiting()
+
+    def stop_accepting(self) -> None:
+        """Those who wait here have nobody to wait for."""
+        super().stop_accepting()
+        self._turn_away_waiting()
+
+    def _turn_away_waiting(self) -> None:
+        for client in list(self._waiting.values()):
+            self._turn_away(client, *STOPPED)
+
     async def drain(self, deadline_s: float, and_close: bool = False) -> DrainReport:
-        """Nothing is in flight in a gate. `and_close`: whoever waits is told to come back later."""
+        """Nothing is in flight in a gate."""
         before = self._turned_away
-        if and_close:
-            self._acceptor.close()
-            for client in list(self._waiting.values()):
-                self._turn_away(client, "The service is being stopped.", "shutting_down")
-            deadline = time.monotonic() + deadline_s
-            while len(self._lingering) and time.monotonic() < deadline:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        if and_close and self.owner:
+            self.turn_away()
         return DrainReport(0, self._turned_away - before)
 
     async def close(self) -> None:
+        self.let_go_of_listeners()
+        if self.turning_away:
+            await asyncio.sleep(LAST_CALL_S)
+        await self._lingering.finish()
         await super().close()
         self._watch(False)
         self._drop_held()

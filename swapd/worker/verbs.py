@@ -225,7 +225,8 @@ class Worker:
         try:
             if self._front is not None:
                 self._front.abort_hand_over()
-                await self._front.drain(deadline_s, and_close=True)
+                self._front.stop_accepting()
+                await self._front.drain(deadline_s)
         except Exception as error:
             log.warning("worker.drain_failed error=%s", problem_of(error, "drain"))
         self.finish(0)
@@ -234,13 +235,14 @@ class Worker:
         """Close the front, shut the model down. Every part is bounded but a hook that blocks: main has a watchdog."""
         for task in list(self._tasks):
             task.cancel()
-        if self._front is not None:
-            try:
-                await asyncio.wait_for(self._front.close(), FRONT_CLOSE_S)
-            except Exception as error:
-                log.warning("worker.front_close_failed error=%r", error)
+        front = self._front
+        late = front is not None and front.turning_away  # while the model unloads, clients are still told that it does
+        if front is not None and not late:
+            await _close(front)
         if self._engine is not None:
             await self._engine.unload()
+        if front is not None and late:
+            await _close(front)
 
     def _tick(self) -> None:
         """Until there is a front, which measures by itself."""
@@ -334,6 +336,13 @@ class Worker:
         except Exception as error:
             result = problem_of(error, wire.DRAIN)
         answer(result)
+
+
+async def _close(front: Front) -> None:
+    try:
+        await asyncio.wait_for(front.close(), FRONT_CLOSE_S)
+    except Exception as error:
+        log.warning("worker.front_close_failed error=%r", error)
 
 
 def start_time(pid: int) -> int:

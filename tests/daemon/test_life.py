@@ -1,9 +1,12 @@
 """The daemon's own life: what it starts with, what serves after a restart, and how it stops."""
 
+import contextlib
 import http.client
+import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -59,6 +62,89 @@ def test_sigterm_finishes_what_is_in_flight_and_leaves_no_process():
         assert daemon.process.returncode == 0
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+class Knocking:
+    """A client that connects, asks and is answered, again and again, until its address is closed."""
+
+    def __init__(self, daemon, port=None):
+        self.seen = []  # statuses and errors, each once in a row
+        self._daemon = daemon
+        self._port = port or daemon.port
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self):
+        while not self.seen or self.seen[-1] != "ConnectionRefusedError":
+            try:
+                status, _, document, headers = self._daemon.get("/", timeout=10, port=self._port)
+                what = status if status == 200 else (status, document["error"]["code"], headers["connection"])
+                assert status == 200 or 0 < int(headers["retry-after"]) <= 60
+            except Exception as error:
+                what = type(error).__name__
+            if self.seen[-1:] != [what]:
+                self.seen.append(what)
+
+    def end(self):
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return self.seen
+
+
+STOPPING = (503, "shutting_down", "close")
+
+
+@contextlib.contextmanager
+def asking(daemon, path="/"):
+    """A connection of its own, and the answer that has begun on it."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)) as connection:
+        connection.request("GET", path)
+        yield connection, connection.getresponse()
+
+
+@pytest.mark.parametrize("by", ["SIGTERM", "stop-workers"])
+def test_while_the_daemon_stops_who_comes_is_told_so_and_who_is_served_is_finished(by):
+    with Daemon([A], service='drain_timeout = "20s"') as daemon:
+        idle = socket.create_connection(("127.0.0.1", daemon.port), timeout=30)
+        with idle, asking(daemon) as (kept, first), asking(daemon, "/stream?n=40&s=0.05") as (_, stream):
+            assert first.read()
+            clients = [Knocking(daemon) for _ in range(3)]
+            until(lambda: all(client.seen for client in clients), what="the first answers")
+            if by == "SIGTERM":
+                daemon.process.send_signal(signal.SIGTERM)
+            else:
+                daemon.call("stop_workers", confirm=True, actor="test")
+            until(lambda: all(client.seen[-1] == STOPPING for client in clients), what="everybody told")
+            assert daemon.get("/-/swapd/health", timeout=5)[0] == 503
+            kept.request("POST", "/", body=b"x" * 100_000)
+            answer = kept.getresponse()
+            assert (answer.status, json.loads(answer.read())["error"]["code"]) == (503, "shutting_down")
+            assert daemon.process.poll() is None, "all that while a stream was under way"
+            assert stream.read().endswith(b"data: [DONE]\n\n")
+            assert idle.recv(100) == b""
+            for client in clients:
+                assert client.end() == [200, STOPPING, "ConnectionRefusedError"]
+        daemon.stop()
+        assert daemon.process.returncode == 0
+
+
+def test_a_service_that_has_stopped_says_so_while_another_one_still_drains():
+    other = free_port()
+    services = f'[services.other]\nlisten = "127.0.0.1:{other}"\nmodel = "b"\n'
+    with Daemon([A, B]) as daemon:
+        daemon.stop()
+        daemon.config.write_text(daemon.config.read_text() + services)
+        daemon.start()
+        daemon.wait_healthy("other")
+        with asking(daemon, "/stream?n=60&s=0.05") as (_, stream):
+            client = Knocking(daemon, other)
+            until(lambda: client.seen, what="the first answer")
+            daemon.process.send_signal(signal.SIGTERM)
+            until(lambda: [w["service"] for w in daemon.call("workers")] == ["chat"], what="the other one's end")
+            assert daemon.get("/", port=other, timeout=5)[0] == 503
+            assert daemon.get("/-/swapd/health", port=other, timeout=5)[0] == 503
+            assert stream.read().endswith(b"data: [DONE]\n\n")
+        assert client.end() == [200, STOPPING, "ConnectionRefusedError"]
 
 
 def test_a_full_disk_neither_keeps_an_operator_from_going_back_nor_from_swapping_once_there_is_room():

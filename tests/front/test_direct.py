@@ -183,18 +183,90 @@ def test_drain_cuts_what_cannot_move_with_an_error_and_spoils_no_answer(front, c
     assert front.result(number) == {"finished": 0, "cut": 2, "left": 0}
 
 
-def test_drain_and_close_ends_the_service_gracefully(front, connect):
-    idle, busy = connect(), connect()
-    idle.get()
-    busy.send_request("/slow?s=0.3")
+def assert_told_that_it_stops(client, method="GET"):
+    status, headers, body = client.answer(method)
+    assert (status, headers["connection"], headers["x-swapd-revision"]) == (503, "close", "7")
+    assert 1 <= int(headers["retry-after"]) <= 60
+    assert method == "HEAD" or json.loads(body)["error"]["code"] == "shutting_down"
+    assert client.rest() == b""
+
+
+def test_a_service_that_stops_finishes_what_is_in_flight_and_refuses_the_rest_at_once(front, connect):
+    idle, kept, half, piped, upload, socket_like, fresh, busy, stream = (connect() for _ in range(9))
+    for client in (idle, kept):
+        client.get()
+    half.send(b"GET / HTTP/1.1\r\nho")
+    busy.send_request("/slow?s=1.5")
+    stream.send_request("/stream?n=20&gap=0.1")
+    piped.send(PIPELINED.replace(b"GET /", b"GET /slow?s=1.5", 1))
+    front.wait_stats(in_flight=3, connections=9)
+    number = front.begin("drain", deadline_s=15, and_close=True)
+    wait_until(lambda: connect().get(HEALTH)[0] == 503, "the front stops")
+    for client in (kept, fresh, connect()):
+        client.send_request()
+        assert_told_that_it_stops(client)
+    half.send(b"st: test\r\n\r\n")
+    assert_told_that_it_stops(half)
+    idle.send_request("/", "HEAD")
+    assert_told_that_it_stops(idle, "HEAD")
+    upload.send(b"POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 5000000\r\n\r\n" + b"x" * 5_000_000)
+    assert_told_that_it_stops(upload)
+    upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: eA==\r\n"
+    socket_like.send_request("/", headers=upgrade)
+    assert_told_that_it_stops(socket_like)
+    assert number not in front.replies, "all that while requests were in flight"
+    piped.send(b"TP/1.1\r\nhost: test\r\n\r\n")
+    for client in (busy, piped):
+        assert client.answer()[2] == b"7 slow"
+    assert_told_that_it_stops(piped)
+    assert stream.answer()[2].endswith(b"[DONE]\n\n")
+    assert front.result(number)["cut"] == 0
+
+
+def test_a_drain_of_a_service_that_stops_waits_for_nobody_who_comes_late(front, connect):
+    busy = connect()
+    busy.send_request("/slow?s=0.5")
     front.wait_stats(in_flight=1)
-    number = front.begin("drain", deadline_s=10, and_close=True)
+    number = front.begin("drain", deadline_s=60, and_close=True)
+
+    def one_more_comes():
+        """And stays, answered, for as long as it is let."""
+        connect().send_request()
+        front.stats()
+        return number in front.replies
+
+    wait_until(one_more_comes, "the drain is over")
     assert busy.answer()[2] == b"7 slow"
-    assert busy.rest() == b""
-    assert idle.closed(5)
-    assert front.result(number) == {"finished": 1, "cut": 0, "left": 0}
+    assert front.result(number)["cut"] == 0
+
+
+def test_at_the_end_idle_connections_and_the_queue_are_closed_without_a_reset(front, connect, listener):
+    idle, new = connect(), connect()
+    idle.get()
+    front.wait_stats(connections=2)
+    front.request("drain", deadline_s=15, and_close=True)
+    late = connect()
+    late.send(b"GET / HT")
+    front.pause()
+    queued = connect()
+    queued.send_request()
+    number = front.begin("stop")
+    front.go_on()
+    for client in (queued, late):
+        assert_told_that_it_stops(client)
+    for client in (idle, new):
+        assert client.rest() == b""
+    front.result(number)
     with pytest.raises(FrontError):
         front.request("hand_over", [front.control.fileno()], epoch=0, deadline_s=1)
+
+
+def test_drain_and_close_cuts_at_its_deadline_and_says_so(front, connect):
+    slow = connect()
+    slow.send_request("/slow?s=60")
+    front.wait_stats(in_flight=1)
+    assert front.request("drain", deadline_s=0.2, and_close=True)["cut"] == 1
+    assert_told_that_it_stops(slow)
 
 
 def test_stats_are_told_while_the_loop_is_blocked(front, connect):

@@ -202,11 +202,25 @@ def hand_over_to_paused(source, target):
     target.request("receive", timeout_s=0.3, epoch=3)
 
 
-def test_a_stopping_gate_tells_those_who_wait(gate, connect):
-    waiting = connect()
+def test_a_stopping_gate_tells_those_who_wait_and_those_who_come(gate, connect):
+    waiting, idle, silent = connect(), connect(), connect()
+    idle.get(HEALTH)
     waiting.send_request()
-    gate.wait_stats(held=1)
-    number = gate.begin("drain", deadline_s=5, and_close=True)
+    gate.wait_stats(held=1, connections=3)
+    assert gate.request("drain", deadline_s=15, and_close=True)["cut"] == 1
     assert_turned_away(*waiting.answer(), "shutting_down")
-    waiting.close()
-    assert gate.result(number)["cut"] == 1
+    fresh, health = connect(), connect()
+    fresh.send_request()
+    health.send_request(HEALTH)
+    idle.send_request()
+    for client in (fresh, health, idle):
+        assert_turned_away(*client.answer(), "shutting_down")
+        assert client.rest() == b""
+    gate.pause()
+    queued = connect()
+    queued.send_request()
+    number = gate.begin("stop")
+    gate.go_on()
+    assert_turned_away(*queued.answer(), "shutting_down")
+    assert silent.rest() == b""
+    gate.result(number)
