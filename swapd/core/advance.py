@@ -375,7 +375,8 @@ def _shut_down(d: Draft, service: Service) -> None:
             if swap.phase is not Phase.ROLLING_BACK:
                 d.set_phase(service.name, Phase.ROLLING_BACK, reason="the daemon was stopped")
             d.finish_swap(service.name, swap.end_phase or Phase.CANCELED)
-    for worker in d.workers_of(service.name):
+    workers = d.workers_of(service.name)
+    for worker in workers:
         if worker.ending:
             continue
         busy = worker.op is not None and worker.op.kind in (OpKind.DRAIN, OpKind.HAND_OVER, OpKind.ADOPT)
@@ -389,7 +390,7 @@ def _shut_down(d: Draft, service: Service) -> None:
                 deadline_s=service.settings.drain_timeout_s,
                 force=worker.id == service.owner,
             )
-        else:
+        elif worker.id != service.owner or len(workers) == 1:  # the owner last: what others finish follows to it
             d.stop(worker, force=not serving)
     if not d.workers and not any(isinstance(e, Exit) for e in d.effects):
         d.effects.append(Exit())

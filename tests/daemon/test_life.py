@@ -128,6 +128,17 @@ def test_while_the_daemon_stops_who_comes_is_told_so_and_who_is_served_is_finish
         assert daemon.process.returncode == 0
 
 
+def test_a_connection_that_the_old_model_finishes_while_the_daemon_stops_is_told_so_as_well():
+    with Daemon([A, B], service='drain_timeout = "20s"') as daemon, asking(daemon, "/stream?n=60&s=0.05") as old:
+        connection, stream = old
+        daemon.swap("b")
+        daemon.process.send_signal(signal.SIGTERM)
+        assert stream.read().endswith(b"data: [DONE]\n\n")
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["error"]["code"]) == (503, "shutting_down")
+
+
 def test_a_service_that_has_stopped_says_so_while_another_one_still_drains():
     other = free_port()
     services = f'[services.other]\nlisten = "127.0.0.1:{other}"\nmodel = "b"\n'
