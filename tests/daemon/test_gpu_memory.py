@@ -3,6 +3,7 @@
 The real daemon and real workers; only the memory of the GPUs is made up.
 """
 
+import http.client
 import subprocess
 import threading
 
@@ -84,6 +85,25 @@ def test_a_gpu_whose_memory_cannot_be_read_is_not_planned_on_and_what_serves_the
         gpus.fail(None)
         assert daemon.swap("b")["strategy"] == "dual"
     assert "b load" in gpus.hooks()
+
+
+def test_nothing_is_loaded_while_the_memory_that_the_old_model_gave_back_cannot_be_read(gpus):
+    with gpus.daemon([gpus.model("a"), gpus.model("big", holds=16)]) as daemon:
+        connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
+        connection.request("GET", "/stream?n=40&s=0.03")
+        response = connection.getresponse()
+        response.readline()
+        swap = daemon.call("swap", service="chat", to="big")
+        until(lambda: daemon.call("show", id=swap["id"])["steps"][-1]["name"] == "drain", what="the drain")
+        gpus.fail("NVML_ERROR_GPU_IS_LOST")
+        response.read()
+        connection.close()
+        record = daemon.wait(swap["id"])
+        assert (record["phase"], record["error"]["code"]) == ("Failed", "DEVICE_UNKNOWN")
+        assert record["error"]["step"] == "confirm"
+        gpus.fail(None)
+        assert daemon.model() == "a", "it returns once there is a figure again"
+    assert [hook for hook in gpus.hooks() if hook.endswith("load")] == ["a load", "a load"]
 
 
 def test_a_need_that_nobody_declared_is_learned_from_the_first_run(gpus):
