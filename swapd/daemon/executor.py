@@ -19,7 +19,7 @@ from swapd.core.config import Config, ModelConfig
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, PeakSeen, Run, TimerFired, WakeAt
 from swapd.core.ledger import overdrawn, room_for
-from swapd.core.model import Kind, Op, OpKind, Worker
+from swapd.core.model import DeviceKind, Kind, Op, OpKind, Worker
 from swapd.daemon.devices import Devices
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop
@@ -163,6 +163,9 @@ class Executor:
         reading = None
         if effect.slot is not None and model is not None:
             reading = await self._devices.read_one(effect.slot.device)
+            if reading.kind is DeviceKind.NVML and not reading.uuid:  # it would see no GPU, and take the CPU
+                text = f"{reading.name}: {reading.detail}; {op.worker} is not started without its GPU."
+                raise SwapdError(errors.DEVICE_UNKNOWN, text)
         return await self._workers.spawn(worker, self.config.services[op.service], model, reading)
 
     async def _with_its_content(self, worker: Worker, model: ModelConfig) -> Worker:

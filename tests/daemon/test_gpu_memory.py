@@ -4,6 +4,8 @@ The real daemon and real workers; only the memory of the GPUs is made up.
 """
 
 import http.client
+import os
+import signal
 import subprocess
 import threading
 
@@ -104,6 +106,28 @@ def test_nothing_is_loaded_while_the_memory_that_the_old_model_gave_back_cannot_
         gpus.fail(None)
         assert daemon.model() == "a", "it returns once there is a figure again"
     assert [hook for hook in gpus.hooks() if hook.endswith("load")] == ["a load", "a load"]
+
+
+def test_a_worker_is_not_started_while_it_is_not_known_which_gpu_it_gets(gpus):
+    """Without one in its environment a model takes the CPU, and nobody is told."""
+    with gpus.daemon([gpus.model("a")]) as daemon:
+        gpus.fail("NVML_ERROR_GPU_IS_LOST")
+        os.kill(daemon.get()[2]["pid"], signal.SIGKILL)
+        problem = until(lambda: tried_again(daemon), what="another start")
+        gpus.fail(None)
+        assert daemon.model() == "a"
+        assert used(daemon) == {"a": 10 * GIB}
+    assert problem["code"] == "DEVICE_UNKNOWN"
+    assert "the GPU is lost" in problem["message"]
+    assert not (gpus.directory / "hooks").exists(), "a worker ran without a GPU"
+
+
+def tried_again(daemon):
+    """Why the second start did not begin; or that it did."""
+    service = daemon.service()
+    if any("confirm" in w["state"] for w in daemon.call("workers")):
+        return {"code": "started"}
+    return service["problem"] if service["failures"] > 1 else None
 
 
 def test_a_need_that_nobody_declared_is_learned_from_the_first_run(gpus):
