@@ -177,6 +177,7 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
         way_back=event.way_back,
         expected=event.measurement.expected,
         can_park=can_park(state, service),
+        parked_residue_bytes=event.measurement.parked_residue_bytes,
         model_of=tuple((w.id, revision.model) for w, revision in everybody if revision is not None),
     )
 

@@ -22,6 +22,7 @@ class Measurement:
     readings: tuple[DeviceReading, ...]  # of the devices that the service may use
     expected: ExpectedTimes
     can_stage: bool = False
+    parked_residue_bytes: int | None = None  # what the model that serves kept when it was last parked
 
 
 # --- commands ----------------------------------------------------------------------------------------------

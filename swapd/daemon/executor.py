@@ -223,6 +223,7 @@ class Executor:
                 free = reading.free_bytes
                 return {"free_bytes": free, "waited_s": round(clock() - started_s, 3)}
             if clock() >= deadline_s:
+                self._knowledge.learn_residues(op.service, reading)
                 raise SwapdError.of(problem)
             await asyncio.sleep(POLL_MEMORY_S)
 
@@ -253,6 +254,7 @@ class Executor:
         if effect.slot is not None:
             reading = await self._devices.read_one(effect.slot.device)
             self._knowledge.learn_footprint(op, reading)
+            self._knowledge.learn_residues(op.service, reading)
             used = dict(reading.used_by).get(op.worker)
             problem = overdrawn(reading, self.loop.state.reservations, op.worker)
             if problem is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from swapd.core.config import Config, ModelConfig
@@ -17,6 +18,7 @@ from swapd.core.events import Measurement
 from swapd.core.footprint import Learned, WeightsSummary, estimate, learn
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service
 from swapd.core.outage import ExpectedTimes
+from swapd.core.states import WorkerState
 from swapd.daemon.devices import Devices
 from swapd.daemon.loop import Loop
 from swapd.host.clock import wall_s as now
@@ -104,7 +106,8 @@ class Knowledge:
         times = self._times(model)
         proof_s = times.get("warm", 0.0) + times.get("verify", 0.0)
         expected = ExpectedTimes(drain_s=drain_s, release_s=release_s, load_s=times.get("load"), warm_s=proof_s)
-        return Measurement(footprint, tuple(readings), expected, can_stage=kind is DeviceKind.NVML and model.stage)
+        can_stage = kind is DeviceKind.NVML and model.stage
+        return Measurement(footprint, tuple(readings), expected, can_stage, self._parked_residue(service, kind))
 
     def release_s(self, model: ModelConfig, *, parked: bool) -> float | None:
         """How long one worker took to give its memory back."""
@@ -140,6 +143,26 @@ class Knowledge:
 
         self._save(save)
 
+    def learn_residues(self, service: str, reading: DeviceReading) -> None:
+        """What the service's parked worker still holds, long enough after it was parked."""
+        for worker in self.loop.state.workers_of(service):
+            used = dict(reading.used_by).get(worker.id)
+            model = self._models.get((service, worker.revision))
+            if worker.state is WorkerState.PARKED and model is not None and used is not None:
+                self._save(partial(self._save_residue, model, reading.kind, used))
+
+    def _save_residue(self, model: ModelConfig, kind: DeviceKind, used: int) -> None:
+        digest = settings_digest(model)
+        self._journal.save_footprint(model.name, digest, _parked(kind), {"residue_bytes": used}, now())
+
+    def _parked_residue(self, service: str, kind: DeviceKind) -> int | None:
+        known = self.loop.state.service(service)
+        model = self._models.get((service, known.stable)) if known is not None else None
+        if model is None:
+            return None
+        body = self._journal.footprint(model.name, settings_digest(model), _parked(kind))
+        return int(body["residue_bytes"]) if body is not None else None
+
     def _learned(self, model: str, digest: str, kind: DeviceKind) -> Learned | None:
         body: Mapping[str, Any] | None = self._journal.footprint(model, digest, kind.value)
         return Learned(int(body["peak_bytes"]), int(body["runs"])) if body is not None else None
@@ -157,6 +180,11 @@ class Knowledge:
             write()
         except SwapdError as error:
             log.warning("knowledge.not_saved %s", error.message)
+
+
+def _parked(kind: DeviceKind) -> str:
+    """Beside the footprint of a model that serves, under a key of its own."""
+    return f"{kind.value}, parked"
 
 
 def _weights(model: ModelConfig) -> WeightsSummary | None:

@@ -99,6 +99,17 @@ def test_what_parking_would_not_make_room_for_is_stopped_at_once(gpus):
     assert "a park" not in gpus.hooks()
 
 
+def test_what_a_model_keeps_while_parked_is_measured_and_planned_with(gpus):
+    models = [gpus.model("a", "Parks"), gpus.model("mid", holds=16), gpus.model("big", holds=22)]
+    with gpus.daemon(models) as daemon:
+        assert daemon.call("plan", service="chat", to="big")["rollback"] == "cold"
+        daemon.swap("mid")
+        roll_back(daemon)
+        planned = daemon.call("plan", service="chat", to="big")
+        assert ("(frees 9.0 GiB)" in planned["why"], planned["rollback"]) == (True, "parked")
+        assert daemon.swap("big")["kept"] == "parked"
+
+
 def test_a_model_that_can_park_but_not_wake_is_stopped(gpus):
     with gpus.daemon([gpus.model("a", "ParksForGood"), gpus.model("big", holds=16)]) as daemon:
         assert daemon.call("plan", service="chat", to="big")["rollback"] == "cold"
@@ -114,8 +125,11 @@ def test_parking_that_frees_too_little_ends_in_stopping(gpus):
         assert steps(record, "failed") == ["confirm"]
         assert list(workers(daemon)) == ["big"]
         assert daemon.service()["rollback"] == "cold"
+        crowd.mark()
+        daemon.swap("a")
+        assert daemon.call("plan", service="chat", to="big")["rollback"] == "cold", "it is not tried in vain again"
     crowd.check()
-    assert gpus.hooks() == ["a import", "a load", "a park", "big import", "big load"]
+    assert gpus.hooks() == ["a import", "a load", "a park", "big import", "big load", "a import", "a load"]
 
 
 def test_a_park_hook_that_fails_ends_in_stopping(gpus):
