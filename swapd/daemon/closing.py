@@ -1,9 +1,9 @@
 """The last word of a service that is being stopped: 503, from the end of its last front to the end of its listeners.
 
-While the other services drain, and until the daemon itself has ended, clients still find the listener open. Without an
-answer they would wait in its queue, and be reset with it. A gate that turns everybody away, here in the daemon, is all
-it takes: it holds nobody, and no request waits for the daemon's loop but to be refused. A listener that systemd passed is
-only let go of: its queue, and whoever waits there, is for the next start.
+While the other services drain, and until the daemon itself has ended, clients still find the listener open. Without
+an answer they would wait in its queue, and be reset with it. A gate that turns everybody away, here in the daemon, is
+all it takes: it holds nobody, and no request waits for the daemon's loop but to be refused. A listener that systemd
+passed is only let go of: its queue, and whoever waits there, is for the next start.
 """
 
 from __future__ import annotations

@@ -23,15 +23,13 @@ from swapd.core.model import DeviceKind, Kind, Op, OpKind, Worker
 from swapd.daemon.devices import Devices
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop
+from swapd.daemon.transfers import REQUEST_S, Transfers
 from swapd.daemon.workers import Live, Workers
 from swapd.host.clock import wall_s as now
 from swapd.host.probes import run_probes, run_warmup, wait_ready
 
 log = logging.getLogger("swapd.executor")
 
-REQUEST_S: Final = 5.0  # for verbs that only change who does what
-BLOCKED_LOOP_S: Final = 1.0  # on top of hand_over_timeout: a source whose loop is blocked hands over its listeners
-BLOCKED_LIMIT_S: Final = 60.0  # a proved worker that is told to take the clients while its model blocks its loop
 POLL_MEMORY_S: Final = 0.05
 SAMPLE_S: Final = 0.25
 
@@ -52,7 +50,7 @@ class Executor:
         self._workers = workers
         self._devices = devices
         self._knowledge = knowledge
-        self._listeners = listeners
+        self._transfers = Transfers(self._live, listeners, lambda: self.config.daemon.hand_over_timeout_s)
         self._publish = publish
         self._on_exit = on_exit
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by worker: what it is doing now
@@ -263,63 +261,8 @@ class Executor:
         detail = detail if model.probes else "no probes are configured"
         return {"detail": detail, "used_bytes": used}
 
-    async def _adopt(self, effect: Run) -> Mapping[str, Any]:
-        op = effect.op
-        listeners = self._listeners[op.service]
-        return await _patiently(
-            self._live(op.worker),
-            "adopt",
-            {"epoch": op.epoch, "listeners": list(listeners)},
-            fds=tuple(sock.fileno() for sock in listeners.values()),
-            deadline_s=self.config.daemon.hand_over_timeout_s,
-        )
-
-    async def _hand_over(self, effect: Run) -> Mapping[str, Any]:
-        """Introduce the two by a socketpair; from then on they need no daemon.
-
-        HAND_OVER_FAILED: the source serves on. TIMEOUT: it is open who does, until one of the two is dead.
-        """
-        op = effect.op
-        assert op.target is not None
-        source = self._live(op.worker)
-        deadline_s = self.config.daemon.hand_over_timeout_s
-        try:
-            target = self._live(op.target)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except (SwapdError, OSError) as error:
-            raise SwapdError(errors.HAND_OVER_FAILED, f"{op.target} cannot be handed to: {error}") from None
-        with ours, theirs:
-            try:
-                await target.request("receive", {"epoch": op.epoch}, fds=(theirs.fileno(),), deadline_s=deadline_s)
-            except SwapdError as error:
-                text = f"{op.target} does not take the clients: {error.message}"
-                raise SwapdError(errors.HAND_OVER_FAILED, text) from None
-            theirs.close()
-            params = {"epoch": op.epoch, "deadline_s": deadline_s}
-            patience_s = 2 * deadline_s + BLOCKED_LOOP_S
-            try:
-                return await source.request("hand_over", params, fds=(ours.fileno(),), deadline_s=patience_s)
-            except SwapdError as error:
-                if error.code in (errors.TIMEOUT, errors.WORKER_EXITED, errors.HAND_OVER_FAILED):
-                    raise
-                raise SwapdError(errors.HAND_OVER_FAILED, error.message) from None  # it was refused, not begun
-
-    async def _successor(self, effect: Run) -> Mapping[str, Any]:
-        op = effect.op
-        assert op.target is not None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours, theirs:
-            params = {"epoch": op.epoch}
-            await self._live(op.target).request("receive", params, fds=(theirs.fileno(),), deadline_s=REQUEST_S)
-            return await self._live(op.worker).request("successor", params, fds=(ours.fileno(),), deadline_s=REQUEST_S)
-
-    async def _source_dead(self, effect: Run) -> Mapping[str, Any]:
-        params = {"epoch": effect.op.epoch}
-        return await _patiently(self._live(effect.op.worker), "source_dead", params, deadline_s=REQUEST_S)
-
-    async def _target_dead(self, effect: Run) -> Mapping[str, Any]:
-        params = {"epoch": effect.op.epoch}
-        return await _patiently(self._live(effect.op.worker), "target_dead", params, deadline_s=REQUEST_S)
+    async def _transfer(self, effect: Run) -> Mapping[str, Any]:
+        return await self._transfers.methods[effect.op.kind](effect.op)
 
     async def _drain(self, effect: Run) -> Mapping[str, Any]:
         op, live = effect.op, self._live(effect.op.worker)
@@ -391,19 +334,6 @@ class Executor:
             )
 
 
-async def _patiently(
-    live: Live, verb: str, params: Mapping[str, Any], *, fds: tuple[int, ...] = (), deadline_s: float
-) -> Mapping[str, Any]:
-    """A request for the worker's loop. One that the model blocks is late, not dead: its channel tells the two apart."""
-    request = asyncio.ensure_future(live.request(verb, params, fds=fds, deadline_s=BLOCKED_LIMIT_S))
-    try:
-        while not (await asyncio.wait({request}, timeout=deadline_s))[0]:
-            await live.request("stats", deadline_s=deadline_s)
-        return request.result()
-    finally:
-        request.cancel()
-
-
 _HELLO: Final = {"protocol": 1, "min_protocol": 1}
 # Failures of these are the model's own: its last log lines belong to the report.
 _BY_THE_MODEL: Final = frozenset({OpKind.SPAWN, OpKind.STAGE, OpKind.LOAD, OpKind.WARM, OpKind.VERIFY, OpKind.WAKE})
@@ -416,11 +346,11 @@ _METHODS: Final[Mapping[OpKind, Callable[[Executor, Run], Awaitable[Mapping[str,
     OpKind.WARM: Executor._warm,
     OpKind.VERIFY: Executor._verify,
     OpKind.WAKE: Executor._wake,
-    OpKind.ADOPT: Executor._adopt,
-    OpKind.HAND_OVER: Executor._hand_over,
-    OpKind.SOURCE_DEAD: Executor._source_dead,
-    OpKind.TARGET_DEAD: Executor._target_dead,
-    OpKind.SUCCESSOR: Executor._successor,
+    OpKind.ADOPT: Executor._transfer,
+    OpKind.HAND_OVER: Executor._transfer,
+    OpKind.SOURCE_DEAD: Executor._transfer,
+    OpKind.TARGET_DEAD: Executor._transfer,
+    OpKind.SUCCESSOR: Executor._transfer,
     OpKind.DRAIN: Executor._drain,
     OpKind.PARK: Executor._park,
     OpKind.STOP: Executor._stop,
