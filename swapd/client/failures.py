@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from swapd.core import errors
-from swapd.core.config import MAX_SOCKET_PATH_BYTES
+from swapd.core.config import HIDDEN_SUFFIX, MAX_SOCKET_PATH_BYTES
 from swapd.core.errors import SwapdError
 
 NOT_HERE: Final = (
@@ -67,7 +67,7 @@ def diagnose(endpoint: str) -> Trouble | None:
     except PermissionError:
         return Trouble(f"no permission for {path}: use sudo, or become a member of the group swapd", final=True)
     except FileNotFoundError:
-        if os.path.exists(path + ".full"):
+        if os.path.exists(path + HIDDEN_SUFFIX):
             return Trouble(f"swapd has as many connections as it takes at {path}: see its log", final=False)
         return Trouble(f"there is no {path}: {NOT_HERE}", final=False)
     except ConnectionRefusedError:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from swapd.core.model import DeviceKind
 
 MAX_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path holds 108 with the closing NUL: unix(7)
+HIDDEN_SUFFIX: Final = ".full"  # the daemon's own sockets are moved aside under it while they have too many clients
 MAX_COUNTER_DIGITS: Final = 7  # of a worker id: ten million workers of one service before a path grows longer
 CONTROL_SOCKET: Final = "control.sock"
 HTTP_SOCKET: Final = "http.sock"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 
-from swapd.core.config import MAX_SOCKET_PATH_BYTES
+from swapd.core.config import HIDDEN_SUFFIX, MAX_SOCKET_PATH_BYTES
 from swapd.core.config_readers import Wrong, items, shown, text
 
 
@@ -51,17 +51,17 @@ def endpoint(value: object, base: str) -> str:
     if not word.startswith("ipc://"):
         cure = f'write "ipc://{word}"' if word.startswith("/") else 'write "ipc:///run/swapd/control.sock"'
         raise Wrong(f"{shown(word)} is not an ipc:// endpoint, and only there the caller's user is known: {cure}")
-    return "ipc://" + socket_path(word.removeprefix("ipc://"))
+    return "ipc://" + socket_path(word.removeprefix("ipc://"), MAX_SOCKET_PATH_BYTES - len(HIDDEN_SUFFIX))
 
 
-def socket_path(word: str) -> str:
+def socket_path(word: str, most_bytes: int = MAX_SOCKET_PATH_BYTES) -> str:
     """A path that a Unix socket can be bound to."""
     if not word.startswith("/"):
         raise Wrong(f"{shown(word)} is relative: write the socket's whole path, from /")
     clean = str(PurePosixPath("/", word.lstrip("/")))
     length = len(clean.encode("utf-8", "replace"))
-    if length > MAX_SOCKET_PATH_BYTES:
-        raise Wrong(f"the path has {length} bytes, and a Unix socket's at most {MAX_SOCKET_PATH_BYTES}: shorten it")
+    if length > most_bytes:
+        raise Wrong(f"the path has {length} bytes, and a Unix socket's here at most {most_bytes}: shorten it")
     return clean
 
 

@@ -58,7 +58,6 @@ class FakeDaemon:
     async def _start(self) -> None:
         self.socket = ControlSocket(self.endpoint, self.events_endpoint, self._handle, epoch=self.epoch, **self.options)
         await self.socket.start()
-        self.endpoint, self.events_endpoint = self.socket.control_endpoint, self.socket.events_endpoint
 
     def stop(self) -> None:
         server, self.socket = self.socket, None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import resource
@@ -80,22 +79,17 @@ class Endpoint:
 
     def bind(self) -> None:
         """Raises SwapdError(LISTEN_FAILED)."""
-        if self.address.startswith("ipc://"):
-            self._file = SocketFile(self.address[len("ipc://") :])
-            watched = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
-            self._monitor = self._socket.get_monitor_socket(watched)
-            self._loop.add_reader(_number(self._monitor, zmq.FD), self._on_connections)
-            self._on_connections()  # the descriptor stays silent until what is there at first has been looked at
-            # Bound by us, so that its mode is right from the first instant; libzmq owns this duplicate.
-            self._socket.setsockopt(zmq.USE_FD, self._file.bind())
-        elif "[" in self.address:
-            self._socket.setsockopt(zmq.IPV6, 1)
+        self._file = SocketFile(self.address[len("ipc://") :])
+        watched = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+        self._monitor = self._socket.get_monitor_socket(watched)
+        self._loop.add_reader(_number(self._monitor, zmq.FD), self._on_connections)
+        self._on_connections()  # the descriptor stays silent until what is there at first has been looked at
+        # Bound by us, so that its mode is right from the first instant; libzmq owns this duplicate.
+        self._socket.setsockopt(zmq.USE_FD, self._file.bind())
         try:
             self._socket.bind(self.address)
         except zmq.ZMQError as failed:
             raise SwapdError(errors.LISTEN_FAILED, f"cannot listen on {self.address}: {failed.strerror}") from None
-        if self.address.startswith("tcp://"):
-            self.address = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT))
         self._reading = True
         self._loop.add_reader(_number(self._socket, zmq.FD), self._pump)
         self._schedule_pump()
@@ -179,19 +173,8 @@ def check_endpoint(endpoint: str) -> None:
             raise SwapdError(
                 errors.LISTEN_FAILED, f"{endpoint}: the path has {length} bytes, {MAX_PATH_BYTES} are possible"
             )
-    elif scheme == "tcp" and separator:
-        host = address.rpartition(":")[0].strip("[]")
-        try:
-            loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            loopback = False
-        if not loopback:
-            raise SwapdError(
-                errors.LISTEN_FAILED,
-                f"{endpoint}: tcp is for loopback only, because it proves nobody's identity; use ipc, through ssh",
-            )
     else:
-        raise SwapdError(errors.LISTEN_FAILED, f"{endpoint}: expected ipc:///path or tcp://127.0.0.1:port")
+        raise SwapdError(errors.LISTEN_FAILED, f"{endpoint}: expected ipc:///path")
 
 
 def peer_ids(frame: zmq.Frame) -> tuple[int, int] | None:

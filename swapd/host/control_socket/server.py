@@ -40,7 +40,7 @@ ENVELOPE_FRAMES: Final = 8  # a REQ behind so many proxies is still answered
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who sent a request, as the kernel knows it. All None over tcp, where nobody vouches for the sender."""
+    """Who sent a request, as the kernel knows it. All None where it does not tell."""
 
     uid: int | None = None
     pid: int | None = None
@@ -71,8 +71,8 @@ class ControlSocket:
         max_connections: int = MAX_CONNECTIONS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.control_endpoint = control_endpoint  # after start(): with the port that a `tcp://…:*` got
-        self.events_endpoint = events_endpoint
+        self._control_endpoint = control_endpoint
+        self._events_endpoint = events_endpoint
         self.epoch = epoch
         self._handler = handler
         self._handler_deadline_s = handler_deadline_s
@@ -89,15 +89,13 @@ class ControlSocket:
 
     async def start(self) -> None:
         """Raises SwapdError(LISTEN_FAILED), and then leaves nothing behind."""
-        for endpoint in (self.control_endpoint, self.events_endpoint):
+        for endpoint in (self._control_endpoint, self._events_endpoint):
             check_endpoint(endpoint)
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context(io_threads=1)
         try:
-            self._router = self._open(zmq.ROUTER, self.control_endpoint, self._on_request)
-            self.control_endpoint = self._router.address
-            self._pub = self._open(zmq.PUB, self.events_endpoint, lambda _: None)
-            self.events_endpoint = self._pub.address
+            self._router = self._open(zmq.ROUTER, self._control_endpoint, self._on_request)
+            self._pub = self._open(zmq.PUB, self._events_endpoint, lambda _: None)
         except BaseException:
             await self.close()
             raise
@@ -217,7 +215,7 @@ class ControlSocket:
             "pid": os.getpid(),
             "epoch": self.epoch,
             "seq": self._ring.last_seq,
-            "events": self.events_endpoint,
+            "events": self._events_endpoint,
             "you": {"uid": peer.uid, "pid": peer.pid, "user": peer.user},
         }
 

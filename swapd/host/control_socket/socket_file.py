@@ -17,13 +17,13 @@ import stat
 from typing import Final
 
 from swapd.core import errors
+from swapd.core.config import HIDDEN_SUFFIX, MAX_SOCKET_PATH_BYTES
 from swapd.core.errors import SwapdError
 
 log = logging.getLogger(__name__)
 
 SOCKET_GROUP: Final = "swapd"
-HIDDEN_SUFFIX: Final = ".full"
-MAX_PATH_BYTES: Final = 107 - len(HIDDEN_SUFFIX)  # sun_path less its closing zero
+MAX_PATH_BYTES: Final = MAX_SOCKET_PATH_BYTES - len(HIDDEN_SUFFIX)
 
 
 class SocketFile:
