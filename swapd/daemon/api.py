@@ -66,6 +66,8 @@ class Api:
         if isinstance(placed, Problem):
             raise SwapdError.of(placed)
         stats = await self._reading.fresh_stats(service.owner)
+        if placed.is_return and placed.expected_outage_s is None:
+            placed = replace(placed, expected_outage_s=self._knowledge.return_s(model, parked=True))
         rollback, rollback_s = self._rollback_after(service, placed, request.way_back)
         return plan_record(
             service,

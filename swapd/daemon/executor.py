@@ -192,17 +192,19 @@ class Executor:
         return await self._timed(effect.op, "wake")
 
     async def _park(self, effect: Run) -> Mapping[str, Any]:
-        return await self._timed(effect.op, "park")
+        """Clients are held meanwhile, and stopping it instead is always possible: so its time is that of a stop."""
+        return await self._timed(effect.op, "park", limit=("stop_timeout", self.config.daemon.stop_timeout_s))
 
-    async def _timed(self, op: Op, verb: str) -> Mapping[str, Any]:
+    async def _timed(self, op: Op, verb: str, limit: tuple[str, float] | None = None) -> Mapping[str, Any]:
         started_s = asyncio.get_running_loop().time()
         model = self._model(op)
+        name, limit_s = limit or ("ready.timeout", model.ready.timeout_s)
         try:
-            result = await self._live(op.worker).request(verb, deadline_s=model.ready.timeout_s)
+            result = await self._live(op.worker).request(verb, deadline_s=limit_s)
         except SwapdError as error:
             if error.code != errors.TIMEOUT:
                 raise
-            text = f"{model.name} did not finish its {verb} within ready.timeout = {model.ready.timeout_s:g} s"
+            text = f"{model.name} did not finish its {verb} within {name} = {limit_s:g} s"
             raise SwapdError(errors.NOT_READY, text) from None
         self._knowledge.learn_time(model, verb, asyncio.get_running_loop().time() - started_s)
         return result
@@ -329,6 +331,8 @@ class Executor:
         service = self.loop.state.service(worker.service) if worker is not None else None
         if service is not None and service.swap is not None:
             body = {k: params.get(k) for k in ("step", "done", "total", "unit")}
+            if worker is not None and worker.op is not None and worker.op.step is not None:
+                body["step"] = worker.op.step  # as the record calls it, on the way back too
             self._publish(
                 "swap.progress", {"swap_id": service.swap.id, "service": service.name, "worker": worker_id, **body}
             )

@@ -200,6 +200,8 @@ class _Daemon:
         log.info("daemon.ready version=%s control=%s", swapd.__version__, self.config.daemon.control)
         periodic = (self.reading.poll_stats(), self._report(), self._tidy_logs(), self._prune_journal())
         tasks = [loop.create_task(each) for each in (*periodic, self.restart.follow_changes())]
+        for task in tasks:
+            task.add_done_callback(_tell_its_bug)
         try:
             await self.done.wait()
         finally:
@@ -254,6 +256,11 @@ class _Daemon:
                 self.journal.prune(self.config.daemon.history_keep)
             except SwapdError as error:
                 log.warning("daemon.journal_not_pruned error=%s", error.message)
+
+
+def _tell_its_bug(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("daemon.bug task=%s", task.get_coro(), exc_info=task.exception())
 
 
 def _summary(state: State) -> str:
