@@ -62,13 +62,14 @@ class Closing:
         return gate
 
     async def close(self) -> None:
-        """No address is open between the last look into its queue and its end: whoever comes then is refused."""
+        """The gate's copy of a listener is the last one, and it looks into the queue right before closing it: only who comes
+        in that instant is reset, whoever comes later is refused."""
         for name, socks in self._listeners.items():
-            if name in self._gates:
-                self._gates[name].let_go_of_listeners()
             for sock in socks.values():
                 if sock in self._inherited:
                     sock.close()
                 else:
                     listening.unbind(sock)
+            if name in self._gates:
+                self._gates[name].let_go_of_listeners()
         await asyncio.gather(*(gate.close() for gate in self._gates.values()))
