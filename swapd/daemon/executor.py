@@ -259,7 +259,8 @@ class Executor:
             problem = overdrawn(reading, self.loop.state.reservations, op.worker)
             if problem is not None:
                 raise SwapdError.of(problem)
-        detail = f"{report.answers} answers, slowest {report.slowest_s * 1000:.0f} ms"
+        answers = "1 answer" if report.answers == 1 else f"{report.answers} answers"
+        detail = f"{answers}, slowest {report.slowest_s * 1000:.0f} ms"
         detail = detail if model.probes else "no probes are configured"
         return {"detail": detail, "used_bytes": used}
 
