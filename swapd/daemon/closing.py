@@ -62,8 +62,8 @@ class Closing:
         return gate
 
     async def close(self) -> None:
-        """The gate's copy of a listener is the last one, and it looks into the queue right before closing it: only who comes
-        in that instant is reset, whoever comes later is refused."""
+        """The gate's copy of a listener is the last one, and it looks into the queue right before closing it: only who
+        comes in that instant is reset. Whoever comes later is refused."""
         for name, socks in self._listeners.items():
             for sock in socks.values():
                 if sock in self._inherited:
