@@ -180,9 +180,12 @@ def test_ctrl_c_detaches_and_says_how_to_watch(daemon):
     play(daemon, swap_record(phase="Preparing", steps=[]))
     command = [*COMMAND, "swap", "chat", "--to", "b"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: daemon.count("show") > 0)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=DEADLINE_S)
+        try:
+            wait_until(lambda: daemon.count("show") > 0)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=DEADLINE_S)
+        finally:
+            process.kill()
     assert process.returncode == 5
     assert "detached; swap 42 goes on; to watch it: swapd-cli wait chat; to end it: swapd-cli cancel chat" in out
     assert err == ""
