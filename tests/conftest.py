@@ -1,4 +1,4 @@
-"""Puts tests/ on the path, so that `support` is importable from every test, and gives children the signals of a shell."""
+"""Puts tests/ on the path, so that `support` is importable from every test, and sees to the signals of children."""
 
 import signal
 import sys
