@@ -128,7 +128,7 @@ class Api:
             )
             raise SwapdError(errors.NOTHING_TO_ROLL_BACK, text)
         to = service.previous if to is None else to
-        if not str(to).isdigit():
+        if not (str(to).isascii() and str(to).isdigit()):
             return await self.swap({**params, "to": to}, actor)
         model = await self._knowledge.model_again(service, int(to))
         return await self._swap(service, model, {**params, "to": to}, actor)

@@ -125,6 +125,8 @@ def test_unknown_names_are_refused_with_what_there_is(daemon):
         ("show", {"id": 99}, "UNKNOWN_SWAP"),
         ("cancel", {"service": "chat"}, "NOTHING_TO_CANCEL"),
         ("rollback", {"service": "chat"}, "NOTHING_TO_ROLL_BACK"),
+        ("rollback", {"service": "chat", "to": "\u00b2"}, "UNKNOWN_MODEL"),  # a digit to Unicode, and no number
+        ("rollback", {"service": "chat", "to": "77"}, "UNKNOWN_REVISION"),
         ("logs", {"target": "../journal"}, "UNKNOWN_WORKER"),
     ):
         with pytest.raises(Refused) as caught:
