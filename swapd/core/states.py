@@ -46,7 +46,9 @@ HAND_OVER: Final = "hand_over"
 SUCCESSOR: Final = "successor"
 SOURCE_DEAD: Final = "source_dead"
 TARGET_DEAD: Final = "target_dead"
+POINT: Final = "point"  # a gate's next table
 DRAIN: Final = "drain"
+DRAIN_UPSTREAM: Final = "drain upstream"  # the same verb to a gate, about one of its engines
 DRAIN_AND_CLOSE: Final = "drain and_close"  # the verb `drain` with and_close: also legal on the owner
 STOP: Final = "stop"
 
@@ -60,7 +62,7 @@ EXITED: Final = "exited"
 
 VERBS: Final = (
     *(STAGE, LOAD, PARK, WAKE, ADOPT, RECEIVE, HAND_OVER, SUCCESSOR),
-    *(SOURCE_DEAD, TARGET_DEAD, DRAIN, DRAIN_AND_CLOSE, STOP),
+    *(SOURCE_DEAD, TARGET_DEAD, POINT, DRAIN, DRAIN_UPSTREAM, DRAIN_AND_CLOSE, STOP),
 )
 OUTCOMES: Final = (DONE, STEP_FAILED, STARTED, HANDED_OVER, RESUMED, EXITED)
 
@@ -78,9 +80,11 @@ WORKER_TABLE: Final[Mapping[WorkerState, Mapping[str, WorkerState]]] = {
         ADOPT: _S.LOADED,  # the owner only once the front says so: STARTED
         RECEIVE: _S.LOADED,
         SOURCE_DEAD: _S.LOADED,
+        POINT: _S.LOADED,
         STARTED: _S.SERVING,
         PARK: _S.PARKING,
         DRAIN: _S.LOADED,
+        DRAIN_UPSTREAM: _S.LOADED,
         DRAIN_AND_CLOSE: _S.STOPPING,
     },
     _S.SERVING: {
@@ -89,6 +93,8 @@ WORKER_TABLE: Final[Mapping[WorkerState, Mapping[str, WorkerState]]] = {
         RECEIVE: _S.SERVING,  # stragglers of an earlier owner
         SOURCE_DEAD: _S.SERVING,  # said again by a daemon that restarted in between
         TARGET_DEAD: _S.SERVING,
+        POINT: _S.SERVING,
+        DRAIN_UPSTREAM: _S.SERVING,
         STARTED: _S.SERVING,
         DRAIN_AND_CLOSE: _S.STOPPING,
     },
@@ -96,6 +102,8 @@ WORKER_TABLE: Final[Mapping[WorkerState, Mapping[str, WorkerState]]] = {
         **_ALWAYS,
         SUCCESSOR: _S.HANDING_OVER,
         TARGET_DEAD: _S.HANDING_OVER,
+        POINT: _S.HANDING_OVER,
+        DRAIN_UPSTREAM: _S.HANDING_OVER,
         HANDED_OVER: _S.QUIESCED,
         RESUMED: _S.SERVING,
     },
@@ -106,15 +114,17 @@ WORKER_TABLE: Final[Mapping[WorkerState, Mapping[str, WorkerState]]] = {
         SOURCE_DEAD: _S.QUIESCED,
         TARGET_DEAD: _S.QUIESCED,
         SUCCESSOR: _S.QUIESCED,
+        POINT: _S.QUIESCED,
         STARTED: _S.SERVING,
         PARK: _S.PARKING,
         DRAIN: _S.QUIESCED,
+        DRAIN_UPSTREAM: _S.QUIESCED,
         DRAIN_AND_CLOSE: _S.STOPPING,
     },
     _S.PARKING: {**_ALWAYS, PARK: _S.PARKING, DONE: _S.PARKED, STEP_FAILED: _S.FAILED},
     _S.PARKED: {**_ALWAYS, WAKE: _S.WAKING, DRAIN: _S.PARKED},
     _S.WAKING: {**_ALWAYS, WAKE: _S.WAKING, DONE: _S.LOADED, STEP_FAILED: _S.FAILED},
-    _S.STOPPING: {**_ALWAYS, DRAIN: _S.STOPPING, DRAIN_AND_CLOSE: _S.STOPPING},
+    _S.STOPPING: {**_ALWAYS, DRAIN: _S.STOPPING, DRAIN_UPSTREAM: _S.STOPPING, DRAIN_AND_CLOSE: _S.STOPPING},
     _S.FAILED: {**_ALWAYS, DRAIN: _S.FAILED},
     _S.GONE: {EXITED: _S.GONE},
 }

@@ -29,9 +29,14 @@ POLL_S: Final = 0.02
 REASONS: Final = {
     200: "OK",
     400: "Bad Request",
+    404: "Not Found",
     408: "Request Timeout",
+    413: "Content Too Large",
     431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    502: "Bad Gateway",
     503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
 }
 
 

@@ -1,70 +1,46 @@
-"""The gate while no model is there: clients wait, unread, in the kernel's buffers.
+"""The front in a process of its own: it relays to the engines that its table names, and holds while there are none.
 
-Accepts at once, because health must be answered and a client's patience counted from its first byte. Looks at what
-has come with MSG_PEEK and takes nothing, except the health requests that it answers itself. A wait that is too long,
-or one too many, gets 503 with Retry-After; clients that hang up are let go and never reach a model.
+Connections on which nothing can begin lie bare and unread in the `Room`; those with a request have a transport in
+the `Relay`. Both kinds move: an idle one of the relay becomes bare again first. Accepts at once, because health must
+be answered and a client's patience counted from its first byte.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import os
 import resource
-import select
 import socket
 import time
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
+from swapd.core.errors import BAD_REQUEST, SwapdError
 from swapd.core.handover import Phase
-from swapd.front.answers import LAST_CALL_S, STOPPED, Lingering, answer, unavailable_body
+from swapd.front.answers import LAST_CALL_S, STOPPED, answer
 from swapd.front.base import Copy, DrainReport, Front, FrontStats
-from swapd.front.idle import EVENTS_A_TURN, HUNG_UP, RawCopy
-from swapd.wire.peer import MAX_HEAD_BYTES
+from swapd.front.relay.client import ClientConnection
+from swapd.front.relay.relay import DRAIN_POLL_S, Relay
+from swapd.front.relay.routing import Table
+from swapd.front.room import Held, Room
 
 SPARE_DESCRIPTORS: Final = 64  # kept free of clients: for the hand-over itself, logs, control
-HEAD_END: Final = b"\r\n\r\n"
-ARRIVALS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET  # told once for each arrival
-DEPARTURES: Final = select.EPOLLRDHUP
+DESCRIPTORS_A_CLIENT: Final = 2  # its own, and its engine's
+BEATS_A_SWEEP: Final = 10
+RESTING_A_SWEEP: Final = 512
+CUT_GRACE_S: Final = 1.0  # for last words to be written
 
 
-class Held(RawCopy):
-    """One client. `since` is None until its first byte is seen."""
+@dataclass(frozen=True, slots=True)
+class PointReport:
+    """Times are CLOCK_MONOTONIC seconds: the old table's end is the new one's beginning. `turned_away`: clients who
+    got a 503 since the gate last began to hold."""
 
-    __slots__ = ("since",)
-
-    def __init__(self, fd: int, read: bytes) -> None:
-        super().__init__(fd, read)
-        self.since: float | None = None
-
-    def view(self) -> bytes:
-        """What has come so far, of which only `_read` was taken from the kernel."""
-        with _borrowed(self.fd) as sock:
-            try:
-                return self._read + sock.recv(MAX_HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            except OSError:
-                return self._read
-
-    def take(self, size: int) -> None:
-        """Take `size` bytes of what `view` showed."""
-        taken = min(size, len(self._read))
-        self._read = self._read[taken:]
-        if size > taken:
-            with _borrowed(self.fd) as sock:
-                sock.recv(size - taken, socket.MSG_DONTWAIT)
-
-
-class _borrowed:
-    """A socket object around a descriptor for the length of one call, without the system calls of a full one."""
-
-    def __init__(self, fd: int) -> None:
-        self._sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
-
-    def __enter__(self) -> socket.socket:
-        return self._sock
-
-    def __exit__(self, *_: object) -> None:
-        self._sock.detach()
+    quiesced_at: float
+    started_at: float
+    held: int
+    turned_away: int
 
 
 class GateFront(Front):
@@ -76,140 +52,124 @@ class GateFront(Front):
         hold_timeout_s: float,
         queue_limit: int,
         retry_after_s: int,
+        keep_alive_s: float = 75.0,
+        trust_forwarded: bool = False,
+        tcp: bool = False,
     ) -> None:
-        self._epoll = select.epoll()
-        self._clients: dict[int, Held] = {}
-        self._waiting: dict[int, Held] = {}  # those of which something has come, in order of their first byte
-        self._quiesced = False
-        self._watching = False
+        self._room = Room(
+            loop,
+            may_enter=lambda: self._relay.open,
+            on_ready=self._enter,
+            health=lambda: self.health(head_only=False, close=False),
+            health_path=health_path,
+            hold_timeout_s=hold_timeout_s,
+            queue_limit=queue_limit,
+            retry_after_s=retry_after_s,
+            tcp=tcp,
+        )
+        self._relay = Relay(
+            loop, self, health_path=health_path, retry_after_s=retry_after_s, trust_forwarded=trust_forwarded, tcp=tcp
+        )
         super().__init__(loop, health_path=health_path, retry_after_s=retry_after_s)
-        self._health = b"GET " + health_path.encode()
         self._hold_timeout_s = hold_timeout_s
-        self._queue_limit = queue_limit
-        self._lingering = Lingering(loop)
-        self._requests = 0
-        self._turned_away = 0
+        self._keep_alive_s = keep_alive_s
+        self._holding_since = 0.0
         self._turned_away_before = 0
-        self._owner_since = 0.0
+        self._beats = 0
 
-    # --- clients come ------------------------------------------------------------------------------------------
+    # --- the table ---------------------------------------------------------------------------------------------
+
+    def point(self, table: Table) -> PointReport:
+        """The next table: every request that begins from here on goes by it.
+
+        Raises SwapdError(BAD_REQUEST) for one that is not newer.
+        """
+        if table.epoch <= self._relay.table.epoch:
+            text = f"a table of epoch {table.epoch} is not newer than the gate's ({self._relay.table.epoch})"
+            raise SwapdError(BAD_REQUEST, text, {"epoch": self._relay.table.epoch})
+        was_open = self._relay.table.open
+        now = time.monotonic()
+        self._relay.point(table)
+        report = PointReport(now, now, len(self._room.waiting), self._turned_away_as_owner())
+        if table.open:
+            self._room.let_in()
+        elif was_open:
+            self._begin_hold(now)
+        return report
+
+    def _begin_hold(self, now: float) -> None:
+        self._holding_since = now
+        self._turned_away_before = self._turned_away
+        for client in list(self._relay.clients):
+            self.settle(client)
+
+    @property
+    def reading(self) -> bool:
+        return self._may_read()
+
+    @property
+    def _turned_away(self) -> int:
+        return self._room.turned_away + self._relay.turned_away
+
+    def health(self, *, head_only: bool, close: bool) -> bytes:
+        """Good for as long as waiting may help: who came when this gate began to hold has not waited in vain yet."""
+        relay = self._relay
+        holding = not relay.table.open
+        good = not (holding and time.monotonic() - self._holding_since > self._hold_timeout_s)
+        word = "unavailable" if not good else "holding" if holding else "serving"
+        body = json.dumps({"status": word}).encode()
+        retry_after_s = None if good else self._retry_after_s
+        status = 200 if good else 503
+        return answer(status, body, retry_after_s=retry_after_s, keep_alive=not close, head_only=head_only)
+
+    # --- clients come, wait, and enter -------------------------------------------------------------------------
 
     def _accepted(self, sock: socket.socket) -> None:
-        self._take(sock.detach(), b"")
+        if self._relay.open and not self.turning_away:
+            self._relay.admit(sock, b"")
+        else:
+            self._room.add(Held(sock.detach()))
 
     def _has_room(self) -> bool:
         """Else the rest wait in the listener's queue."""
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return limit == resource.RLIM_INFINITY or len(self._clients) + len(self._lingering) < limit - SPARE_DESCRIPTORS
+        relayed = len(self._relay.clients) + self._relay.building + len(self._relay.tunnels())
+        used = len(self._room.clients) + len(self._room.lingering) + DESCRIPTORS_A_CLIENT * relayed
+        return limit == resource.RLIM_INFINITY or used < limit - SPARE_DESCRIPTORS
 
-    def _hold(self, fd: int, read: bytes) -> None:
-        self._clients[fd] = Held(fd, read)
-        self._epoll.register(fd, ARRIVALS)
+    def _enter(self, client: Held) -> None:
+        self._relay.admit(socket.socket(fileno=client.fd), client.carried(), tried=client.tried)
 
-    def _take(self, fd: int, read: bytes) -> None:
-        self._hold(fd, read)
-        if read:
-            self._look(self._clients[fd])
-        # else the registration itself tells of what has come already
+    def postpone(self, fd: int, read: bytes, tried: bool) -> None:
+        self._room.postpone(Held(fd, read, tried=tried))
 
-    def _readable(self) -> None:
-        for fd, events in self._epoll.poll(0, EVENTS_A_TURN):
-            client = self._clients.get(fd)
-            if client is None or self._quiesced:
-                continue
-            if events & HUNG_UP:
-                self._forget(client)
-                os.close(fd)
-            else:
-                self._look(client)
-
-    def _look(self, client: Held) -> None:
-        """Something has come: answer it if it is about our health, else let it wait."""
-        while True:
-            seen = client.view()
-            if not seen:
-                return
-            size = None if self.turning_away else self._health_request(seen)
-            if size is None:
-                self._wait(client)
-                return
-            if size == 0:
-                if client.since is None:
-                    self._wait(client, undecided=True)
-                return
-            client.take(size)
-            self._waiting.pop(client.fd, None)
-            client.since = None
-            self._requests += 1
-            if not self._say(client, self._health_answer()):
-                return
-
-    def _health_answer(self) -> bytes:
-        """Good for as long as waiting may help: who came when this gate began to hold has not waited in vain yet."""
-        if time.monotonic() - self._owner_since <= self._hold_timeout_s:
-            return answer(200, json.dumps({"status": "holding"}).encode(), keep_alive=True)
-        body = json.dumps({"status": "unavailable"}).encode()
-        return answer(503, body, retry_after_s=self._retry_after_s, keep_alive=True)
-
-    def _health_request(self, seen: bytes) -> int | None:
-        """The size of the health request at the front of `seen`; 0: it may become one; None: it is none."""
-        start = self._health
-        if not seen.startswith(start[: len(seen)]):
-            return None
-        if len(seen) <= len(start):
-            return 0
-        if seen[len(start)] not in b" ?":
-            return None
-        end = seen.find(HEAD_END)
-        if end < 0:
-            return 0 if len(seen) < MAX_HEAD_BYTES else None
-        head = seen[:end].lower()
-        if b"\r\ncontent-length:" in head or b"\r\ntransfer-encoding:" in head:
-            return None  # with a body it is the model's affair
-        return end + len(HEAD_END)
-
-    def _say(self, client: Held, data: bytes) -> bool:
-        with _borrowed(client.fd) as sock:
-            try:
-                sent = sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            except OSError:
-                sent = 0
-        if sent != len(data):
-            self._forget(client)
-            os.close(client.fd)
-            return False
-        return True
-
-    def _wait(self, client: Held, undecided: bool = False) -> None:
-        if client.since is None:
-            client.since = time.monotonic()
-            if self.turning_away:
-                self._turn_away(client, *STOPPED)
-                return
-            if len(self._waiting) >= self._queue_limit:
-                self._turn_away(client, "Too many requests wait for the model.", "queue_full")
-                return
-            self._waiting[client.fd] = client
-        if not undecided:
-            self._epoll.modify(client.fd, DEPARTURES)
-
-    def _turn_away(self, client: Held, message: str, code: str) -> None:
-        self._turned_away += 1
-        head_only = client.view().startswith(b"HEAD ")
-        self._forget(client)
-        client.gone = True
-        body = unavailable_body(message, code)
-        self._lingering.say(client.fd, answer(503, body, retry_after_s=self._retry_after_s, head_only=head_only))
-
-    def _forget(self, client: Held) -> None:
-        del self._clients[client.fd]
-        self._waiting.pop(client.fd, None)
-        self._epoll.unregister(client.fd)
+    def settle(self, client: ClientConnection) -> None:
+        if not client.waits_to_be_read or client.transport.is_closing():
+            return
+        if client.unflushed:
+            client.watch_flush()
+            return
+        parked, tried = client.parked, client.parked and client.exchange is not None and client.exchange.tried
+        if self.turning_away and parked:
+            client.refuse(503, *STOPPED)
+            return
+        try:
+            fd, read = self._relay.take_back(client)
+        except OSError:  # no descriptor left
+            client.refuse(503, *STOPPED)
+            return
+        held = Held(fd, read, tried=tried)
+        if not self._may_read():
+            self._follow(held)
+        elif parked:
+            self._room.postpone(held)
+        else:
+            self._room.add(held)
 
     # --- hand-over ---------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._owner_since = time.monotonic()
+        self._holding_since = time.monotonic()
         self._turned_away_before = self._turned_away
         super()._start()
 
@@ -217,113 +177,142 @@ class GateFront(Front):
         return self._turned_away - self._turned_away_before
 
     def _set_quiesced(self, quiesced: bool) -> None:
-        self._quiesced = quiesced
+        self._room.quiesced = quiesced
 
     def _may_read(self) -> bool:
-        return not self._quiesced and self._state.phase is Phase.OWNER
+        return not self._room.quiesced and self._state.phase is Phase.OWNER
 
     def _pause(self) -> list[Copy]:
-        self._watch(False)
-        return list(self._clients.values())
+        self._room.watch(False)
+        for client in list(self._relay.clients):
+            if client.waits_to_be_read and not client.unflushed and not client.transport.is_closing():
+                with contextlib.suppress(OSError):  # no descriptor left: it stays, and follows later
+                    self._room.hold(Held(*self._relay.take_back(client)))
+            else:
+                self.settle(client)
+        return list(self._room.clients.values())
 
     def _unpause(self) -> None:
-        self._watch(True)
-        for client in list(self._clients.values()):
-            if client.since is None and client.carried():
-                self._look(client)
-
-    def _watch(self, wanted: bool) -> None:
-        if wanted and not self._watching:
-            self._loop.add_reader(self._epoll.fileno(), self._readable)
-        elif not wanted and self._watching:
-            self._loop.remove_reader(self._epoll.fileno())
-        self._watching = wanted
+        self._room.watch(True)
+        self._room.look_at_carried()
+        if self._relay.open:
+            self._room.let_in()
 
     def _left(self) -> None:
-        self._clients.clear()
-        self._waiting.clear()
-        self._epoll.close()  # before the copies are closed
-        self._epoll = select.epoll()
+        self._room.leave()
+
+    def _hold(self, fd: int, read: bytes) -> None:
+        self._room.hold(Held(fd, read))
 
     def _drop_held(self) -> None:
-        fds = list(self._clients)
-        self._left()
-        for fd in fds:
-            os.close(fd)
+        self._room.drop()
+
+    def _take(self, fd: int, read: bytes) -> None:
+        self._room.add(Held(fd, read))
 
     def _restore(self, copy: Copy) -> None:
-        if copy.fd not in self._clients:
+        if copy.fd not in self._room.clients:
             copy.gone = True
             self._take(copy.fd, copy.carried())
 
     def _held_count(self) -> int:
-        return len(self._clients)
+        return len(self._room.clients)
 
     def _busy_count(self) -> int:
-        return 0
+        return self._relay.building + sum(not (c.gone or c.ending) for c in self._relay.clients)
 
-    # --- the end, the beat -------------------------------------------------------------------------------------
+    # --- the end -----------------------------------------------------------------------------------------------
 
     def turn_away(self) -> None:
         """Also those who wait."""
         super().turn_away()
-        self._turn_away_waiting()
+        self._relay.turning_away = self._room.turning_away = True
+        self._room.turn_away_waiting()
 
     def stop_accepting(self) -> None:
         """Those who wait here have nobody to wait for."""
         super().stop_accepting()
-        self._turn_away_waiting()
+        self._room.turn_away_waiting()
 
-    def _turn_away_waiting(self) -> None:
-        for client in list(self._waiting.values()):
-            self._turn_away(client, *STOPPED)
-
-    async def drain(self, deadline_s: float, and_close: bool = False) -> DrainReport:
-        """Nothing is in flight in a gate."""
-        before = self._turned_away
+    async def drain(self, deadline_s: float, and_close: bool = False, upstream: str | None = None) -> DrainReport:
+        """Wait for what is in flight: to one engine, or at all. At the deadline an event stream gets an error event, an
+        unanswered request a 503, anything else its end. A gate that becomes the owner again meanwhile is done with it.
+        """
+        before, turned_away = self._relay.requests, self._turned_away
         if and_close and self.owner:
             self.turn_away()
-        return DrainReport(0, self._turned_away - before)
+        deadline = self._loop.time() + deadline_s
+        owned = self._state.owned
+        while self._unfinished(upstream) and self._loop.time() < deadline:
+            await asyncio.sleep(DRAIN_POLL_S)
+            if upstream is None and not and_close and self._state.owned != owned:
+                return DrainReport(self._relay.requests - before, 0)
+        finished = self._relay.requests - before
+        cut = self._relay.cut_all(upstream)
+        if upstream is None:
+            cut += self._turned_away - turned_away
+            grace = self._loop.time() + CUT_GRACE_S
+            while self._unfinished(None) and self._loop.time() < grace:  # noqa: ASYNC110
+                await asyncio.sleep(DRAIN_POLL_S)
+        return DrainReport(finished, cut)
+
+    def _unfinished(self, upstream: str | None) -> bool:
+        if upstream is not None:
+            return self._relay.in_flight(upstream) > 0
+        on_their_way = self._giving is not None and bool(self._ready or self._unacknowledged)
+        return self._relay.in_flight() > 0 or on_their_way or any(c.unflushed for c in self._relay.clients)
 
     async def close(self) -> None:
         self.let_go_of_listeners()
         if self.turning_away:
             await asyncio.sleep(LAST_CALL_S)
-        await self._lingering.finish()
+        await self._room.lingering.finish()
         await super().close()
-        self._watch(False)
-        self._drop_held()
-        self._epoll.close()
-        self._lingering.close()
+        self._relay.close()
+        self._room.close()
+
+    # --- the beat ----------------------------------------------------------------------------------------------
 
     def _on_beat(self) -> None:
+        self._relay.beat()
+        self._beats += 1
+        if self._beats % BEATS_A_SWEEP == 0:
+            for client in self._relay.sweep(self._keep_alive_s)[:RESTING_A_SWEEP]:
+                self.settle(client)
         if not self._may_read():
             return
-        before = time.monotonic() - self._hold_timeout_s
-        while self._waiting:
-            client = next(iter(self._waiting.values()))
-            if client.since is None or client.since >= before:
-                return
-            self._turn_away(client, "The model did not come back in time.", "hold_timeout")
+        self._room.end_waits()
+        if self._relay.open and self._room.waiting:
+            self._room.let_in()
 
     def stats(self) -> FrontStats:
-        state = self._state
+        state, relay, room = self._state, self._relay, self._room
         mine = state.phase is not Phase.ARMED
-        clients, waiting = (len(self._clients), len(self._waiting)) if mine else (0, 0)
-        oldest = next(iter(list(self._waiting.values())), None)
-        since = oldest.since if oldest is not None else None
+        bare, waiting = (len(room.clients), len(room.waiting)) if mine else (0, 0)
+        exchanges = relay.exchanges()
+        oldest_s = max((relay.now - exchange.began_at for exchange in exchanges), default=0.0)
+        idle = sum(client.idle for client in list(relay.clients))
+        tunnels = len(relay.tunnels())
         return FrontStats(
             owner=self.owner,
             epoch=state.owned,
-            connections=clients,
-            idle=clients - waiting,
-            in_flight=0,
-            streams=0,
-            upgraded=0,
+            connections=bare + len(relay.clients) + relay.building + tunnels,
+            idle=bare - waiting + idle,
+            in_flight=len(exchanges),
+            streams=sum(exchange.answered for exchange in exchanges),
+            upgraded=tunnels,
             held=waiting,
-            requests=self._requests,
-            cut=self._turned_away,
-            oldest_in_flight_s=0.0 if since is None else max(0.0, time.monotonic() - since),
+            requests=relay.requests + room.answered,
+            cut=self._turned_away + relay.cut,
+            oldest_in_flight_s=max(oldest_s, room.oldest_s),
             loop_blocked_s=self._blocked_s(),
             stragglers=self._stragglers() if state.gave else 0,
         )
+
+    def upstream_stats(self) -> dict[str, dict[str, Any]]:
+        """[any thread] What is in flight to each engine."""
+        return self._relay.upstream_stats()
+
+    @property
+    def table_epoch(self) -> int:
+        return self._relay.table.epoch

@@ -12,7 +12,7 @@ from swapd.front.gate import GateFront
 from swapd.worker.engines.lifespan import AsgiApp
 from swapd.worker.spec import WorkerSpec
 
-__all__ = ["Front", "build_direct", "build_gate"]
+__all__ = ["Front", "GateFront", "build_direct", "build_gate"]
 
 
 def build_direct(
@@ -35,12 +35,15 @@ def build_direct(
     )
 
 
-def build_gate(loop: asyncio.AbstractEventLoop, spec: WorkerSpec) -> Front:
-    """The front of a gate: it holds the clients until a model takes them."""
+def build_gate(loop: asyncio.AbstractEventLoop, spec: WorkerSpec) -> GateFront:
+    """The front of a gate: it relays to engines, and holds the clients while there are none."""
     return GateFront(
         loop,
         health_path=spec.health_path,
         hold_timeout_s=spec.hold_timeout_s,
         queue_limit=spec.queue_limit,
         retry_after_s=spec.retry_after_s,
+        keep_alive_s=spec.keep_alive_s,
+        trust_forwarded=spec.trust_forwarded,
+        tcp=spec.tcp,
     )

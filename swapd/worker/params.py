@@ -25,6 +25,13 @@ def deadline_s(params: Mapping[str, Any]) -> float:
     return min(float(value), MAX_DEADLINE_S)
 
 
+def name(params: Mapping[str, Any], key: str) -> str | None:
+    value = params.get(key)
+    if value is not None and (not isinstance(value, str) or not value):
+        raise SwapdError(BAD_REQUEST, f"{key} must be a name")
+    return value
+
+
 def flag(params: Mapping[str, Any], name: str) -> bool:
     value = params.get(name, False)
     if not isinstance(value, bool):

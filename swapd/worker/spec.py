@@ -42,6 +42,8 @@ class WorkerSpec:
     queue_limit: int
     keep_alive_s: float
     retry_after_s: int
+    trust_forwarded: bool = False  # a gate: what stands before us may say where requests came from
+    tcp: bool = False  # a gate: bytes are relayed, whatever they mean
 
     @property
     def control_path(self) -> str:
@@ -96,6 +98,8 @@ def decode_spec(worker_dir: str, body: Mapping[str, Any]) -> WorkerSpec:
         queue_limit=_take(body, "queue_limit", int, 4096),
         keep_alive_s=float(_take(body, "keep_alive_s", float, 75.0)),
         retry_after_s=_take(body, "retry_after_s", int, 5),
+        trust_forwarded=body.get("trust_forwarded") is True,
+        tcp=body.get("tcp") is True,
     )
 
 

@@ -17,18 +17,22 @@ from typing import Any, Final
 import swapd
 from swapd.core import states
 from swapd.core.errors import (
+    BAD_REQUEST,
     CANCELED,
     INTERNAL,
     LOAD_FAILED,
+    NOT_SUPPORTED,
     SHUTTING_DOWN,
     UNKNOWN_METHOD,
     Problem,
     SwapdError,
 )
+from swapd.front.relay.routing import read_table
+from swapd.front.reports import DrainReport
 from swapd.wire import worker as wire
 from swapd.worker import params
 from swapd.worker.channel import Channel, Link
-from swapd.worker.direct import Front, build_direct, build_gate
+from swapd.worker.direct import Front, GateFront, build_direct, build_gate
 from swapd.worker.engines.asgi import AsgiEngine
 from swapd.worker.handing import Handing, Order, problem_of, report
 from swapd.worker.life import Answer, Life
@@ -71,6 +75,7 @@ class Worker:
             wire.SUCCESSOR: self._successor,
             wire.SOURCE_DEAD: self._source_dead,
             wire.TARGET_DEAD: self._target_dead,
+            wire.POINT: self._point,
             wire.DRAIN: self._drain,
             wire.STATS: self._stats,
             wire.STOP: self._stop,
@@ -167,17 +172,36 @@ class Worker:
         self.life.request(states.TARGET_DEAD)
         self._schedule(self._start_task, self._resume(answer, epoch))
 
+    def _point(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
+        gate = self._need_gate(request.verb)
+        try:
+            table = read_table(request.params)
+        except ValueError as error:
+            raise SwapdError(BAD_REQUEST, str(error)) from None
+        self.life.request(states.POINT)
+        self._schedule_answer(answer, request.verb, lambda: report(gate.point(table)))
+
     def _drain(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
         deadline_s = params.deadline_s(request.params)
         and_close = params.flag(request.params, "and_close")
+        upstream = params.name(request.params, "upstream")
+        if upstream is not None:
+            gate = self._need_gate(request.verb)
+            self.life.request(states.DRAIN_UPSTREAM)
+            self._schedule(self._start_task, self._run_drain(answer, gate.drain(deadline_s, upstream=upstream)))
+            return
         self.life.request(states.DRAIN_AND_CLOSE if and_close else states.DRAIN)
-        self._schedule(self._start_task, self._run_drain(answer, deadline_s, and_close))
+        front = self._front
+        work = front.drain(deadline_s, and_close) if front is not None else _nothing_to_drain()
+        self._schedule(self._start_task, self._run_drain(answer, work))
 
     def _stats(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
         front = self._front
         figures: dict[str, Any]
         if front is not None:
             figures = report(front.stats())
+            if isinstance(front, GateFront):
+                figures |= {"table_epoch": front.table_epoch, "upstreams": front.upstream_stats()}
         else:
             late_s = time.monotonic() - self._last_tick - TICK_S
             figures = {**STATS_WITHOUT_FRONT, "loop_blocked_s": max(0.0, late_s)}
@@ -274,6 +298,11 @@ class Worker:
             raise SwapdError(INTERNAL, "the worker has no front")
         return self._front
 
+    def _need_gate(self, verb: str) -> GateFront:
+        if not isinstance(self._front, GateFront):
+            raise SwapdError(NOT_SUPPORTED, f"{verb} of a table or an upstream is for a gate")
+        return self._front
+
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
@@ -326,16 +355,19 @@ class Worker:
             result = problem_of(error, wire.TARGET_DEAD)
         answer(result)
 
-    async def _run_drain(self, answer: Answer, deadline_s: float, and_close: bool) -> None:
-        result: dict[str, Any] | Problem = {"finished": 0, "cut": 0, "left": 0}
+    async def _run_drain(self, answer: Answer, work: Awaitable[DrainReport]) -> None:
+        result: dict[str, Any] | Problem
         try:
-            if self._front is not None:
-                result = report(await self._front.drain(deadline_s, and_close))
+            result = report(await work)
         except asyncio.CancelledError:
             result = Problem(CANCELED, "drain was given up: the worker was told to stop")
         except Exception as error:
             result = problem_of(error, wire.DRAIN)
         answer(result)
+
+
+async def _nothing_to_drain() -> DrainReport:
+    return DrainReport(0, 0)
 
 
 async def _close(front: Front) -> None:

@@ -24,6 +24,7 @@ import uvloop
 from swapd.core.errors import SwapdError
 from swapd.front.direct import DirectFront
 from swapd.front.gate import GateFront
+from swapd.front.relay.routing import read_table
 
 
 def build_app(revision):
@@ -127,6 +128,9 @@ class Child:
                 hold_timeout_s=settings.get("hold_timeout_s", 60.0),
                 queue_limit=settings.get("queue_limit", 4096),
                 retry_after_s=5,
+                keep_alive_s=settings.get("keep_alive_s", 75.0),
+                trust_forwarded=settings.get("trust_forwarded", False),
+                tcp=settings.get("tcp", False),
             )
         else:
             private = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -183,7 +187,10 @@ class Child:
     def do(self, verb, params, sockets):
         front = self.front
         if verb == "stats":
-            return dataclasses.asdict(front.stats())
+            figures = dataclasses.asdict(front.stats())
+            return figures | ({"upstreams": front.upstream_stats()} if isinstance(front, GateFront) else {})
+        if verb == "point":
+            return dataclasses.asdict(self.on_loop(lambda: front.point(read_table(params))).result(10))
         if verb == "adopt":
             listeners = dict(zip(params["listeners"], sockets, strict=True))
             return {"started_at": self.on_loop(lambda: front.adopt(params["epoch"], listeners)).result(10)}
@@ -203,7 +210,8 @@ class Child:
             self.on_loop(front.abort_hand_over).result(10)
             return {}
         if verb == "drain":
-            call = lambda: front.drain(params["deadline_s"], params.get("and_close", False))  # noqa: E731
+            rest = [params.get("and_close", False), *([params["upstream"]] if "upstream" in params else [])]
+            call = lambda: front.drain(params["deadline_s"], *rest)  # noqa: E731
             return dataclasses.asdict(self.on_loop(call).result(60))
         if verb == "block":
             begun = threading.Event()

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A header field, or a cookie, that a request must have with this value."""
+
+    kind: str  # "header" | "cookie"
+    name: bytes  # a header's in lower case
+    value: bytes
+
+    def fits(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
+        if self.kind == "header":
+            return any(name == self.name and value == self.value for name, value in headers)
+        wanted = self.name + b"=" + self.value
+        cookies = (value for name, value in headers if name == b"cookie")
+        return any(cookie.strip() == wanted for field in cookies for cookie in field.split(b";"))
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One engine."""
+    """One engine. `match`: it gets the requests that fit one of these, and no others. `blocked`: paths that are the
+    daemon's to ask for, not the clients'."""
 
     worker: str
     revision: int
     address: str  # unix:/path or host:port, private to the engine
     weight: float = 1.0  # its share; 0: none
+    match: tuple[Match, ...] = ()
+    blocked: tuple[bytes, ...] = ()
+
+    def blocks(self, target: bytes) -> bool:
+        """By the path as servers read it: unescaped, without doubled or trailing slashes."""
+        if not self.blocked:
+            return False
+        path = b"/" + b"/".join(part for part in unquote_to_bytes(target.partition(b"?")[0]).split(b"/") if part)
+        return path.lower() in self.blocked
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +52,63 @@ class Table:
     routes: tuple[Route, ...] = ()
     hold: bool = False
 
-    def after(self, other: Table) -> Table:
-        """The newer of the two; of equals the one that is there already."""
-        return self if self.epoch > other.epoch else other
+    @property
+    def open(self) -> bool:
+        return not self.hold and any(route.weight > 0 for route in self.routes)
 
 
-def choose(table: Table, in_flight: Mapping[str, int], unreachable: Collection[str] = ()) -> Route | None:
+def choose(
+    table: Table,
+    in_flight: Mapping[str, int],
+    unreachable: Collection[str] = (),
+    headers: Sequence[tuple[bytes, bytes]] = (),
+) -> Route | None:
     """The engine with the fewest requests in flight for its weight; the first named of equals. None: clients wait."""
     if table.hold:
         return None
-    candidates = [r for r in table.routes if r.weight > 0 and r.worker not in unreachable]
+    able = [r for r in table.routes if r.weight > 0 and r.worker not in unreachable]
+    named = [r for r in able if r.match and any(match.fits(headers) for match in r.match)]
+    candidates = named or [r for r in able if not r.match]
     return min(candidates, key=lambda r: (in_flight.get(r.worker, 0) + 1) / r.weight, default=None)
+
+
+def read_table(params: Mapping[str, Any]) -> Table:
+    """A table from the parameters of the verb `point`. Raises ValueError naming what is wrong."""
+    epoch, hold, routes = params.get("epoch"), params.get("hold", False), params.get("routes", [])
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or epoch < 1:
+        raise ValueError("epoch must be an integer, 1 or more")
+    if not isinstance(hold, bool):
+        raise ValueError("hold must be true or false")
+    if not isinstance(routes, list) or not all(isinstance(route, dict) for route in routes):
+        raise ValueError("routes must be a list of objects")
+    table = Table(epoch, tuple(_read_route(route) for route in routes), hold)
+    if len({route.worker for route in table.routes}) < len(table.routes):
+        raise ValueError("routes: a worker occurs twice")
+    return table
+
+
+def _read_route(route: Mapping[str, Any]) -> Route:
+    worker, address = route.get("worker"), route.get("address")
+    revision, weight = route.get("revision"), route.get("weight", 1.0)
+    if not isinstance(worker, str) or not worker:
+        raise ValueError("routes: worker must be an id")
+    if not isinstance(address, str) or not (address.startswith("unix:/") or address.rpartition(":")[2].isdecimal()):
+        raise ValueError(f"routes: {address!r} is neither unix:/path nor host:port")
+    if not isinstance(revision, int) or isinstance(revision, bool):
+        raise ValueError("routes: revision must be an integer")
+    if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 <= weight < 1e9:
+        raise ValueError("routes: weight must be a number, 0 or more")
+    blocked = route.get("blocked", [])
+    if not isinstance(blocked, list) or not all(isinstance(path, str) and path.startswith("/") for path in blocked):
+        raise ValueError("routes: blocked must be a list of paths")
+    match = tuple(_read_match(match) for match in route.get("match", []))
+    return Route(worker, revision, address, float(weight), match, tuple(path.lower().encode() for path in blocked))
+
+
+def _read_match(match: object) -> Match:
+    if not isinstance(match, dict) or not all(isinstance(match.get(key), str) for key in ("kind", "name", "value")):
+        raise ValueError("match: needs kind, name and value")
+    if match["kind"] not in ("header", "cookie"):
+        raise ValueError("match: kind must be header or cookie")
+    name = match["name"].lower() if match["kind"] == "header" else match["name"]
+    return Match(match["kind"], name.encode(), match["value"].encode())

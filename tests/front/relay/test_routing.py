@@ -30,10 +30,3 @@ def test_weights_share_what_is_in_flight(one, other):
     for _ in range(400):
         in_flight[choose(table, in_flight).worker] += 1
     assert abs(in_flight["x"] / 400 - one / (one + other)) < 0.01
-
-
-def test_an_older_table_is_void():
-    old, new = Table(3, (A,)), Table(4, (B,))
-    assert new.after(old) is new
-    assert old.after(new) is new
-    assert Table(4, (A,)).after(new) is new

@@ -1,0 +1,213 @@
+"""An engine's side of the relay: its connections, kept alive and pooled, and the answers read from them.
+
+A connection carries one exchange at a time. It goes back to the pool only when request and answer were both whole,
+and nothing was left over. Knows nothing of clients but what an exchange tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from swapd.front.relay.bodies import BadBody, Body, Counted, UntilClose, body_of
+from swapd.front.relay.heads import BadAnswer, parse_answer
+from swapd.front.relay.routing import Route
+from swapd.wire.peer import MAX_HEAD_BYTES
+
+if TYPE_CHECKING:
+    from swapd.front.relay.exchange import Exchange
+    from swapd.front.relay.tunnel import Tunnel
+
+CONNECT_S: Final = 5.0
+# Servers close what has been idle for too long (uvicorn, llama-server: 5 s), and a request may cross that close: none
+# is sent on an older connection, and one that must not be sent twice only on a fresh one.
+IDLE_S: Final = 4.0
+FRESH_S: Final = 1.0
+HEAD_END: Final = b"\r\n\r\n"
+
+
+class Upstream:
+    """One engine, as long as the table names it or anything is in flight there."""
+
+    __slots__ = ("_loop", "_pool", "exchanges", "route", "tunnels")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, route: Route) -> None:
+        self.route = route
+        self.exchanges: set[Exchange] = set()
+        self.tunnels: set[Tunnel] = set()
+        self._loop = loop
+        self._pool: list[UpstreamConnection] = []  # the freshest last
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.exchanges) + len(self.tunnels)
+
+    def take(self, now: float, *, idempotent: bool) -> UpstreamConnection | None:
+        """A pooled connection that the engine will not close under the request."""
+        pool = self._pool
+        if not pool or now - pool[-1].idle_since > (IDLE_S if idempotent else FRESH_S):
+            return None
+        return pool.pop()
+
+    def put(self, connection: UpstreamConnection, now: float) -> None:
+        connection.idle_since = now
+        self._pool.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        if connection in self._pool:
+            self._pool.remove(connection)
+
+    async def connect(self) -> UpstreamConnection:
+        """Raises OSError, also when it takes too long."""
+        connection = UpstreamConnection(self)
+        await self.open(lambda: connection)
+        return connection
+
+    async def open(self, protocol: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+        """A transport to the engine for a protocol of the caller's making. Raises OSError."""
+        address = self.route.address
+        if address.startswith("unix:"):  # at once, or not at all
+            transport, _ = await self._loop.create_unix_connection(protocol, address[5:])
+        else:
+            host, _, port = address.rpartition(":")
+            connecting = self._loop.create_connection(protocol, host, int(port))
+            try:
+                transport, _ = await asyncio.wait_for(connecting, CONNECT_S)
+            except asyncio.TimeoutError:
+                raise OSError(f"{address} did not answer within {CONNECT_S:g} s") from None
+        return transport
+
+    def sweep(self, now: float) -> None:
+        while self._pool and now - self._pool[0].idle_since > IDLE_S:
+            self._pool.pop(0).transport.abort()
+
+    def close(self) -> None:
+        """The pooled connections; what is in flight goes on."""
+        pool, self._pool = self._pool, []
+        for connection in pool:
+            connection.transport.abort()
+
+
+class UpstreamConnection(asyncio.Protocol):
+    __slots__ = ("_body", "_buffer", "_keep_alive", "_paused", "exchange", "idle_since", "transport", "upstream")
+
+    transport: asyncio.Transport
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.exchange: Exchange | None = None
+        self.idle_since = 0.0
+        self._buffer = b""  # the beginning of an answer's head
+        self._body: Body | None = None
+        self._keep_alive = False
+        self._paused = False
+
+    def begin(self, exchange: Exchange, request: bytes) -> None:
+        self.exchange = exchange
+        self._body = None
+        self.transport.write(request)
+
+    @property
+    def began(self) -> bool:
+        """Something of the answer has come."""
+        return self._body is not None or bool(self._buffer)
+
+    def abort(self) -> None:
+        """The exchange is over before its end: the engine sees its client gone."""
+        self.exchange = None
+        self.transport.abort()
+
+    def pause_reading(self) -> None:
+        if not self._paused and not self.transport.is_closing():
+            self._paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._paused and not self.transport.is_closing():
+            self._paused = False
+            self.transport.resume_reading()
+
+    # --- the transport's calls ---------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    def pause_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.upstream_full(True)
+
+    def resume_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.upstream_full(False)
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            self.transport.abort()  # it speaks without being asked: nothing of it can be trusted any more
+            return
+        try:
+            if self._body is None:
+                data = self._head(exchange, self._buffer + data if self._buffer else data)
+                if self._body is None:
+                    return
+            pieces, rest = self._body.feed(data)
+        except (BadAnswer, BadBody) as error:
+            self.abort()
+            exchange.bad_answer(str(error))
+            return
+        if pieces and self.exchange is exchange:
+            exchange.answer_data(pieces)
+        if self._body.done and self.exchange is exchange:  # else it was cut in between
+            self._done(exchange, rest)
+
+    def _head(self, exchange: Exchange, data: bytes) -> bytes:
+        """The answer's head, once it is whole; what comes after it. Interim answers go on at once."""
+        while True:
+            end = data.find(HEAD_END, 0, MAX_HEAD_BYTES)
+            if end < 0:
+                if len(data) >= MAX_HEAD_BYTES:
+                    raise BadAnswer("its head is over 64 KiB")
+                self._buffer = data
+                return b""
+            head = parse_answer(data[: end + 4], exchange.head.method)
+            data = data[end + 4 :]
+            if not head.interim:
+                break
+            exchange.interim(head)
+        self._buffer = b""
+        if head.status == 101:
+            if not exchange.head.upgrade:
+                raise BadAnswer("it changes the protocol without being asked")
+            self.exchange = None
+            exchange.upgraded(self, head, data)
+            return b""
+        self._keep_alive = head.keep_alive
+        self._body = body_of(head.length) if head.length else _NOTHING
+        exchange.answer(head)
+        return data
+
+    def _done(self, exchange: Exchange, rest: bytes) -> None:
+        assert self._body is not None
+        trailers, self.exchange = self._body.trailers, None
+        if self._keep_alive and exchange.sent and not rest:
+            self.upstream.put(self, exchange.relay.now)
+        else:
+            self.transport.abort()
+        exchange.answer_end(trailers)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.upstream.forget(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            return
+        if isinstance(self._body, UntilClose) and exc is None:
+            exchange.answer_end([])
+        else:
+            exchange.upstream_lost(self, exc)
+
+
+_NOTHING: Final = Counted(0)
