@@ -178,6 +178,7 @@ class GateFront(Front):
 
     def _set_quiesced(self, quiesced: bool) -> None:
         self._room.quiesced = quiesced
+        self._relay.look()
 
     def _may_read(self) -> bool:
         return not self._room.quiesced and self._state.phase is Phase.OWNER
@@ -227,6 +228,7 @@ class GateFront(Front):
         """Also those who wait."""
         super().turn_away()
         self._relay.turning_away = self._room.turning_away = True
+        self._relay.look()
         self._room.turn_away_waiting()
 
     def stop_accepting(self) -> None:

@@ -90,6 +90,11 @@ class ClientConnection(asyncio.Protocol):
         read, self._buffer = read + self._buffer, b""
         return read
 
+    def take(self) -> bytes:
+        """What has come and was not looked at."""
+        data, self._buffer = self._buffer, b""
+        return data
+
     def put_back(self, data: bytes) -> None:
         self._buffer = data + self._buffer
 
@@ -130,18 +135,15 @@ class ClientConnection(asyncio.Protocol):
         if exchange is None:
             self._next()
         elif exchange.begun and not exchange.whole:
-            self.pump()
+            self._body_came()
         elif len(self._buffer) > MAX_AHEAD_BYTES:
             self.pause(BY_AHEAD)
 
-    def pump(self) -> None:
-        """What has come of the request's body goes on to the engine."""
+    def _body_came(self) -> None:
         exchange = self.exchange
-        if exchange is None or not self._buffer:
-            return
-        data, self._buffer = self._buffer, b""
+        assert exchange is not None
         try:
-            self._buffer = exchange.feed(data)
+            exchange.more()
         except BadHead as error:
             exchange.refuse(error.status, str(error), error.code)
 

@@ -31,7 +31,7 @@ CUT_OFF: Final = ("The model server ended in the middle of its answer.", "upstre
 class Exchange:
     __slots__ = (
         *("_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered", "began_at", "client"),
-        *("connection", "head", "relay", "request_id", "sent", "tried", "unreachable", "upstream"),
+        *("connection", "head", "relay", "sent", "tried", "unreachable", "upstream"),
     )
 
     def __init__(self, relay: Relay, client: ClientConnection, raw: bytes, head: RequestHead, tried: bool) -> None:
@@ -45,7 +45,8 @@ class Exchange:
         self.began_at = relay.now
         self.answered = False  # the client has the answer's head
         self.sent = False  # the engine has the whole request
-        self.request_id = _request_id(relay, head)
+        if not 0 < len(head.request_id) <= MAX_ID_BYTES:
+            head.request_id = relay.next_id()
         self._body = body_of(head.length)
         self._kept: list[bytes] | None = [raw]
         self._kept_bytes = 0
@@ -70,31 +71,40 @@ class Exchange:
         return self.answered
 
     def begin(self, connection: UpstreamConnection) -> None:
+        """Send what there is of it."""
         self.connection = connection
-        connection.begin(self, build_request(self.head, self.client.via))
+        out = build_request(self.head, self.client.via)
         self.sent = self._body.done
         if not self.sent:
-            self.client.pump()
+            try:
+                out += self._pass_on()
+            except BadHead as error:
+                self.refuse(error.status, str(error), error.code)
+                return
+        connection.begin(self, out)
 
-    def feed(self, data: bytes) -> bytes:
-        """More of the request's body; what lies beyond it. Raises BadHead when it is no body."""
+    def more(self) -> None:
+        """More of the request's body has come. Raises BadHead when it is none."""
+        assert self.connection is not None
+        out = self._pass_on()
+        if out:
+            self.connection.transport.write(out)
+
+    def _pass_on(self) -> bytes:
+        """What the client has sent of the body, framed for the engine. What lies beyond it stays with the client."""
+        data = self.client.take()
         try:
             pieces, rest = self._body.feed(data)
         except BadBody as error:
             raise BadHead(400, "bad_request", f"The request's body is not valid HTTP: {error}.") from None
+        if rest:
+            self.client.put_back(rest)
         self._keep(data[: len(data) - len(rest)] if rest else data)
-        assert self.connection is not None
-        write = self.connection.transport.write
+        self.sent = self._body.done
+        out = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if self.head.length >= 0:
-            for piece in pieces:
-                write(piece)
-        elif pieces:
-            write(chunk(pieces[0] if len(pieces) == 1 else b"".join(pieces)))
-        if self._body.done:
-            if self.head.length < 0:
-                write(last_chunk(self._body.trailers))
-            self.sent = True
-        return rest
+            return out
+        return (chunk(out) if out else b"") + (last_chunk(self._body.trailers) if self.sent else b"")
 
     def _keep(self, data: bytes) -> None:
         if self._kept is None:
@@ -121,47 +131,49 @@ class Exchange:
     def interim(self, head: AnswerHead) -> None:
         """1xx: for clients that know of it (RFC 9110 15.2)."""
         if not self.head.http_1_0:
-            self.client.transport.write(build_answer(head, (), chunked=False, close=False))
+            self.client.transport.write(build_answer(head, b"", chunked=False, close=False))
 
-    def answer(self, head: AnswerHead) -> None:
-        self.answered = True
-        self._kept = None
-        close = not self.head.keep_alive or not self.sent  # a body that is not wanted any more is read by nobody
-        if head.length < 0:
-            if self.head.http_1_0:
-                close = True
-            else:
-                self._chunked = True
-        self._close = close
-        extra = [self._revision_field()]
-        if not any(name == b"x-request-id" for name, _ in head.headers):
-            extra.append((b"x-request-id", self.request_id))
-        if self.head.http_1_0 and not close:
-            extra.append((b"connection", b"keep-alive"))
-        self.client.transport.write(build_answer(head, extra, chunked=self._chunked, close=close))
-        self._stream = any(n == b"content-type" and v[:17].lower() == b"text/event-stream" for n, v in head.headers)
+    def answer(self, head: AnswerHead | None, pieces: list[bytes]) -> None:
+        """More of it: the head, unless it has come before, and pieces of the body."""
+        first = self._begin_answer(head) if head is not None else b""
+        out = first + self._framed(pieces)
+        if out:
+            self.client.transport.write(out)
 
-    def _revision_field(self) -> tuple[bytes, bytes]:
-        assert self.upstream is not None
-        return b"x-swapd-revision", b"%d" % self.upstream.route.revision
-
-    def answer_data(self, pieces: list[bytes]) -> None:
-        write = self.client.transport.write
-        if self._chunked:
-            write(chunk(pieces[0] if len(pieces) == 1 else b"".join(pieces)))
-        else:
-            for piece in pieces:
-                write(piece)
-
-    def answer_end(self, trailers: list[tuple[bytes, bytes]]) -> None:
-        if self._chunked:
-            self.client.transport.write(last_chunk(trailers))
+    def answer_end(self, head: AnswerHead | None, pieces: list[bytes], trailers: list[tuple[bytes, bytes]]) -> None:
+        first = self._begin_answer(head) if head is not None else b""
+        last = last_chunk(trailers) if self._chunked else b""
+        out = first + self._framed(pieces) + last
+        if out:
+            self.client.transport.write(out)
         self.connection = None
         self.relay.ended(self)
         self.client.exchange_done(close=self._close)
 
+    def _framed(self, pieces: list[bytes]) -> bytes:
+        if not pieces:
+            return b""
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return chunk(data) if self._chunked else data
+
+    def _begin_answer(self, head: AnswerHead) -> bytes:
+        self.answered = True
+        self._kept = None
+        close = not self.head.keep_alive or not self.sent  # a body that is not wanted any more is read by nobody
+        if head.length < 0:
+            self._stream = head.event_stream
+            self._chunked = not self.head.http_1_0
+            close = close or self.head.http_1_0
+        self._close = close
+        assert self.upstream is not None
+        extra = self.upstream.revision_line + b"x-request-id: " + (head.request_id or self.head.request_id) + b"\r\n"
+        if self.head.http_1_0 and not close:
+            extra += b"connection: keep-alive\r\n"
+        return build_answer(head, extra, chunked=self._chunked, close=close)
+
     def upgraded(self, connection: UpstreamConnection, head: AnswerHead, rest: bytes) -> None:
-        self.client.transport.write(build_answer(head, [self._revision_field()], chunked=False, close=False))
+        assert self.upstream is not None
+        self.client.transport.write(build_answer(head, self.upstream.revision_line, chunked=False, close=False))
         self.relay.tunnel(self, connection, rest)
 
     # --- what goes wrong ---------------------------------------------------------------------------------------
@@ -240,16 +252,6 @@ class Exchange:
 BY_UPSTREAM: Final = 1  # the engine does not take more of the request's body yet
 BY_CONNECT: Final = 2  # nobody has the request yet
 BY_AHEAD: Final = 4  # it has sent too much of the requests to come
-
-
-def _request_id(relay: Relay, head: RequestHead) -> bytes:
-    """The client's own, or one of ours, which the engine is then told as well."""
-    for name, value in head.headers:
-        if name == b"x-request-id" and 0 < len(value) <= MAX_ID_BYTES:
-            return value
-    made = relay.next_id()
-    head.headers = [*((n, v) for n, v in head.headers if n != b"x-request-id"), (b"x-request-id", made)]
-    return made
 
 
 async def connect(exchange: Exchange, upstream: Upstream) -> None:

@@ -61,6 +61,7 @@ class Relay:
         self.trust_forwarded = trust_forwarded
         self.tcp = tcp
         self.turning_away = False
+        self.open = False
         self.clients: set[ClientConnection] = set()
         self.requests = 0
         self.turned_away = 0
@@ -77,13 +78,13 @@ class Relay:
 
     # --- the table ---------------------------------------------------------------------------------------------
 
-    @property
-    def open(self) -> bool:
-        """Requests may begin."""
-        return self._gate.reading and (self.table.open or self.turning_away)
+    def look(self) -> None:
+        """Whether requests may begin has perhaps changed. Kept as a value: every request asks for it."""
+        self.open = self._gate.reading and (self.table.open or self.turning_away)
 
     def point(self, table: Table) -> None:
         self.table = table
+        self.look()
         for route in table.routes:
             upstream = self._upstreams.get(route.worker)
             if upstream is None:
@@ -214,7 +215,7 @@ class Relay:
 
     def log_bad_answer(self, exchange: Exchange, why: str) -> None:
         worker = exchange.upstream.route.worker if exchange.upstream is not None else ""
-        request_id = exchange.request_id.decode("latin1")
+        request_id = exchange.head.request_id.decode("latin1")
         log.warning("relay.bad_answer worker=%s request_id=%s why=%s", worker, request_id, why)
 
     # --- tunnels -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from swapd.front.relay.bodies import BadBody, Body, Counted, UntilClose, body_of
-from swapd.front.relay.heads import BadAnswer, parse_answer
+from swapd.front.relay.heads import AnswerHead, BadAnswer, parse_answer
 from swapd.front.relay.routing import Route
 from swapd.wire.peer import MAX_HEAD_BYTES
 
@@ -30,10 +30,11 @@ HEAD_END: Final = b"\r\n\r\n"
 class Upstream:
     """One engine, as long as the table names it or anything is in flight there."""
 
-    __slots__ = ("_loop", "_pool", "exchanges", "route", "tunnels")
+    __slots__ = ("_loop", "_pool", "exchanges", "revision_line", "route", "tunnels")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, route: Route) -> None:
         self.route = route
+        self.revision_line = b"x-swapd-revision: %d\r\n" % route.revision
         self.exchanges: set[Exchange] = set()
         self.tunnels: set[Tunnel] = set()
         self._loop = loop
@@ -146,30 +147,38 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is None:
             self.transport.abort()  # it speaks without being asked: nothing of it can be trusted any more
             return
+        head = None
         try:
             if self._body is None:
-                data = self._head(exchange, self._buffer + data if self._buffer else data)
-                if self._body is None:
+                head, data = self._head(exchange, self._buffer + data if self._buffer else data)
+                if head is None:
                     return
+                self._keep_alive = head.keep_alive
+                self._body = body_of(head.length) if head.length else _NOTHING
             pieces, rest = self._body.feed(data)
         except (BadAnswer, BadBody) as error:
             self.abort()
             exchange.bad_answer(str(error))
             return
-        if pieces and self.exchange is exchange:
-            exchange.answer_data(pieces)
-        if self._body.done and self.exchange is exchange:  # else it was cut in between
-            self._done(exchange, rest)
+        if not self._body.done:
+            exchange.answer(head, pieces)
+            return
+        self.exchange = None
+        if self._keep_alive and exchange.sent and not rest:
+            self.upstream.put(self, exchange.relay.now)
+        else:
+            self.transport.abort()
+        exchange.answer_end(head, pieces, self._body.trailers)
 
-    def _head(self, exchange: Exchange, data: bytes) -> bytes:
-        """The answer's head, once it is whole; what comes after it. Interim answers go on at once."""
+    def _head(self, exchange: Exchange, data: bytes) -> tuple[AnswerHead | None, bytes]:
+        """The answer's head, once it is whole, and what comes after it. Interim answers go on at once."""
         while True:
             end = data.find(HEAD_END, 0, MAX_HEAD_BYTES)
             if end < 0:
                 if len(data) >= MAX_HEAD_BYTES:
                     raise BadAnswer("its head is over 64 KiB")
                 self._buffer = data
-                return b""
+                return None, b""
             head = parse_answer(data[: end + 4], exchange.head.method)
             data = data[end + 4 :]
             if not head.interim:
@@ -181,20 +190,8 @@ class UpstreamConnection(asyncio.Protocol):
                 raise BadAnswer("it changes the protocol without being asked")
             self.exchange = None
             exchange.upgraded(self, head, data)
-            return b""
-        self._keep_alive = head.keep_alive
-        self._body = body_of(head.length) if head.length else _NOTHING
-        exchange.answer(head)
-        return data
-
-    def _done(self, exchange: Exchange, rest: bytes) -> None:
-        assert self._body is not None
-        trailers, self.exchange = self._body.trailers, None
-        if self._keep_alive and exchange.sent and not rest:
-            self.upstream.put(self, exchange.relay.now)
-        else:
-            self.transport.abort()
-        exchange.answer_end(trailers)
+            return None, b""
+        return head, data
 
     def eof_received(self) -> bool:
         return False
@@ -205,7 +202,7 @@ class UpstreamConnection(asyncio.Protocol):
         if exchange is None:
             return
         if isinstance(self._body, UntilClose) and exc is None:
-            exchange.answer_end([])
+            exchange.answer_end(None, [], [])
         else:
             exchange.upstream_lost(self, exc)
 
