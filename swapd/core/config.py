@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from swapd.core.engine_flags import names_said
 from swapd.core.model import DeviceKind
 
 MAX_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path holds 108 with the closing NUL: unix(7)
@@ -18,6 +19,7 @@ HIDDEN_SUFFIX: Final = ".full"  # the daemon's own sockets are moved aside under
 MAX_COUNTER_DIGITS: Final = 7  # of a worker id: ten million workers of one service before a path grows longer
 CONTROL_SOCKET: Final = "control.sock"
 HTTP_SOCKET: Final = "http.sock"
+ENGINE_SOCKET: Final = "engine/http.sock"  # of a server that swapd has not written; its directory is that server's own
 
 MIB: Final = 1024 * 1024
 
@@ -119,7 +121,7 @@ class ModelConfig:
 
     name: str
     engine: str = "asgi"
-    app: str | None = None  # "module:attribute"; never None for an asgi engine
+    app: str | None = None  # "module:attribute"; never None for an asgi engine, always for another
     directory: str = "."  # cwd and import path; default: where the config file lies
     python: str | None = None  # None: the daemon's own interpreter
     device_memory_bytes: int | None = None  # per device; None: learned or estimated
@@ -136,6 +138,14 @@ class ModelConfig:
     user: str | None = None
     read_paths: tuple[str, ...] = ()
     write_paths: tuple[str, ...] = ()
+    served_names: tuple[str, ...] = ()  # what clients may write as "model"
+    stop_signal: str | None = None  # None: SIGTERM
+    stop_timeout_s: float | None = None  # from the signal until the whole tree is killed; None: by the engine
+    sleep: bool = False  # vllm: its worker may be parked asleep instead of being stopped
+
+    def names(self) -> tuple[str, ...]:
+        """What clients may write as "model"; empty: anything, or it is not known."""
+        return self.served_names or names_said(self.engine, self.command, self.weights)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -162,6 +172,7 @@ class ServiceConfig:
     health_path: str = "/-/swapd/health"
     keep_alive_s: float = 75.0
     queue_limit: int = 4096
+    trust_forwarded: bool = False  # what stands before us may say where requests come from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

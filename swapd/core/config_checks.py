@@ -11,6 +11,7 @@ from itertools import combinations
 
 from swapd.core.config import CONTROL_SOCKET, MAX_COUNTER_DIGITS, MAX_SOCKET_PATH_BYTES, Config
 from swapd.core.config_addresses import clash
+from swapd.core.config_engines import check_models
 from swapd.core.config_readers import NAME, quoted, suggest
 from swapd.core.model import DeviceKind
 
@@ -30,6 +31,7 @@ def name_fault(kind: str, name: str) -> str | None:
 
 def check_config(config: Config) -> Iterator[Fault]:
     yield from _devices(config)
+    yield from check_models(config.models.values())
     yield from _services(config)
     yield from _listeners(config)
     yield from _socket_paths(config)
@@ -103,7 +105,7 @@ def _listeners(config: Config) -> Iterator[Fault]:
 def _socket_paths(config: Config) -> Iterator[Fault]:
     """The longest path that a worker of any service will bind, a gate's with a counter of many digits.
 
-    Longer than the control socket's own default path, so that one needs no check here.
+    Longer than the control socket's own default path, and than an engine's own socket, so those need no check here.
     """
     if not config.services:
         return

@@ -94,6 +94,10 @@ MODEL: Final = (
     Key("user", read.text),
     Key("read_paths", read.paths, show=list),
     Key("write_paths", read.paths, show=list),
+    Key("served_names", read.served_names, show=list),
+    Key("stop_signal", read.choice("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL")),
+    _timeout("stop_timeout", NEXT_SWAP, 0.1, 3600.0),
+    Key("sleep", read.flag),
 )
 READY: Final = (
     Key("path", request.url_path),
@@ -136,6 +140,7 @@ SERVICE: Final = (
     Key("health_path", request.health_path),
     _timeout("keep_alive", NEXT_SWAP, 1.0, 86400.0),
     Key("queue_limit", read.integer(1, 100_000)),
+    Key("trust_forwarded", read.flag),
 )
 SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "daemon": DAEMON,
@@ -164,16 +169,11 @@ class NotYet:
 NOT_YET: Final = (
     NotYet("", "strategies"),
     NotYet("daemon", "metrics"),
-    NotYet("models", "engine", ("asgi",)),
-    NotYet("models", "command"),
     NotYet("models", "gpus", (1,)),
-    NotYet("models", "user"),
     NotYet("models", "read_paths"),
     NotYet("models", "write_paths"),
     NotYet("services", "strategy", ("auto", "dual", "in-place")),
     NotYet("services", "replicas", (1,)),
-    NotYet("services", "front", ("direct",)),
-    NotYet("services", "protocol", ("http",)),
 )
 
 

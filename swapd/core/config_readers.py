@@ -193,6 +193,21 @@ def command(value: object, base: str) -> tuple[str, ...]:
     return items(value, base, text, "the program and its arguments")
 
 
+def served_names(value: object, base: str) -> tuple[str, ...]:
+    """Names for the "model" of a request. Commas and spaces separate them on the servers' own command lines."""
+    names: tuple[str, ...] = items(value, base, served_name, 'the names that clients write as "model"')
+    if len(set(names)) < len(names):
+        raise Wrong("has a name twice: write each once")
+    return names
+
+
+def served_name(value: object, base: str) -> str:
+    name = text(value, base)
+    if not all(char.isprintable() and char not in ", " for char in name) or name.startswith("-"):
+        raise Wrong(f'{shown(name)} is not a model\'s name: write one like "chat", without spaces and commas')
+    return name
+
+
 def app(value: object, base: str) -> str:
     """module:attribute"""
     word = text(value, base)

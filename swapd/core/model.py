@@ -110,10 +110,11 @@ class Health(str, Enum):
 
 
 class Kind(str, Enum):
-    """What stands behind a worker id: a model with a front in it, or a front alone."""
+    """What stands behind a worker id: a model with a front in it, a front alone, or a model alone."""
 
     DIRECT = "asgi"
     GATE = "gate"
+    ENGINE = "engine"  # a server that swapd has not written, and its runner: a model without a front
 
 
 class OpKind(str, Enum):
