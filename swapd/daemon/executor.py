@@ -233,10 +233,10 @@ class Executor:
         started_s = asyncio.get_running_loop().time()
         detail = ""
         if model.ready.path is not None:
-            await wait_ready(live.http_socket, model.ready.path, deadline_s=model.ready.timeout_s, alive=live.alive)
+            await wait_ready(live.address, model.ready.path, deadline_s=model.ready.timeout_s, alive=live.alive)
         if model.warmup is not None:
             report = await run_warmup(
-                live.http_socket, model.warmup, alive=live.alive, progress=self._progress(op, "requests")
+                live.address, model.warmup, alive=live.alive, progress=self._progress(op, "requests")
             )
             detail = f"{report.answers} requests"
         self._knowledge.learn_time(model, "warm", asyncio.get_running_loop().time() - started_s)
@@ -246,9 +246,7 @@ class Executor:
         op = effect.op
         live, model = self._live(op.worker), self._model(op)
         started_s = asyncio.get_running_loop().time()
-        report = await run_probes(
-            live.http_socket, model.probes, alive=live.alive, progress=self._progress(op, "probes")
-        )
+        report = await run_probes(live.address, model.probes, alive=live.alive, progress=self._progress(op, "probes"))
         self._knowledge.learn_time(model, "verify", asyncio.get_running_loop().time() - started_s)
         used = None
         if effect.slot is not None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import swapd
-from swapd.core.config import Config, ModelConfig, ServiceConfig
+from swapd.core.config import HTTP_SOCKET, Config, ModelConfig, ServiceConfig
 from swapd.core.errors import OUT_OF_MEMORY, WORKER_EXITED, Problem, SwapdError
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Worker
 from swapd.host.logs import cap, prune, tail
@@ -55,10 +55,13 @@ class Live:
     stats: Mapping[str, Any] = field(default_factory=dict)
     stopping: bool = False
     reported: bool = False  # its failure to start is told by the operation, so its exit needs no telling
+    own_address: str = ""  # of an engine that has a server of its own, as the reply to its load has it
+    own_stop_s: float = 0.0  # that such an engine may take to end its server
 
     @property
-    def http_socket(self) -> str:
-        return str(self.directory / "http.sock")
+    def address(self) -> str:
+        """Where it answers HTTP, to the daemon and to a gate alone."""
+        return self.own_address or f"unix:{self.directory / HTTP_SOCKET}"
 
     def alive(self) -> bool:
         return self.process.alive

@@ -1,8 +1,8 @@
-"""Asking a worker over its private socket: is it ready, warm, and right?
+"""Asking a worker at its private address: is it ready, warm, and right?
 
-Duty: one bounded HTTP/1.1 request over a Unix socket (h11), and the three uses of it: the ready path polled,
-the warm-up played, the probes run. `core.readiness` judges the answers. May not know: what comes before or
-after.
+Duty: one bounded HTTP/1.1 request to an address, "unix:/path" or "127.0.0.1:port" (h11), and the three uses of it: the
+ready path polled, the warm-up played, the probes run. `core.readiness` judges the answers. May not know: what comes
+before or after.
 
 The answer comes from outside: its size, its speed and its grammar are limited here, and never taken on trust.
 """
@@ -67,7 +67,7 @@ def _always() -> bool:
 
 
 async def fetch(
-    socket_path: str,
+    address: str,
     method: str,
     path: str,
     *,
@@ -81,7 +81,7 @@ async def fetch(
     itself is not HTTP.
     """
     try:
-        return await asyncio.wait_for(_exchange(socket_path, method, path, headers, body), deadline_s)
+        return await asyncio.wait_for(_exchange(address, method, path, headers, body), deadline_s)
     except asyncio.TimeoutError:
         message = f"{method} {path}: no complete answer within {deadline_s:g} s"
         raise SwapdError(TIMEOUT, message, {"deadline_s": deadline_s}) from None
@@ -90,12 +90,12 @@ async def fetch(
     except h11.RemoteProtocolError as error:
         raise SwapdError(NOT_READY, f"{method} {path}: the answer is cut short, or not HTTP ({error})") from None
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise SwapdError(NOT_READY, f"{method} {path}: nobody answers on {socket_path} ({reason})") from None
+        where, reason = address.removeprefix("unix:"), error.strerror or str(error)
+        raise SwapdError(NOT_READY, f"{method} {path}: nobody answers on {where} ({reason})") from None
 
 
 async def _exchange(
-    socket_path: str, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes | None
+    address: str, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes | None
 ) -> HttpAnswer:
     loop = asyncio.get_running_loop()
     started_s = loop.time()
@@ -110,7 +110,7 @@ async def _exchange(
         data += connection.send(h11.Data(data=body)) or b""
     data += connection.send(h11.EndOfMessage()) or b""
 
-    reader, writer = await asyncio.open_unix_connection(socket_path)
+    reader, writer = await _connect(address)
     # Beside the reading: a server may answer without having read a long request, and then wait for us.
     sending = loop.create_task(_send(writer, data))
     try:
@@ -127,6 +127,13 @@ async def _exchange(
         elapsed_s=loop.time() - started_s,
         truncated=truncated,
     )
+
+
+async def _connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if address.startswith("unix:"):
+        return await asyncio.open_unix_connection(address.removeprefix("unix:"))
+    host, _, port = address.rpartition(":")
+    return await asyncio.open_connection(host.strip("[]"), int(port))
 
 
 async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
@@ -155,9 +162,7 @@ async def _receive(connection: h11.Connection, reader: asyncio.StreamReader) -> 
             raise h11.RemoteProtocolError("the connection ended without an answer")
 
 
-async def wait_ready(
-    socket_path: str, path: str, *, deadline_s: float, alive: Callable[[], bool] = _always
-) -> HttpAnswer:
+async def wait_ready(address: str, path: str, *, deadline_s: float, alive: Callable[[], bool] = _always) -> HttpAnswer:
     """Asks for `path` until it answers 2xx, and returns that answer.
 
     Raises SwapdError: WORKER_EXITED when `alive` says no; NOT_READY at the deadline, with the last answer in
@@ -169,7 +174,7 @@ async def wait_ready(
     last = "it was never asked"
     while (left_s := until_s - loop.time()) > 0:
         try:
-            answer = await fetch(socket_path, "GET", path, deadline_s=min(left_s, _POLL_ANSWER_S))
+            answer = await fetch(address, "GET", path, deadline_s=min(left_s, _POLL_ANSWER_S))
         except SwapdError as error:
             if error.code == BAD_REQUEST:
                 raise
@@ -187,7 +192,7 @@ async def wait_ready(
 
 
 async def run_warmup(
-    socket_path: str,
+    address: str,
     warmup: WarmupConfig,
     *,
     alive: Callable[[], bool] = _always,
@@ -208,7 +213,7 @@ async def run_warmup(
             left_s = started_s + warmup.timeout_s - loop.time()
             where = f"line {line} of {warmup.file}"
             try:
-                answer = await _ask(socket_path, request, left_s)
+                answer = await _ask(address, request, left_s)
             except SwapdError as error:
                 await _check_alive(alive, f"during the warm-up ({where})")
                 message = f"{where}: {error.message}"
@@ -234,7 +239,7 @@ async def run_warmup(
 
 
 async def run_probes(
-    socket_path: str,
+    address: str,
     probes: Sequence[ProbeConfig],
     *,
     alive: Callable[[], bool] = _always,
@@ -256,7 +261,7 @@ async def run_probes(
                 where += f", run {run} of {probe.repeat}"
             details = {"probe": number, "run": run}
             try:
-                answer = await _ask(socket_path, request, expect.within_s)
+                answer = await _ask(address, request, expect.within_s)
             except SwapdError as error:
                 await _check_alive(alive, f"during {where}")
                 if error.code == TIMEOUT:
@@ -276,9 +281,9 @@ async def run_probes(
     return ProbeReport(len(elapsed), max(elapsed, default=0.0), loop.time() - started_s)
 
 
-async def _ask(socket_path: str, request: RequestConfig, deadline_s: float) -> HttpAnswer:
+async def _ask(address: str, request: RequestConfig, deadline_s: float) -> HttpAnswer:
     return await fetch(
-        socket_path,
+        address,
         request.method,
         request.path,
         headers=request.headers,

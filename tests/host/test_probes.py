@@ -38,7 +38,7 @@ async def fails(awaitable) -> SwapdError:
 
 
 def get(server, path="/", deadline_s=DEADLINE_S):
-    return probes.fetch(server.path, "GET", path, deadline_s=deadline_s)
+    return probes.fetch(server.address, "GET", path, deadline_s=deadline_s)
 
 
 async def hang(reader, writer, head):
@@ -52,7 +52,7 @@ def test_fetch_returns_the_whole_answer(tmp_path):
     async def test(server):
         server.answers["/v1"] = ok(b'{"a": 1}', 201, **{"x-swapd-revision": "3"})
         answer = await probes.fetch(
-            server.path,
+            server.address,
             "POST",
             "/v1",
             headers=[("content-type", "application/json")],
@@ -149,15 +149,33 @@ def test_a_long_request_that_is_answered_unread_does_not_deadlock(tmp_path):
     async def test(server):
         server.answers["/"] = refuse
         body = b"x" * 8_000_000
-        answer = await probes.fetch(server.path, "POST", "/", body=body, deadline_s=DEADLINE_S)
+        answer = await probes.fetch(server.address, "POST", "/", body=body, deadline_s=DEADLINE_S)
         assert answer.status == 413
 
     with_server(tmp_path, test)
 
 
+def test_a_server_on_a_port_is_asked_like_one_on_a_socket():
+    async def run():
+        async def serve(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(ok(b"here"))
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server:
+            assert (await probes.wait_ready(address, "/health", deadline_s=DEADLINE_S)).body == b"here"
+        error = await fails(probes.fetch(address, "GET", "/health", deadline_s=DEADLINE_S))
+        assert (error.code, f"nobody answers on {address}" in error.message) == (NOT_READY, True)
+
+    asyncio.run(run())
+
+
 def test_nobody_there_is_not_ready(tmp_path):
     async def test(server):
-        error = await fails(probes.fetch(str(tmp_path / "none.sock"), "GET", "/health", deadline_s=DEADLINE_S))
+        error = await fails(probes.fetch(f"unix:{tmp_path}/none.sock", "GET", "/health", deadline_s=DEADLINE_S))
         assert error.code == NOT_READY
         assert "nobody answers on" in error.message
 
@@ -179,7 +197,7 @@ def test_a_request_that_http_forbids_is_the_callers_mistake(tmp_path, path):
 def test_ready_is_the_first_2xx(tmp_path):
     async def test(server):
         server.answers["/health"] = [ok(b"loading", 503), ok(b"loading", 503), ok(b"", 204)]
-        answer = await probes.wait_ready(server.path, "/health", deadline_s=DEADLINE_S)
+        answer = await probes.wait_ready(server.address, "/health", deadline_s=DEADLINE_S)
         assert answer.status == 204
         assert len(server.requests) == 3
 
@@ -190,7 +208,7 @@ def test_ready_waits_for_a_socket_that_is_not_there_yet(tmp_path):
     async def run():
         server = RawHttp(tmp_path)
         server.answers["/health"] = ok()
-        waiting = asyncio.ensure_future(probes.wait_ready(server.path, "/health", deadline_s=DEADLINE_S))
+        waiting = asyncio.ensure_future(probes.wait_ready(server.address, "/health", deadline_s=DEADLINE_S))
         await asyncio.sleep(0.05)
         assert not waiting.done()
         await server.listen()
@@ -203,12 +221,12 @@ def test_ready_waits_for_a_socket_that_is_not_there_yet(tmp_path):
 def test_never_ready_ends_at_the_deadline_with_the_last_answer(tmp_path):
     async def test(server):
         server.answers["/health"] = ok(b"Loading model", 503)
-        error = await fails(probes.wait_ready(server.path, "/health", deadline_s=0.2))
+        error = await fails(probes.wait_ready(server.address, "/health", deadline_s=0.2))
         assert error.code == NOT_READY
         assert "did not answer 2xx within 0.2 s" in error.message
         assert "503: Loading model" in error.message
         server.answers["/health"] = hang
-        assert (await fails(probes.wait_ready(server.path, "/health", deadline_s=0.1))).code == NOT_READY
+        assert (await fails(probes.wait_ready(server.address, "/health", deadline_s=0.1))).code == NOT_READY
 
     with_server(tmp_path, test)
 
@@ -218,7 +236,7 @@ def test_a_worker_that_dies_is_not_waited_for(tmp_path):
         living = iter([True, True, False])
         server.answers["/health"] = ok(b"loading", 503)
         error = await fails(
-            probes.wait_ready(server.path, "/health", deadline_s=DEADLINE_S, alive=lambda: next(living))
+            probes.wait_ready(server.address, "/health", deadline_s=DEADLINE_S, alive=lambda: next(living))
         )
         assert error.code == WORKER_EXITED
 
@@ -240,7 +258,7 @@ def test_every_request_of_the_warmup_is_played(tmp_path):
         server.answers["/raw"] = ok(b"bad input", 422)  # below 500: the model has worked
         done = []
         report = await probes.run_warmup(
-            server.path,
+            server.address,
             warmup(
                 tmp_path,
                 '{"path": "/v1/embeddings", "json": {"input": "häuser"}, "headers": {"authorization": "Bearer x"}}',
@@ -273,7 +291,7 @@ def test_the_warmup_keeps_to_its_concurrency(tmp_path):
             writer.write(ok())
 
         server.answers["/"] = together
-        await probes.run_warmup(server.path, warmup(tmp_path, *['{"path": "/"}'] * 9, concurrency=3))
+        await probes.run_warmup(server.address, warmup(tmp_path, *['{"path": "/"}'] * 9, concurrency=3))
         assert server.most_open <= 4  # one may still be closing when the next connects
 
     with_server(tmp_path, test)
@@ -284,7 +302,7 @@ def test_one_failed_request_fails_the_warmup_and_stops_the_others(tmp_path):
         server.answers["/bad"] = ok(b"CUDA error", 500)
         server.answers["/hang"] = hang
         error = await fails(
-            probes.run_warmup(server.path, warmup(tmp_path, '{"path": "/hang"}', "", '{"path": "/bad"}'))
+            probes.run_warmup(server.address, warmup(tmp_path, '{"path": "/hang"}', "", '{"path": "/bad"}'))
         )
         assert error.code == WARMUP_FAILED
         assert "line 3 of" in error.message
@@ -296,7 +314,7 @@ def test_one_failed_request_fails_the_warmup_and_stops_the_others(tmp_path):
 def test_a_warmup_that_takes_too_long_fails(tmp_path):
     async def test(server):
         server.answers["/hang"] = hang
-        error = await fails(probes.run_warmup(server.path, warmup(tmp_path, '{"path": "/hang"}', timeout_s=0.1)))
+        error = await fails(probes.run_warmup(server.address, warmup(tmp_path, '{"path": "/hang"}', timeout_s=0.1)))
         assert error.code == WARMUP_FAILED
         assert "took over 0.1 s: 0 of 1 requests done, waiting for line 1 of" in error.message
 
@@ -305,10 +323,10 @@ def test_a_warmup_that_takes_too_long_fails(tmp_path):
 
 def test_a_warmup_file_that_cannot_be_used_says_why(tmp_path):
     async def test(server):
-        error = await fails(probes.run_warmup(server.path, WarmupConfig(file="/nonexistent.jsonl")))
+        error = await fails(probes.run_warmup(server.address, WarmupConfig(file="/nonexistent.jsonl")))
         assert error.code == WARMUP_FAILED
         assert "cannot read the warm-up file /nonexistent.jsonl" in error.message
-        error = await fails(probes.run_warmup(server.path, warmup(tmp_path, '{"path": "/"}', '{"path": ')))
+        error = await fails(probes.run_warmup(server.address, warmup(tmp_path, '{"path": "/"}', '{"path": ')))
         assert error.code == WARMUP_FAILED
         assert "line 2 of" in error.message
         assert server.requests == []
@@ -318,7 +336,7 @@ def test_a_warmup_file_that_cannot_be_used_says_why(tmp_path):
 
 def test_an_empty_warmup_file_is_no_error(tmp_path):
     async def test(server):
-        assert (await probes.run_warmup(server.path, warmup(tmp_path))).answers == 0
+        assert (await probes.run_warmup(server.address, warmup(tmp_path))).answers == 0
 
     with_server(tmp_path, test)
 
@@ -326,7 +344,7 @@ def test_an_empty_warmup_file_is_no_error(tmp_path):
 def test_death_during_the_warmup_is_told_as_death(tmp_path):
     async def test(server):
         server.answers["/"] = b""
-        error = await fails(probes.run_warmup(server.path, warmup(tmp_path, '{"path": "/"}'), alive=lambda: False))
+        error = await fails(probes.run_warmup(server.address, warmup(tmp_path, '{"path": "/"}'), alive=lambda: False))
         assert error.code == WORKER_EXITED
         assert "during the warm-up (line 1 of" in error.message
 
@@ -348,7 +366,7 @@ def test_every_probe_runs_as_often_as_it_says(tmp_path):
         server.answers["/b"] = ok(b"", 404)
         done = []
         report = await probes.run_probes(
-            server.path,
+            server.address,
             [probe("/a", 3, json_pointer="/choices/0/text"), probe("/b", status=404)],
             progress=lambda *numbers: done.append(numbers),
         )
@@ -362,7 +380,7 @@ def test_every_probe_runs_as_often_as_it_says(tmp_path):
 def test_one_wrong_answer_among_right_ones_fails_the_probe(tmp_path):
     async def test(server):
         server.answers["/a"] = [ok(b'{"label": "cat"}'), ok(b'{"label": "dog"}')]
-        error = await fails(probes.run_probes(server.path, [probe("/a", 3, json_contains={"label": "cat"})]))
+        error = await fails(probes.run_probes(server.address, [probe("/a", 3, json_contains={"label": "cat"})]))
         assert error.code == PROBE_FAILED
         assert error.message == ('probe 1 (GET /a), run 2 of 3: expected "cat" at \'/label\' of the answer, got "dog"')
         assert (error.details["probe"], error.details["run"]) == (1, 2)
@@ -373,7 +391,7 @@ def test_one_wrong_answer_among_right_ones_fails_the_probe(tmp_path):
 def test_a_probe_that_is_not_answered_in_time_is_too_slow(tmp_path):
     async def test(server):
         server.answers["/a"] = hang
-        error = await fails(probes.run_probes(server.path, [probe("/a", within_s=0.1)]))
+        error = await fails(probes.run_probes(server.address, [probe("/a", within_s=0.1)]))
         assert error.code == PROBE_TOO_SLOW
         assert "expected an answer within 0.1 s, got none in that time" in error.message
 
@@ -383,10 +401,10 @@ def test_a_probe_that_is_not_answered_in_time_is_too_slow(tmp_path):
 def test_a_broken_answer_fails_the_probe_and_death_is_told_as_death(tmp_path):
     async def test(server):
         server.answers["/a"] = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc"
-        error = await fails(probes.run_probes(server.path, [probe("/a")]))
+        error = await fails(probes.run_probes(server.address, [probe("/a")]))
         assert error.code == PROBE_FAILED
         living = iter([True, True, False])
-        error = await fails(probes.run_probes(server.path, [probe("/a")], alive=lambda: next(living)))
+        error = await fails(probes.run_probes(server.address, [probe("/a")], alive=lambda: next(living)))
         assert error.code == WORKER_EXITED
 
     with_server(tmp_path, test)
@@ -395,8 +413,8 @@ def test_a_broken_answer_fails_the_probe_and_death_is_told_as_death(tmp_path):
 def test_an_answer_too_long_to_be_checked_fails_only_where_json_is_expected(tmp_path):
     async def test(server):
         server.answers["/a"] = ok(b"[" + b" " * probes.MAX_BODY_BYTES + b"]")
-        assert (await probes.run_probes(server.path, [probe("/a")])).answers == 1
-        error = await fails(probes.run_probes(server.path, [probe("/a", json_pointer="")]))
+        assert (await probes.run_probes(server.address, [probe("/a")])).answers == 1
+        error = await fails(probes.run_probes(server.address, [probe("/a", json_pointer="")]))
         assert error.code == PROBE_FAILED
         assert "over 4 MiB" in error.message
 

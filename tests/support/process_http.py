@@ -20,6 +20,7 @@ class RawHttp:
 
     def __init__(self, directory: Path) -> None:
         self.path = str(directory / "http.sock")
+        self.address = f"unix:{self.path}"
         self.answers: dict[str, object] = {}
         self.requests: list[bytes] = []  # each with its head and body
         self.open = 0
