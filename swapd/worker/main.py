@@ -23,9 +23,10 @@ import uvloop
 from swapd.core.errors import BAD_REQUEST, SwapdError
 from swapd.worker.channel import MAX_LINKS, Channel
 from swapd.worker.engines.asgi import AsgiEngine
+from swapd.worker.engines.command import CommandEngine
 from swapd.worker.sockets import allowed_uids, bind_control
 from swapd.worker.spec import WorkerSpec, read_spec
-from swapd.worker.verbs import Worker
+from swapd.worker.verbs import Engine, Worker
 
 log = logging.getLogger("swapd.worker")
 
@@ -51,19 +52,29 @@ def main(worker_dir: str, *, gate: bool = False) -> int:
     raise_open_files()
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    engine = None if gate else AsgiEngine(spec.app, spec.directory, enter_directory(spec.directory))
-    worker = Worker(spec, loop, engine)
+    worker = Worker(spec, loop, build_engine(spec))
     channel = Channel(listener, spec.worker_id, allowed_uids(spec.daemon_uid), worker)
     worker.channel = channel
-    worker.on_stop = lambda: watchdog(STOP_LIMIT_S, 0)
+    stop_limit_s = STOP_LIMIT_S + (spec.server.stop_timeout_s if spec.server is not None else 0.0)
+    worker.on_stop = lambda: watchdog(stop_limit_s, 0)
     if gate:
         worker.begin_gate()
-    install_signals(loop, worker)
+    install_signals(loop, worker, stop_limit_s)
     channel.start()
     log.info("worker.started worker_id=%s kind=%s pid=%d", spec.worker_id, spec.kind, os.getpid())
     code = run(loop, worker)
     leave(spec, channel, code)
     return code
+
+
+def build_engine(spec: WorkerSpec) -> Engine | None:
+    """What runs the model, in its directory; None: a gate."""
+    if spec.is_gate:
+        return None
+    problem = enter_directory(spec.directory, importable=spec.server is None)
+    if spec.server is not None:
+        return CommandEngine(spec.server, problem)
+    return AsgiEngine(spec.app, spec.directory, problem)
 
 
 def run(loop: asyncio.AbstractEventLoop, worker: Worker) -> int:
@@ -87,7 +98,19 @@ def leave(spec: WorkerSpec, channel: Channel, code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+    if code < 0:
+        end_by_signal(-code)
     os._exit(code)
+
+
+def end_by_signal(number: int) -> None:
+    """End as the server did, so that whoever looks sees the same. Its core dump is written already."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # SIGKILL has no handler
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)
 
 
 def watchdog(limit_s: float, code: int) -> None:
@@ -95,14 +118,14 @@ def watchdog(limit_s: float, code: int) -> None:
 
     def bark() -> None:
         os.write(2, b"swapd.worker worker.end_forced the model did not end in time\n")
-        os._exit(code)
+        os._exit(code if code >= 0 else 128 - code)
 
     timer = threading.Timer(limit_s, bark)
     timer.daemon = True
     timer.start()
 
 
-def install_signals(loop: asyncio.AbstractEventLoop, worker: Worker) -> None:
+def install_signals(loop: asyncio.AbstractEventLoop, worker: Worker, stop_limit_s: float) -> None:
     """SIGTERM: finish and end; a second one ends at once. SIGINT: the daemon's business, unless run by hand.
 
     Handlers, not SIG_IGN, which the model's own children would inherit.
@@ -113,7 +136,7 @@ def install_signals(loop: asyncio.AbstractEventLoop, worker: Worker) -> None:
         terms[0] += 1
         if terms[0] > 1:
             os._exit(128 + number)
-        watchdog(SIGTERM_DRAIN_S + STOP_LIMIT_S, 0)
+        watchdog(SIGTERM_DRAIN_S + stop_limit_s, 0)
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(lambda: loop.create_task(worker.terminate(SIGTERM_DRAIN_S)))
 
@@ -125,15 +148,16 @@ def install_signals(loop: asyncio.AbstractEventLoop, worker: Worker) -> None:
     signal.signal(signal.SIGINT, on_interrupt)
 
 
-def enter_directory(directory: str) -> str:
-    """Make the model's directory the cwd and first on sys.path. Returns the problem, for the load to tell."""
+def enter_directory(directory: str, *, importable: bool) -> str:
+    """Make the model's directory the cwd, and first on sys.path. Returns the problem, for the load to tell."""
     if not directory:
         return ""
     try:
         os.chdir(directory)
     except OSError as error:
         return f"directory = {directory!r} cannot be entered: {error.strerror}"
-    sys.path[:] = [directory, *(entry for entry in sys.path if entry != directory)]
+    if importable:
+        sys.path[:] = [directory, *(entry for entry in sys.path if entry != directory)]
     return ""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,23 @@ SPEC_NAME: Final = "spec.json"
 CONTROL_NAME: Final = "control.sock"
 HTTP_NAME: Final = "http.sock"
 MAX_SPEC_BYTES: Final = 1024 * 1024
-KINDS: Final = ("asgi", "gate")
+KINDS: Final = ("asgi", "gate", "engine")
+ENGINE_SOCKET: Final = "engine/http.sock"  # as in core.config, which is not this side's
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpec:
+    """The server that a worker of kind "engine" runs."""
+
+    argv: tuple[str, ...]  # {socket}, {port} and {device} are filled in
+    socket: str  # what {socket} stands for, in a directory of the server's own
+    device: str
+    user: str  # "": the daemon's
+    stop_signal: str  # "SIGTERM"
+    stop_timeout_s: float  # from the signal until the whole tree is killed
+    ready_timeout_s: float
+    hooks: Mapping[str, str]  # "park" and "wake": what is POSTed to it
+    ports_dir: str  # where workers keep each other off their ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +47,7 @@ class WorkerSpec:
     worker_dir: str  # absolute
     worker_id: str
     nonce: str
-    kind: str  # "asgi" | "gate"
+    kind: str  # "asgi" | "gate" | "engine"
     service: str
     revision: int
     model: str
@@ -44,6 +61,7 @@ class WorkerSpec:
     retry_after_s: int
     trust_forwarded: bool = False  # a gate: what stands before us may say where requests came from
     tcp: bool = False  # a gate: bytes are relayed, whatever they mean
+    server: ServerSpec | None = None  # of kind "engine"
 
     @property
     def control_path(self) -> str:
@@ -90,7 +108,7 @@ def decode_spec(worker_dir: str, body: Mapping[str, Any]) -> WorkerSpec:
         service=_take(body, "service", str),
         revision=_take(body, "revision", int, 0 if kind == "gate" else None),
         model=_take(body, "model", str, "" if kind == "gate" else None),
-        app=_take(body, "app", str, "" if kind == "gate" else None),
+        app=_take(body, "app", str, None if kind == "asgi" else ""),
         directory=_take(body, "directory", str, ""),
         health_path=_take(body, "health_path", str, "/-/swapd/health"),
         daemon_uid=_take(body, "daemon_uid", int),
@@ -100,6 +118,27 @@ def decode_spec(worker_dir: str, body: Mapping[str, Any]) -> WorkerSpec:
         retry_after_s=_take(body, "retry_after_s", int, 5),
         trust_forwarded=body.get("trust_forwarded") is True,
         tcp=body.get("tcp") is True,
+        server=_decode_server(worker_dir, _take(body, "server", dict)) if kind == "engine" else None,
+    )
+
+
+def _decode_server(worker_dir: str, body: Mapping[str, Any]) -> ServerSpec:
+    argv = _take(body, "argv", list)
+    if not argv or not all(isinstance(word, str) for word in argv):
+        raise ValueError("argv: expected a list of strings")
+    stop_signal = _take(body, "stop_signal", str, "SIGTERM")
+    if stop_signal not in signal.Signals.__members__:
+        raise ValueError(f"stop_signal: {stop_signal!r} is not the name of a signal")
+    return ServerSpec(
+        argv=tuple(argv),
+        socket=os.path.join(worker_dir, ENGINE_SOCKET),
+        device=_take(body, "device", str, "cpu"),
+        user=_take(body, "user", str, ""),
+        stop_signal=stop_signal,
+        stop_timeout_s=float(_take(body, "stop_timeout_s", float, 10.0)),
+        ready_timeout_s=float(_take(body, "ready_timeout_s", float, 600.0)),
+        hooks=dict(_take(body, "hooks", dict, {})),
+        ports_dir=_take(body, "ports_dir", str),
     )
 
 
@@ -112,9 +151,9 @@ def _take(body: Mapping[str, Any], key: str, kind: type, default: Any = None) ->
     accepted = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or isinstance(value, bool):
         raise ValueError(f"{key}: expected {_WORDS[kind]}, not {value!r}")
-    if kind is not str and cast("float", value) < 0:
+    if kind in (int, float) and cast("float", value) < 0:
         raise ValueError(f"{key}: must not be negative")
     return value
 
 
-_WORDS: Final = {int: "an integer", float: "a number", str: "a string"}
+_WORDS: Final = {int: "an integer", float: "a number", str: "a string", list: "a list", dict: "an object"}

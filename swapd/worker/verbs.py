@@ -34,6 +34,7 @@ from swapd.worker import params
 from swapd.worker.channel import Channel, Link
 from swapd.worker.direct import Front, GateFront, build_direct, build_gate
 from swapd.worker.engines.asgi import AsgiEngine
+from swapd.worker.engines.command import CommandEngine
 from swapd.worker.handing import Handing, Order, problem_of, report
 from swapd.worker.life import Answer, Life
 from swapd.worker.progress import Progress, progress_of
@@ -50,12 +51,15 @@ STATS_WITHOUT_FRONT: Final[Mapping[str, Any]] = {
 }
 
 
+Engine = AsgiEngine | CommandEngine
+
+
 class Worker:
     """One worker or gate: its front, its engine, and the answers to the daemon."""
 
     channel: Channel  # set before the channel starts
 
-    def __init__(self, spec: WorkerSpec, loop: asyncio.AbstractEventLoop, engine: AsgiEngine | None) -> None:
+    def __init__(self, spec: WorkerSpec, loop: asyncio.AbstractEventLoop, engine: Engine | None) -> None:
         self.life = Life(self._is_owner)
         self.exit: asyncio.Future[int] = loop.create_future()
         self.on_stop: Callable[[], None] = lambda: None  # [any thread] main's watchdog
@@ -80,10 +84,13 @@ class Worker:
             wire.STATS: self._stats,
             wire.STOP: self._stop,
         }
-        self._steps: Mapping[str, Callable[[Progress], Awaitable[None]]] = {}
+        self._steps: Mapping[str, Callable[[Progress], Awaitable[Mapping[str, Any] | None]]] = {}
         if engine is not None:
-            steps = {wire.STAGE: engine.stage, wire.PARK: engine.park, wire.WAKE: engine.wake}
-            self._steps = {**steps, wire.LOAD: self._load}
+            load = self._load if isinstance(engine, AsgiEngine) else engine.load
+            self._steps = {wire.STAGE: engine.stage, wire.LOAD: load, wire.PARK: engine.park, wire.WAKE: engine.wake}
+        if isinstance(engine, CommandEngine):  # it has no front, so it has nothing to hand over
+            self._verbs = {verb: self._verbs[verb] for verb in (wire.DRAIN, wire.STATS, wire.STOP)}
+            engine.on_exit = self.finish
 
     # --- on the channel's thread (it is the channel's Handler) ---
 
@@ -315,7 +322,7 @@ class Worker:
         began_at = time.monotonic()
         result: dict[str, Any] | Problem = {}
         try:
-            await self._steps[verb](progress_of(verb, self._tell_progress))
+            result = dict(await self._steps[verb](progress_of(verb, self._tell_progress)) or {})
         except asyncio.CancelledError:
             result = Problem(CANCELED, f"{verb} was given up: the worker was told to stop")
         except Exception as error:
@@ -333,7 +340,7 @@ class Worker:
         self.channel.broadcast(event, may_be_lost=True)
 
     async def _load(self, progress: Progress) -> None:
-        assert self._engine is not None
+        assert isinstance(self._engine, AsgiEngine)
         app = await self._engine.load(progress)
         try:
             private_socket = bind_http(self._spec.http_path)

@@ -16,8 +16,9 @@ from support.worker_client import APPS, LAUNCH, REPO, Client, Refused, ask_once
 ALLOWED = {"uvicorn", "uvloop", "httptools", "swapd", "_uvloop", "__mp_main__"}
 UVICORNS_OWN = {"click", "h11", "websockets", "typing_extensions", "colorama", "anyio", "sniffio"}
 PARTS = (
+    "swapd.core.process_tree",
     *("swapd.worker", "swapd.front", "swapd.wire.worker", "swapd.wire.peer"),
-    *("swapd.core.errors", "swapd.core.states", "swapd.core.handover"),
+    *("swapd.core.errors", "swapd.core.states", "swapd.core.handover", "swapd.core.process_tree"),
 )
 
 

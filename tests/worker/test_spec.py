@@ -71,3 +71,34 @@ def test_a_file_that_is_no_spec_is_refused(tmp_path, body):
 def test_no_file_is_refused(tmp_path):
     with pytest.raises(SwapdError, match="No such file"):
         read_spec(str(tmp_path))
+
+
+ENGINE = {
+    **{key: WHOLE[key] for key in ("protocol", "worker_id", "nonce", "service", "revision", "model", "daemon_uid")},
+    "kind": "engine",
+    "server": {"argv": ["srv", "{socket}"], "ports_dir": "/run/swapd/ports"},
+}
+
+
+def test_a_runner_is_told_of_its_server(tmp_path):
+    server = read(tmp_path, ENGINE).server
+    assert (server.argv, server.stop_signal, server.user, server.hooks) == (("srv", "{socket}"), "SIGTERM", "", {})
+    assert server.socket == str(tmp_path / "engine/http.sock")
+    assert read(tmp_path, WHOLE).server is None
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        (None, "server: missing"),
+        ([], "server: expected an object"),
+        ({"ports_dir": "/p"}, "argv: missing"),
+        ({"argv": [], "ports_dir": "/p"}, "argv: expected a list of strings"),
+        ({"argv": ["a", 1], "ports_dir": "/p"}, "argv: expected a list of strings"),
+        ({"argv": ["a"], "ports_dir": "/p", "stop_signal": "TERM"}, "stop_signal: 'TERM' is not the name of a signal"),
+    ],
+)
+def test_what_is_wrong_with_a_server_is_named(tmp_path, server, message):
+    with pytest.raises(SwapdError) as error:
+        read(tmp_path, {**ENGINE, "server": server})
+    assert message in error.value.message
