@@ -74,13 +74,20 @@ def estimate(
     declared_bytes: int | None,
     learned: Learned | None,
     device_kind: DeviceKind,
+    *,
+    said: str = "",
+    cache_bytes: int = 0,
 ) -> Footprint:
-    """The footprint on one device, from the best that is known. A declaration that was seen to be too small is not."""
-    if declared_bytes is not None and learned is not None and learned.peak_bytes > declared_bytes:
-        seen = f"device_memory = {human_bytes(declared_bytes)}, but it has taken {human_bytes(learned.peak_bytes)}"
-        return Footprint(learned.peak_bytes, FootprintSource.LEARNED, seen)
+    """The footprint on one device, from the best that is known. A declaration that was seen to be too small is not.
+
+    `said` is the declaration in words; `cache_bytes` are known to come on top of the weights.
+    """
     if declared_bytes is not None:
-        return Footprint(declared_bytes, FootprintSource.DECLARED, f"device_memory = {human_bytes(declared_bytes)}")
+        said = said or f"device_memory = {human_bytes(declared_bytes)}"
+        if learned is not None and learned.peak_bytes > declared_bytes:
+            seen = f"{said}, but it has taken {human_bytes(learned.peak_bytes)}"
+            return Footprint(learned.peak_bytes, FootprintSource.LEARNED, seen)
+        return Footprint(declared_bytes, FootprintSource.DECLARED, said)
     if learned is not None and learned.peak_bytes > 0:
         need = learned.peak_bytes + _percent(learned.peak_bytes, _LEARNED_MARGIN_PERCENT)
         runs = "1 run" if learned.runs == 1 else f"{learned.runs} runs"
@@ -91,7 +98,8 @@ def estimate(
         overhead = base + _percent(weights.bytes, _OVERHEAD_PERCENT)
         files = "1 file" if weights.files == 1 else f"{weights.files} files"
         detail = f"weights {human_bytes(weights.bytes)} in {files} + overhead {human_bytes(overhead)}"
-        return Footprint(weights.bytes + overhead, FootprintSource.ESTIMATED, detail)
+        detail += f" + KV cache {human_bytes(cache_bytes)}" if cache_bytes else ""
+        return Footprint(weights.bytes + overhead + cache_bytes, FootprintSource.ESTIMATED, detail)
     return Footprint(None, FootprintSource.UNKNOWN, "no device_memory, no earlier run and no weight files known")
 
 

@@ -35,6 +35,7 @@ class DeviceReading:
     foreign: tuple[tuple[int, int | None, str], ...] = ()
     uuid: str = ""
     detail: str = ""  # e.g. "NVIDIA H200, driver 575.57" or why the memory is unknown
+    index: int | None = None  # of a whole GPU, in the order of the PCI bus: as NVML counts
 
     @property
     def known(self) -> bool:

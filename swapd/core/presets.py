@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
@@ -28,6 +28,7 @@ from swapd.core.engine_flags import (
     has_flag,
     served_model,
 )
+from swapd.core.model import DeviceKind, DeviceReading
 from swapd.core.sizes import human_bytes
 
 ASGI: Final = "asgi"
@@ -123,6 +124,19 @@ def blocked_paths(model: ModelConfig) -> tuple[str, ...]:
     return (*_DEV_ROUTES, *(prefix + route for route in _DEV_ROUTES if prefix))
 
 
+def visible_devices(model: ModelConfig, reading: DeviceReading) -> dict[str, str]:
+    """The environment in which a worker sees its own GPU and no other.
+
+    By UUID, which does not change when a card is added. But vLLM takes a number only (vllm#20939, #46132), and CUDA
+    counts by speed unless it is told to count by bus, as NVML does.
+    """
+    if reading.kind is not DeviceKind.NVML:
+        return {}
+    if model.engine == VLLM and reading.index is not None:
+        return {"CUDA_VISIBLE_DEVICES": str(reading.index), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return {"CUDA_VISIBLE_DEVICES": reading.uuid}
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -136,13 +150,17 @@ def memory_share(model: ModelConfig, device_bytes: int) -> float | None:
     return min(math.floor(model.device_memory_bytes / device_bytes * 1000) / 1000, 1.0)
 
 
-def said_need(model: ModelConfig, device_bytes: int | None) -> tuple[int, str] | None:
-    """What a vLLM takes of a GPU that has `device_bytes`, where `device_memory` is not declared, and why: it fills a
-    fraction of the whole card, however small its weights are. None: nothing is said about it."""
-    if model.engine != VLLM or model.device_memory_bytes is not None or device_bytes is None:
+def said_need(model: ModelConfig, readings: Sequence[DeviceReading]) -> tuple[int, str] | None:
+    """What the settings say that one worker takes on one of these devices, and in which words; None: nothing.
+
+    A vLLM fills a fraction of a whole card, however small its weights are: of the largest that it may get.
+    """
+    if model.device_memory_bytes is not None:
+        return model.device_memory_bytes, f"device_memory = {human_bytes(model.device_memory_bytes)}"
+    gpus = [r.total_bytes for r in readings if r.kind is DeviceKind.NVML and r.total_bytes is not None]
+    if model.engine != VLLM or not gpus or has_flag(model.command, _KV_BYTES):
         return None
-    if has_flag(model.command, _KV_BYTES):
-        return None
+    device_bytes = max(gpus)
     share, source = VLLM_UTILIZATION, "by default"
     if values := flag_values(model.command, _UTILIZATION)[:1]:
         try:

@@ -20,6 +20,7 @@ from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, PeakSeen, Run, TimerFired, WakeAt
 from swapd.core.ledger import overdrawn, room_for
 from swapd.core.model import DeviceKind, Kind, Op, OpKind, Worker
+from swapd.core.presets import has_front, ready_path
 from swapd.daemon.devices import Devices
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop
@@ -183,8 +184,13 @@ class Executor:
         return await self._timed(effect.op, "stage")
 
     async def _load(self, effect: Run) -> Mapping[str, Any]:
+        started_s = asyncio.get_running_loop().time()
         result = await self._timed(effect.op, "load")
-        live = self._live(effect.op.worker)
+        live, model = self._live(effect.op.worker), self._model(effect.op)
+        live.own_address = str(result.get("address", ""))
+        if not has_front(model):  # it accepts connections; many a server then goes on loading
+            await self._wait_ready(live, model, started_s)
+            self._knowledge.learn_time(model, "load", asyncio.get_running_loop().time() - started_s)
         live.hello = await live.request("hello", _HELLO | {"worker_id": live.id}, deadline_s=REQUEST_S)
         return {**result, "hooks": live.hello.get("hooks", ())}
 
@@ -232,8 +238,8 @@ class Executor:
         live, model = self._live(op.worker), self._model(op)
         started_s = asyncio.get_running_loop().time()
         detail = ""
-        if model.ready.path is not None:
-            await wait_ready(live.address, model.ready.path, deadline_s=model.ready.timeout_s, alive=live.alive)
+        if has_front(model):
+            await self._wait_ready(live, model, started_s)
         if model.warmup is not None:
             report = await run_warmup(
                 live.address, model.warmup, alive=live.alive, progress=self._progress(op, "requests")
@@ -241,6 +247,11 @@ class Executor:
             detail = f"{report.answers} requests"
         self._knowledge.learn_time(model, "warm", asyncio.get_running_loop().time() - started_s)
         return {"detail": detail}
+
+    async def _wait_ready(self, live: Live, model: ModelConfig, started_s: float) -> None:
+        left_s = started_s + model.ready.timeout_s - asyncio.get_running_loop().time()
+        if (path := ready_path(model)) is not None:
+            await wait_ready(live.address, path, deadline_s=left_s, alive=live.alive)
 
     async def _verify(self, effect: Run) -> Mapping[str, Any]:
         op = effect.op

@@ -18,6 +18,7 @@ from swapd.core.events import Measurement
 from swapd.core.footprint import Learned, WeightsSummary, estimate, learn
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service
 from swapd.core.outage import ExpectedTimes
+from swapd.core.presets import said_cache_bytes, said_need
 from swapd.core.states import WorkerState
 from swapd.daemon.devices import Devices
 from swapd.daemon.loop import Loop
@@ -97,11 +98,14 @@ class Knowledge:
         readings = await self._devices.read(allowed)
         kind = readings[0].kind if readings else DeviceKind.HOST
         digest = settings_digest(model)
+        need_bytes, said = said_need(model, readings) or (None, "")
         footprint = estimate(
-            await asyncio.to_thread(_weights, model) if model.device_memory_bytes is None else None,
-            model.device_memory_bytes,
+            await asyncio.to_thread(_weights, model) if need_bytes is None else None,
+            need_bytes,
             self._learned(model.name, digest, kind),
             kind,
+            said=said,
+            cache_bytes=said_cache_bytes(model),
         )
         times = self._times(model)
         proof_s = times.get("warm", 0.0) + times.get("verify", 0.0)

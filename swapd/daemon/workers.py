@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import swapd
 from swapd.core.config import HTTP_SOCKET, Config, ModelConfig, ServiceConfig
 from swapd.core.errors import OUT_OF_MEMORY, WORKER_EXITED, Problem, SwapdError
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Worker
+from swapd.core.presets import Launch, has_front, launch_of, visible_devices
 from swapd.host.logs import cap, prune, tail
 from swapd.host.processes import Process, Supervisor
 from swapd.host.worker_channel import WorkerChannel
@@ -35,6 +37,7 @@ HELLO_DEADLINE_S: Final = 30.0  # an interpreter on a cold disk, with nothing of
 LOG_TAIL_LINES: Final = 20
 MAX_LOG_BYTES: Final = 64 * 1024 * 1024
 RETRY_AFTER_S: Final = 5
+OWN_STOP_MARGIN_S: Final = 3.0  # for the runner of a server to end what the server has left behind, and itself
 # What a worker's environment has besides its model's own: nothing of the daemon's, which may hold secrets.
 PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME")
 
@@ -117,15 +120,22 @@ class Workers:
         """Start the process and say hello. On failure nothing of it is left. Raises SwapdError."""
         directory = Path(self.config.daemon.worker_dir(worker.id))
         nonce = secrets.token_hex(8)
-        _make_directory(directory, _spec(worker, service, model, nonce))
+        spec = _spec(worker, service, model, nonce)
+        launch = None
+        if worker.kind is Kind.ENGINE and model is not None:
+            launch = launch_of(model, _gpu_bytes(reading))
+            spec["server"] = _server_spec(model, launch, reading, self.config.daemon.runtime_dir)
+        _make_directory(directory, spec)
+        if model is not None and model.user is not None:
+            _let_pass(directory, Path(self.config.daemon.runtime_dir))
         log_path = self.log_path(worker.id)
         log_path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        python = model.python if model is not None and model.python is not None else sys.executable
+        own_python = model.python if model is not None and has_front(model) else None
         flags = ["--gate"] if worker.kind is Kind.GATE else []
         try:
             process = await self._supervisor.spawn(
-                [python, LAUNCHER, *flags, str(directory)],
-                env=_environment(model, reading),
+                [own_python or sys.executable, LAUNCHER, *flags, str(directory)],
+                env=_environment(model, reading, launch),
                 cwd=model.directory if model is not None else None,
                 log_path=log_path,
                 marker=f"{worker.id}:{nonce}",
@@ -134,6 +144,7 @@ class Workers:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         live = Live(worker.id, worker.service, directory, log_path, process, self._clock())
+        live.own_stop_s = launch.stop_timeout_s + OWN_STOP_MARGIN_S if launch is not None else 0.0
         self.live[worker.id] = live
         watcher = asyncio.get_running_loop().create_task(self._watch(live))
         self._watchers.add(watcher)
@@ -161,7 +172,7 @@ class Workers:
         live.stopping = True
         live.reported = False  # the operation that was to tell of its end is void now
         if not force and live.channel is not None:
-            patience_s = self.config.daemon.stop_timeout_s
+            patience_s = max(self.config.daemon.stop_timeout_s, live.own_stop_s)
             with contextlib.suppress(SwapdError, asyncio.TimeoutError):
                 await live.request("stop", deadline_s=patience_s)
                 await asyncio.wait_for(live.process.wait(), patience_s)
@@ -175,7 +186,8 @@ class Workers:
         if live.channel is not None:
             await _first(live.process.wait(), live.channel.closed.wait())
         # Killed by us while it ends by itself, it would be told as killed by us. `stop` gives it the time that it has.
-        patience_s = self.config.daemon.stop_timeout_s if live.stopping else EXIT_NOTICED_S
+        stop_s = max(self.config.daemon.stop_timeout_s, live.own_stop_s)
+        patience_s = stop_s if live.stopping else EXIT_NOTICED_S
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(live.process.wait(), patience_s)
         if live.channel is not None and live.alive() and not live.stopping:
@@ -256,12 +268,43 @@ def _spec(worker: Worker, service: ServiceConfig, model: ModelConfig | None, non
     }
 
 
-def _environment(model: ModelConfig | None, reading: DeviceReading | None) -> dict[str, str]:
+def _server_spec(model: ModelConfig, launch: Launch, reading: DeviceReading | None, runtime_dir: str) -> dict[str, Any]:
+    return {
+        "argv": launch.argv,
+        "device": reading.uuid if reading is not None and reading.kind is DeviceKind.NVML else "cpu",
+        "user": model.user or "",
+        "stop_signal": launch.stop_signal,
+        "stop_timeout_s": launch.stop_timeout_s,
+        "ready_timeout_s": model.ready.timeout_s,
+        "hooks": launch.hooks,
+        "ports_dir": f"{runtime_dir}/ports",
+    }
+
+
+def _gpu_bytes(reading: DeviceReading | None) -> int | None:
+    return reading.total_bytes if reading is not None and reading.kind is DeviceKind.NVML else None
+
+
+def _let_pass(directory: Path, top: Path) -> None:
+    """Let a server with a user of its own through to its directory. What lies on the way stays closed to it."""
+    while directory != top.parent:
+        directory.chmod(stat.S_IMODE(directory.stat().st_mode) | stat.S_IXOTH)
+        directory = directory.parent
+
+
+def _environment(
+    model: ModelConfig | None, reading: DeviceReading | None, launch: Launch | None = None
+) -> dict[str, str]:
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment.setdefault("PATH", os.defpath)
     environment["PYTHONUNBUFFERED"] = "1"
-    if reading is not None and reading.kind is DeviceKind.NVML:
-        environment["CUDA_VISIBLE_DEVICES"] = reading.uuid
+    if reading is not None and model is not None:
+        environment |= visible_devices(model, reading)
+    if model is not None and model.user is not None:
+        for name in ("HOME", "XDG_CACHE_HOME"):  # the daemon's
+            environment.pop(name, None)
+    if launch is not None:
+        environment |= launch.environment
     if model is not None:
         environment |= model.environment
     return environment

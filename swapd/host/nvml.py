@@ -267,7 +267,13 @@ class Nvml:
             foreign=foreign,
             uuid=uuid,
             detail=", ".join(details),
+            index=self._index(handle) if uuid.startswith("GPU-") else None,
         )
+
+    def _index(self, handle: Any) -> int | None:
+        with contextlib.suppress(Exception):
+            return int(self._nvml.nvmlDeviceGetIndex(handle))
+        return None
 
     def _handle(self, match: str | None) -> Any:
         if match is None or not match.strip():

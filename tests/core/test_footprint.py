@@ -168,3 +168,18 @@ json_values = st.recursive(
 def test_no_json_makes_the_parser_raise(tensors):
     data = json.dumps(tensors).encode()
     assert isinstance(parse_safetensors_header(data, 8 + len(data)), WeightsSummary | BadWeights)
+
+
+def test_a_kv_cache_that_is_set_comes_on_top_of_the_weights():
+    weights = WeightsSummary(10 * MIB, 1)
+    without = estimate(weights, None, None, DeviceKind.NVML)
+    found = estimate(weights, None, None, DeviceKind.NVML, cache_bytes=MIB)
+    assert found.need_bytes == without.need_bytes + MIB
+    assert found.detail == without.detail + " + KV cache 1 MiB"
+
+
+def test_a_declaration_is_told_in_the_words_that_it_was_made_in():
+    assert estimate(None, 9, None, DeviceKind.NVML, said="0.9 of it").detail == "0.9 of it"
+    assert (
+        estimate(None, 9, Learned(10), DeviceKind.NVML, said="0.9 of it").detail == "0.9 of it, but it has taken 10 B"
+    )

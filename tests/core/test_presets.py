@@ -1,8 +1,11 @@
 """What swapd adds to a server's own command, and nothing that is there already."""
 
+from dataclasses import replace
+
 import pytest
 
 from swapd.core.config import ModelConfig, ReadyConfig
+from swapd.core.model import DeviceKind, DeviceReading
 from swapd.core.presets import (
     blocked_paths,
     has_front,
@@ -12,6 +15,7 @@ from swapd.core.presets import (
     said_cache_bytes,
     said_need,
     shown_flags,
+    visible_devices,
 )
 
 GIB = 1 << 30
@@ -19,6 +23,10 @@ GIB = 1 << 30
 
 def model(engine, *command, **settings):
     return ModelConfig(name="a", engine=engine, command=command, **settings)
+
+
+def gpu(total_bytes=80 * GIB):
+    return DeviceReading("gpu1", DeviceKind.NVML, 0, total_bytes, total_bytes, uuid="GPU-8f", index=1)
 
 
 def added(*args, device_bytes=None, **settings):
@@ -112,12 +120,12 @@ def test_a_vllm_sleeps_only_when_it_is_told_to_and_its_routes_are_closed_then():
     ("command", "declared", "share", "need"),
     [
         ((), None, 0.9, 72 * GIB),
-        ((), 20 * GIB, 0.25, None),
-        ((), 6 * GIB, 0.075, None),
-        ((), 7 * GIB, 0.087, None),  # 0.0875: never more than was planned
-        ((), 96 * GIB, 1.0, None),
+        ((), 20 * GIB, 0.25, 20 * GIB),
+        ((), 6 * GIB, 0.075, 6 * GIB),
+        ((), 7 * GIB, 0.087, 7 * GIB),  # 0.0875: never more than was planned
+        ((), 96 * GIB, 1.0, 96 * GIB),
         (("vllm", "serve", "--gpu-memory-utilization", "0.5"), None, None, 40 * GIB),
-        (("vllm", "serve", "--gpu_memory_utilization=0.5"), 20 * GIB, None, None),
+        (("vllm", "serve", "--gpu_memory_utilization=0.5"), 20 * GIB, None, 20 * GIB),
         (("vllm", "serve", "--gpu-memory-utilization", "half"), None, None, None),
         (("vllm", "serve", "--kv-cache-memory-bytes", "1073741824"), None, None, None),
     ],
@@ -125,7 +133,7 @@ def test_a_vllm_sleeps_only_when_it_is_told_to_and_its_routes_are_closed_then():
 def test_a_vllm_is_given_its_share_of_the_card_and_planned_with_it(command, declared, share, need):
     vllm = model("vllm", *command, device_memory_bytes=declared, weights=("/w",))
     assert memory_share(vllm, 80 * GIB) == share
-    said = said_need(vllm, 80 * GIB)
+    said = said_need(vllm, [gpu()])
     assert (said and said[0]) == need
     flags = [flag for flag in shown_flags(vllm, 80 * GIB) if "utilization" in flag]
     assert flags == ([] if share is None else [f"--gpu-memory-utilization {share:g}"])
@@ -133,14 +141,25 @@ def test_a_vllm_is_given_its_share_of_the_card_and_planned_with_it(command, decl
 
 
 def test_a_need_is_said_in_words():
-    assert said_need(model("vllm"), 80 * GIB) == (72 * GIB, "--gpu-memory-utilization 0.9 by default, of 80.0 GiB")
-    assert said_need(model("vllm"), None) is None
-    assert said_need(model("llama-server"), 80 * GIB) is None
+    largest = (72 * GIB, "--gpu-memory-utilization 0.9 by default, of 80.0 GiB")
+    assert said_need(model("vllm"), [gpu(24 * GIB), gpu(80 * GIB), gpu(None)]) == largest
+    assert said_need(model("vllm", device_memory_bytes=GIB), [gpu()]) == (GIB, "device_memory = 1.0 GiB")
+    assert said_need(model("vllm"), [gpu(None)]) is None
+    assert said_need(model("vllm"), [replace(gpu(), kind=DeviceKind.HOST)]) is None
+    assert said_need(model("llama-server"), [gpu()]) is None
     assert said_cache_bytes(model("vllm", "vllm", "serve", "/w", "--kv-cache-memory-bytes", "4096")) == 4096
     assert said_cache_bytes(model("vllm", "vllm", "serve", "/w", "--kv-cache-memory-bytes", "4G")) == 4 * GIB
     assert said_cache_bytes(model("vllm", "vllm", "serve", "/w", "--kv-cache-memory-bytes", "1.5g")) == 1_500_000_000
     assert said_cache_bytes(model("vllm", "vllm", "serve", "/w", "--kv-cache-memory-bytes", "much")) == 0
     assert said_cache_bytes(model("llama-server", "x", "--kv-cache-memory-bytes", "4096")) == 0
+
+
+def test_a_gpu_is_shown_by_its_uuid_but_to_a_vllm_by_its_number():
+    assert visible_devices(model("llama-server"), gpu()) == {"CUDA_VISIBLE_DEVICES": "GPU-8f"}
+    assert visible_devices(model("vllm"), gpu()) == {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    part = replace(gpu(), uuid="MIG-3c", index=None)
+    assert visible_devices(model("vllm"), part) == {"CUDA_VISIBLE_DEVICES": "MIG-3c"}
+    assert visible_devices(model("vllm"), replace(gpu(), kind=DeviceKind.HOST)) == {}
 
 
 def test_what_is_shown_has_a_flag_with_its_values_each():

@@ -63,6 +63,8 @@ def test_a_gpu_is_read(read):
     assert (reading.name, reading.kind, reading.headroom_bytes) == ("gpu0", DeviceKind.NVML, 7)
     assert (reading.total_bytes, reading.free_bytes, reading.uuid) == (24 * GIB, 20 * GIB, "GPU-1")
     assert reading.detail == "NVIDIA H200, driver 575.57.08, 512 MiB reserved by it"
+    assert read(Library(Gpu("GPU-1"), Gpu("GPU-2")), match="GPU-2").index == 1
+    assert read(Library(Gpu("GPU-1", slices=[Gpu("MIG-1")])), match="MIG-1").index is None
 
 
 def test_a_driver_without_version_2_is_read_by_version_1(read):

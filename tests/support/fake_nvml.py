@@ -81,6 +81,9 @@ class Library:
     def nvmlDeviceGetUUID(self, gpu):
         return self.ask(gpu).uuid
 
+    def nvmlDeviceGetIndex(self, gpu):
+        return self.gpus.index(gpu)
+
     def nvmlDeviceGetName(self, gpu):
         return "NVIDIA H200"
 

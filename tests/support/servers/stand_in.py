@@ -6,6 +6,7 @@ Other flags, as a preset adds them, are accepted; GET / tells them all. HABITs:
 
 slow      accepts after 0.3 s
 loading   answers /health with 503, five times
+never     answers /health with 503
 deaf      ignores SIGTERM
 goodbye   writes the name of the signal that ends it to the file $GOODBYE
 forks     has a child in its session
@@ -55,7 +56,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             os.kill(os.getpid(), signal.SIGSEGV)
         if path == "/exit":
             os._exit(9)
-        if path == "/health" and "loading" in HABITS and STATE["asked"] < 5:
+        if path == "/health" and ("never" in HABITS or ("loading" in HABITS and STATE["asked"] < 5)):
             STATE["asked"] += 1
             return self.answer(503, {"error": "Loading model"})
         about = {"args": sys.argv[1:], "pid": os.getpid(), "uid": os.geteuid(), "cwd": os.getcwd()}
