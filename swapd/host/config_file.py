@@ -7,9 +7,11 @@ Duty: read them, and raise everything that is wrong in them as one `ConfigError`
 from __future__ import annotations
 
 import os
+import pwd
+import shutil
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib import invalidate_caches
 from importlib.util import find_spec
@@ -19,7 +21,9 @@ from typing import Any, Final
 from swapd.core.config import Config, ConfigProblem, ModelConfig
 from swapd.core.config_parse import parse_tables
 from swapd.core.config_readers import kind_of, quoted, shown, variable_fault
+from swapd.core.engine_flags import LLAMA_SERVER
 from swapd.core.errors import CONFIG_INVALID, SwapdError
+from swapd.core.presets import has_front, launch_of, names_model
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -64,13 +68,14 @@ def check_paths(config: Config) -> list[ConfigProblem]:
         directory = Path(model.directory)
         if not directory.is_dir():
             what = "is not a directory" if directory.exists() else "does not exist"
-            found.append(
-                ("directory", f"{shown(model.directory)} {what}: write the one that {model.app} is imported from")
-            )
+            cure = f"that {model.app} is imported from" if model.app else "that the server is to run in"
+            found.append(("directory", f"{shown(model.directory)} {what}: write the one {cure}"))
         elif model.app and (fault := _app_fault(model)):
             found.append(("app", fault))
-        if model.python and (fault := _python_fault(model)):
+        if model.python and has_front(model) and (fault := _python_fault(model)):
             found.append(("python", fault))
+        if not has_front(model):
+            found += _server_faults(model)
         for index, name in enumerate(model.weights):
             if not os.path.exists(name):
                 at = f"weights[{index}]" if len(model.weights) > 1 else "weights"
@@ -258,6 +263,25 @@ def _app_fault(model: ModelConfig) -> str | None:
             return f'there is no module "{missing}" in {searched}: write the module\'s name, or its "directory"'
         places = found
     return None
+
+
+def _server_faults(model: ModelConfig) -> Iterator[tuple[str, str]]:
+    """What a server of another make will lack when it is started."""
+    name = launch_of(model).argv[0]
+    key = "command" if model.command else "python" if model.python else "engine"
+    path = os.path.join(model.directory, name)
+    if "/" in name and not (os.path.isfile(path) and os.access(path, os.X_OK)):
+        yield key, f"{shown(name)} is not a program: write the path of one, or its name where PATH has it"
+    searched = model.environment.get("PATH", os.environ.get("PATH", os.defpath))
+    if "/" not in name and shutil.which(name, path=searched) is None:
+        yield key, f'there is no program {shown(name)} in PATH ({searched}): write "command" with its full path'
+    if model.engine == LLAMA_SERVER and not names_model(model) and os.path.isdir(model.weights[0]):
+        yield "weights", f"{shown(model.weights[0])} is a directory: write the path of a GGUF file"
+    if model.user is not None:
+        try:
+            pwd.getpwnam(model.user)
+        except KeyError:
+            yield "user", f"there is no user {shown(model.user)} on this host: create it, or write another"
 
 
 def _python_fault(model: ModelConfig) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Final
 from swapd.core.config import ModelConfig
 from swapd.core.config_views import DIGEST_DIGITS
 from swapd.core.errors import CONFIG_INVALID, SwapdError
+from swapd.core.presets import has_front, launch_of
 
 MAX_ENTRIES: Final = 50_000  # of directories, looked at per model
 MAX_FILES: Final = 5_000  # that count
@@ -42,17 +44,31 @@ def fingerprint(model: ModelConfig) -> str:
     """16 hex digits of SHA-256. Raises SwapdError(CONFIG_INVALID) naming a file that is missing or unreadable."""
     reader = _Reader(model.name)
     root = Path(model.directory)
-    for path in reader.walk(root):
-        if path.suffix == ".py" or path.suffix.lower() in _WEIGHT_SUFFIXES:
-            reader.add("code", os.path.relpath(path, root), path)
+    if has_front(model):
+        for path in reader.walk(root):
+            if path.suffix == ".py" or path.suffix.lower() in _WEIGHT_SUFFIXES:
+                reader.add("code", os.path.relpath(path, root), path)
+    elif (program := program_of(model)) is not None:
+        reader.add("program", program.name, program, lenient=True)
     for source, top, path in _named_weights(model, reader):
-        # What a variable names may be anything: it counts as far as it can be read.
+        # What a variable or an argument names may be anything: it counts as far as it can be read.
         reader.add(source, os.path.relpath(path, top), path, lenient=source != "weights")
     return reader.digest()
 
 
+def program_of(model: ModelConfig) -> Path | None:
+    """The file that a server's command names, looked for as the server's start will; None: there is none."""
+    name = launch_of(model).argv[0]
+    if "/" in name:
+        path = Path(model.directory, name)
+        return path if path.is_file() else None
+    found = shutil.which(name, path=model.environment.get("PATH", os.environ.get("PATH", os.defpath)))
+    return Path(found) if found is not None else None
+
+
 def weight_files(model: ModelConfig) -> tuple[Path, ...]:
-    """The regular files of `weights`, and of every variable of `env` that names a file or directory that exists.
+    """The regular files of `weights`, and of every variable of `env` and argument of `command` that names a file or
+    directory that exists.
 
     Each once, however many links lead to it. Raises SwapdError(CONFIG_INVALID) when `weights` names nothing.
     """
@@ -81,7 +97,7 @@ def _named_weights(model: ModelConfig, reader: _Reader) -> Iterator[tuple[str, P
                 {"path": name, "model": model.name},
             )
         yield from (("weights", top, path) for path in reader.walk(top))
-    for name, value in sorted(_path_variables(model)):
+    for name, value in [*sorted(_path_variables(model)), *_path_arguments(model)]:
         top = Path(model.directory, value)
         yield from ((name, top, path) for path in reader.walk(top, lenient=True))
 
@@ -90,17 +106,29 @@ def _path_variables(model: ModelConfig) -> Iterator[tuple[str, str]]:
     """Variables whose value is the path of something that exists, relative to the worker's directory or not."""
     for name, value in model.environment.items():
         place = name in _PLACES or any(word in name.upper() for word in _PLACE_WORDS)
-        if place or not value or len(value) > 4096 or "\n" in value or "://" in value:
-            continue
-        # "info" may be a level as well as a file's name: a bare word counts only with a suffix.
-        if "/" not in value and "." not in value.strip("."):
-            continue
-        path = Path(model.directory, value)
-        try:
-            if path.exists() and len(path.resolve().parts) > 2:  # never all of / or of /srv
-                yield name, value
-        except (OSError, RuntimeError):  # a loop of links, a path too long: not something that exists
-            continue
+        if not place and _is_path(model, value):
+            yield name, value
+
+
+def _path_arguments(model: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Arguments of a server's command, and values of its flags, that are such paths; not those of `weights` again."""
+    for word in model.command[1:]:
+        _, _, value = word.partition("=") if word.startswith("-") else ("", "", word)
+        if value not in model.weights and _is_path(model, value):
+            yield "command", value
+
+
+def _is_path(model: ModelConfig, value: str) -> bool:
+    if not value or len(value) > 4096 or "\n" in value or "://" in value:
+        return False
+    # "info" may be a level as well as a file's name: a bare word counts only with a suffix.
+    if "/" not in value and "." not in value.strip("."):
+        return False
+    path = Path(model.directory, value)
+    try:
+        return path.exists() and len(path.resolve().parts) > 2  # never all of / or of /srv
+    except (OSError, RuntimeError):  # a loop of links, a path too long: not something that exists
+        return False
 
 
 @dataclass(slots=True)

@@ -316,3 +316,37 @@ def test_a_model_s_python_path_is_searched(folder):
     assert len(check(path)) == 1
     path.write_text(path.read_text().replace("[services", 'env = { PYTHONPATH = "lib" }\n[services'))
     assert check(path) == []
+
+
+# --- servers of other makes ------------------------------------------------------------------------------------------
+
+
+def _server(folder, table):
+    (folder / "swapd.toml").write_text(SMALL.replace('app = "my_model:app"', table))
+    return [line.partition("models.a.")[2] for line in check(folder / "swapd.toml")]
+
+
+def test_a_server_that_is_there_is_found(folder):
+    (folder / "srv").write_text("#!/bin/sh\n")
+    (folder / "srv").chmod(0o755)
+    assert _server(folder, 'engine = "command"\ncommand = ["./srv", "{socket}"]\nuser = "root"') == []
+    assert _server(folder, 'engine = "command"\ncommand = ["sh", "{socket}"]') == []
+    path = f'env = {{ PATH = "{folder}" }}'
+    assert _server(folder, f'engine = "command"\ncommand = ["srv", "{{socket}}"]\n{path}') == []
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ('engine = "command"\ncommand = ["./srv", "{socket}"]', 'command: "./srv" is not a program'),
+        ('engine = "command"\ncommand = ["no-such-server", "{socket}"]', "command: there is no program"),
+        ('engine = "llama-server"\nweights = "."\ncommand = ["sh"]', "weights: "),
+        ('engine = "vllm"\nweights = "."\npython = "/no/bin/python"', 'python: "/no/bin/vllm" is not a program'),
+        ('engine = "vllm"\nweights = "."\nenv = { PATH = "/no" }', "engine: there is no program"),
+        ('engine = "command"\ncommand = ["sh", "{socket}"]\nuser = "no-such-user"', "user: there is no user"),
+        ('engine = "command"\ncommand = ["sh", "{socket}"]\ndirectory = "no"', "directory: "),
+    ],
+)
+def test_what_a_server_lacks_is_named(folder, table, problem):
+    [found] = _server(folder, table)
+    assert found.startswith(problem)

@@ -248,3 +248,51 @@ def test_weight_files_are_each_named_once_by_the_name_that_tells_more(root):
     (root / "w.gguf").write_bytes(b"2")
     model = _model(root, weights=(str(root / "w.gguf"), str(cache)), env={"MODEL_PATH": str(root / "w.gguf")})
     assert weight_files(model) == (root / "w.gguf", cache / "snapshots/model.safetensors")
+
+
+# --- servers of other makes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(root):
+    program = root / "srv"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    (root / "a.gguf").write_bytes(b"weights")
+    (root / "template.jinja").write_text("{{ messages }}")
+
+    def of(*command, **settings):
+        settings = {"engine": "command", "directory": str(root / "code"), "command": command, **settings}
+        return ModelConfig(name="a", **settings)
+
+    return of
+
+
+def test_a_server_is_its_program_its_weights_and_what_its_arguments_name(root, server):
+    model = server(f"{root}/srv", "-m", f"{root}/a.gguf", "--template=../template.jinja", "--port", "{port}")
+    for changed in ("srv", "a.gguf", "template.jinja"):
+        before = fingerprint(model)
+        assert fingerprint(model) == before
+        with (root / changed).open("ab") as file:
+            file.write(b"#")
+        assert fingerprint(model) != before, changed
+    before = fingerprint(model)
+    (root / "code/my_model.py").write_text("app = 2\n")  # beside it, and none of its business
+    assert fingerprint(model) == before
+    assert weight_files(model) == (root / "a.gguf", root / "code/../template.jinja")
+
+
+def test_a_program_is_looked_for_in_the_servers_own_path(root, server):
+    assert module.program_of(server("srv", "{port}", env={"PATH": str(root)})) == root / "srv"
+    assert module.program_of(server("../srv", "{port}")) == root / "code/../srv"
+    assert module.program_of(server("no-such-server", "{port}")) is None
+    assert fingerprint(server("no-such-server", "{port}"))
+    preset = server(engine="llama-server", weights=(str(root / "a.gguf"),), env={"PATH": str(root)})
+    before = fingerprint(preset)
+    (root / "llama-server").symlink_to("srv")
+    assert fingerprint(preset) != before
+
+
+def test_a_command_that_names_its_weights_has_them_once(root, server):
+    path = f"{root}/a.gguf"
+    assert weight_files(server("srv", "-m", path, weights=(path,))) == (root / "a.gguf",)
