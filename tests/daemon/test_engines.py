@@ -3,7 +3,10 @@
 import asyncio
 import json
 import os
+import pwd
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +21,7 @@ from swapd.daemon.workers import Workers
 from swapd.host import probes
 
 STAND_IN = Path(__file__).parents[1] / "support/servers/stand_in.py"
+SYSTEM_PYTHON = shutil.which("python3", path=os.defpath)
 GIB = 1 << 30
 GPU = DeviceReading("gpu0", DeviceKind.NVML, 0, 80 * GIB, 80 * GIB, uuid="GPU-8f", index=1)
 
@@ -196,3 +200,29 @@ def test_a_server_that_needs_longer_to_stop_than_workers_have_gets_it(run):
         assert "worker.server_stop_timeout" in live.log_path.read_text()
 
     run(test, engine="command", command=stand_in("--uds", "{socket}", "deaf"), stop_timeout="1s")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or SYSTEM_PYTHON is None, reason="needs root, and a Python for every user")
+def test_a_server_with_a_user_of_its_own_gets_to_its_socket_and_nowhere_else():
+    with tempfile.TemporaryDirectory(prefix="swu", dir="/tmp") as name:
+        directory = Path(name)
+        directory.chmod(0o711)
+        program = directory / "stand_in.py"
+        shutil.copy(STAND_IN, program)
+        program.chmod(0o644)
+        command = [SYSTEM_PYTHON, str(program), "--uds", "{socket}"]
+
+        async def test():
+            world = World(directory, engine="command", command=command, user="nobody")
+            try:
+                live, _ = await world.load()
+                told = await world.told(live)
+                nobody = pwd.getpwnam("nobody")
+                assert (told["uid"], told["env"]["HOME"]) == (nobody.pw_uid, nobody.pw_dir)
+                modes = [each.stat().st_mode & 0o777 for each in (live.directory, live.directory / "engine")]
+                assert modes == [0o701, 0o700]
+                assert all(each.stat().st_mode & 0o077 == 0 for each in live.directory.iterdir())
+            finally:
+                await world.workers.close()
+
+        asyncio.run(asyncio.wait_for(test(), 60.0))
