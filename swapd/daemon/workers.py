@@ -265,6 +265,8 @@ def _spec(worker: Worker, service: ServiceConfig, model: ModelConfig | None, non
         "queue_limit": service.queue_limit,
         "keep_alive_s": service.keep_alive_s,
         "retry_after_s": RETRY_AFTER_S,
+        "trust_forwarded": service.trust_forwarded,
+        "tcp": service.protocol == "tcp",
     }
 
 

@@ -523,10 +523,10 @@ def test_a_real_worker_is_started_loaded_probed_and_stopped(tmp_path):
                 assert (hello["nonce"], hello["kind"]) == ("n0", "asgi")
                 assert hello["start_time"] == ProcessIdentity.of(worker.process.pid).start_time
                 await channel.request("load", deadline_s=DEADLINE_S)
-                ready = await probes.wait_ready(str(worker.http), "/health", deadline_s=DEADLINE_S)
+                ready = await probes.wait_ready(f"unix:{worker.http}", "/health", deadline_s=DEADLINE_S)
                 assert ready.status == 200
                 probe = ProbeConfig(request=RequestConfig(path="/"), expect=ExpectConfig(within_s=DEADLINE_S), repeat=3)
-                assert (await probes.run_probes(str(worker.http), [probe])).answers == 3
+                assert (await probes.run_probes(f"unix:{worker.http}", [probe])).answers == 3
                 with closing(listeners.bind("127.0.0.1:0")) as listener:
                     params = {"epoch": 1, "listeners": ["127.0.0.1:0"]}
                     adopted = await channel.request("adopt", params, fds=[listener.fileno()], deadline_s=DEADLINE_S)
