@@ -70,6 +70,28 @@ env = {{ {values} }}
 """
 
 
+def server(name, *, probes=True, memory="100MiB", extra="", **env):
+    """A [models.NAME] block of the same test model in a server that knows nothing of swapd: an unmodified uvicorn."""
+    values = ", ".join(f'{k} = "{v}"' for k, v in {"NAME": name, **env}.items())
+    probe = f"""
+[[models.{name}.probes]]
+request = {{ method = "POST", path = "/probe", json = {{ prompt = "hi" }} }}
+expect = {{ status = 200, within = "5s", json = "/model" }}
+"""
+    return f"""
+[models.{name}]
+engine = "command"
+command = ["{sys.executable}", "-m", "uvicorn", "model_app:app", "--uds", "{{socket}}", "--log-level", "warning"]
+directory = "{APPS}"
+device_memory = "{memory}"
+env = {{ {values} }}
+{extra}
+[models.{name}.ready]
+path = "/ready"
+{probe if probes else ""}
+"""
+
+
 class Daemon:
     def __init__(self, models, *, service="", budget="1GiB", devices="", services=None, daemon="", port=None, env=None):
         self.env = env
