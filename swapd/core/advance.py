@@ -4,9 +4,10 @@
 a first start all run through the same few rules, and being called once too often changes nothing:
 
 1. A worker of the wanted revision is made ready, one operation at a time, once memory is reserved for it.
-2. In place, memory is reserved only when the worker it replaces has let go: that one hands its clients to a gate
-   that holds them, drains, and parks or stops.
-3. The listeners go to the wanted worker as soon as it has proved itself; where nobody owns them, a gate holds.
+2. In place, memory is reserved only when the worker it replaces has let go: a gate holds its clients, it drains, and
+   parks or stops.
+3. The clients go to the wanted worker as soon as it has proved itself; where nobody serves, a gate holds them
+   (`core.routing`).
 4. Whoever is no longer wanted drains and is stopped.
 """
 
@@ -14,12 +15,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from swapd.core.draft import Draft
+from swapd.core.draft import TRANSFERS, Draft
 from swapd.core.events import Exit, Measure
 from swapd.core.model import RESTORE, Kind, OpKind, Revision, Service, Strategy, Swap, Worker
-from swapd.core.states import Phase, WorkerState
+from swapd.core.routing import hold, is_pointed_to, is_target, release_gates, route, step_of
+from swapd.core.states import FORWARD, Phase, WorkerState
 
-FORWARD: Final = frozenset({Phase.PENDING, Phase.PREPARING, Phase.PROGRESSING})
+# What takes device memory or gives it back: where a slot is `exclusive`, LOAD and WAKE wait for the end of any other.
+MEMORY_MOVES: Final = frozenset({OpKind.LOAD, OpKind.WAKE, OpKind.WARM, OpKind.PARK, OpKind.STOP})
 
 
 def advance(d: Draft, name: str) -> None:
@@ -40,9 +43,9 @@ def advance(d: Draft, name: str) -> None:
             _make_room(d, service, worker, leaving)
     if leaving is not None and _both_resident(d, service, leaving):
         _make_ready(d, leaving)  # a stable revision that died while its successor was being prepared
-    _route(d, name, goal)
+    route(d, name, goal)
     _retire(d, name, goal)
-    _release_gate(d, name)
+    release_gates(d, name, goal)
 
 
 def _goal(service: Service) -> Revision | None:
@@ -90,7 +93,7 @@ def _ensure(d: Draft, service: Service, goal: Revision) -> Worker | None:
         elif service.retry_at is not None:
             d.wake_at(service.name, service.retry_at)
         return None
-    worker = d.add_worker(service.name, Kind.DIRECT, goal.number, service.retry_at or 0.0)
+    worker = d.add_worker(service.name, slot.kind, goal.number, service.retry_at or 0.0)
     if _memory_is_ours(d, service, goal):
         d.reserve(worker, slot)
     return worker
@@ -116,39 +119,37 @@ def _make_ready(d: Draft, worker: Worker) -> None:
         return
     if not worker.connected:
         if d.at >= worker.not_before:
-            d.run(OpKind.SPAWN, worker, step=_step(d, worker, "spawn"))
+            d.run(OpKind.SPAWN, worker, step=step_of(d, worker, "spawn"))
         else:
             d.wake_at(worker.service, worker.not_before)
-    elif worker.kind is Kind.GATE:
-        return
     elif not worker.confirmed:
         others = [w for w in d.workers_of(worker.service) if w.id != worker.id and w.kind is not Kind.GATE]
         patience_s = d.services[worker.service].settings.drain_timeout_s if any(map(_going, others)) else 0.0
-        d.run(OpKind.CONFIRM, worker, step=_step(d, worker, "confirm"), deadline_s=patience_s)
+        d.run(OpKind.CONFIRM, worker, step=step_of(d, worker, "confirm"), deadline_s=patience_s)
+    elif worker.state is not WorkerState.LOADED and _device_is_busy(d, worker):
+        return
     elif worker.state is WorkerState.PARKED:
-        d.run(OpKind.WAKE, worker, step=_step(d, worker, "wake"))
+        d.run(OpKind.WAKE, worker, step=step_of(d, worker, "wake"))
     elif worker.state in (WorkerState.SPAWNED, WorkerState.STAGED):
-        d.run(OpKind.LOAD, worker, step=_step(d, worker, "load"))
+        d.run(OpKind.LOAD, worker, step=step_of(d, worker, "load"))
     elif not worker.warmed:
-        d.run(OpKind.WARM, worker, step=_step(d, worker, "warm"))
+        d.run(OpKind.WARM, worker, step=step_of(d, worker, "warm"))
     elif not worker.verified:
-        d.run(OpKind.VERIFY, worker, step=_step(d, worker, "verify"))
+        d.run(OpKind.VERIFY, worker, step=step_of(d, worker, "verify"))
+
+
+def _device_is_busy(d: Draft, worker: Worker) -> bool:
+    """Another worker, of any service, is taking memory of its device or giving it back."""
+    slot = d.services[worker.service].slot(worker.revision)
+    if slot is None or not slot.exclusive:
+        return False
+    moving = (w.id for w in d.workers.values() if w.id != worker.id and w.op is not None and w.op.kind in MEMORY_MOVES)
+    return any(name in d.reservations and d.reservations[name].device == slot.device for name in moving)
 
 
 def _going(worker: Worker) -> bool:
     """It is about to give its memory back, but may first finish what is in flight."""
     return worker.ending or (worker.op is not None and worker.op.kind is OpKind.DRAIN)
-
-
-def _step(d: Draft, worker: Worker, name: str) -> str | None:
-    """The name of the step in the service's swap, if this work belongs to it."""
-    swap = d.services[worker.service].swap
-    if swap is None or swap.phase is Phase.SOAKING:
-        return None
-    back = swap.phase is Phase.ROLLING_BACK
-    if worker.kind is not Kind.GATE and (worker.revision == swap.target.number) is back:
-        return None  # the other side of the swap: its own restart, or its end
-    return f"{RESTORE}{name}" if back else name
 
 
 # --- 2. room in place ------------------------------------------------------------------------------------------
@@ -170,12 +171,8 @@ def _make_room(d: Draft, service: Service, worker: Worker, leaving: Worker | Non
     forward = service.swap is not None and service.swap.phase in FORWARD
     if forward and not _prepared(d, worker, slot.can_stage):
         return
-    if service.owner == leaving.id:
-        gate = _gate(d, service)
-        if gate is not None and gate.can_serve and not d.transferring(service.name):
-            if forward and service.swap is not None and service.swap.phase is Phase.PREPARING:
-                d.set_phase(service.name, Phase.PROGRESSING, reason="clients are held")
-            _hand_over(d, service, leaving, gate, "hold" if forward else f"{RESTORE}hold")
+    if d.server_of(service.name) == leaving:
+        hold(d, service, "hold" if forward else f"{RESTORE}hold")
         return
     _let_go(d, service, leaving, forward=forward)
 
@@ -195,103 +192,32 @@ def _prepared(d: Draft, worker: Worker, can_stage: bool) -> bool:
 
 def _let_go(d: Draft, service: Service, leaving: Worker, *, forward: bool) -> None:
     """Drain, then park or stop, as it was planned. The caller comes back until it is parked or gone."""
-    if leaving.op is not None or leaving.ending:
+    if leaving.op is not None or leaving.ending or is_target(d, leaving):
         return
     prefix = "" if forward else RESTORE
     may_park = forward and service.swap is not None and service.swap.parks and leaving.can_park
     if leaving.state is WorkerState.QUIESCED and not leaving.drained:
         deadline_s = service.settings.drain_timeout_s
         d.run(OpKind.DRAIN, leaving, step=f"{prefix}drain", deadline_s=deadline_s)
+    elif is_pointed_to(d, leaving):
+        return  # by a gate that follows in a moment
     elif may_park and leaving.state is WorkerState.QUIESCED:
         d.run(OpKind.PARK, leaving, step="park")
     else:
         d.stop(leaving, force=not leaving.connected, step=f"{prefix}stop")
 
 
-# --- 3. who owns the listeners ---------------------------------------------------------------------------------
-
-
-def _route(d: Draft, name: str, goal: Revision | None) -> None:
-    """Give the listeners to the best worker that can serve; where nobody owns them, to a gate."""
-    if d.transferring(name):
-        return
-    service = d.services[name]
-    owner = d.workers.get(service.owner or "")
-    worker = d.worker_of(name, goal.number) if goal is not None else None
-    if worker is not None and worker.can_serve and (worker.op is None or worker.op.kind is OpKind.DRAIN):
-        if owner is None:
-            _adopt(d, service, worker)
-        elif owner.id != worker.id and not owner.ending:
-            if service.swap is not None and service.swap.phase is Phase.PREPARING:
-                d.set_phase(name, Phase.PROGRESSING, reason="clients are switched")
-            _hand_over(d, service, owner, worker, _step(d, worker, "switch"))
-        return
-    if goal is None and owner is not None and owner.kind is Kind.DIRECT and not owner.ending:
-        gate = _gate(d, service)  # canceled at the very switch, with nothing to go back to: the clients wait
-        if gate is not None and gate.can_serve and owner.op is None:
-            _hand_over(d, service, owner, gate, f"{RESTORE}hold")
-        return
-    stand_in = _stand_in(d, service)
-    if owner is None or (owner.kind is Kind.GATE and stand_in is not None):
-        if stand_in is not None and owner is None:
-            _adopt(d, service, stand_in)
-        elif stand_in is not None and owner is not None:
-            _hand_over(d, service, owner, stand_in, None)
-        else:
-            gate = _gate(d, service)
-            if gate is not None and gate.can_serve:
-                _adopt(d, service, gate)
-
-
-def _stand_in(d: Draft, service: Service) -> Worker | None:
-    """The old revision's worker, while its successor is being prepared beside it."""
-    swap = service.swap
-    if swap is None or swap.phase not in FORWARD or swap.source is None:
-        return None
-    worker = d.worker_of(service.name, swap.source.number)
-    target = d.worker_of(service.name, swap.target.number)
-    if worker is None or worker.op is not None or not worker.can_serve:
-        return None
-    return worker if target is None or target.id in d.reservations else None
-
-
-def _gate(d: Draft, service: Service) -> Worker | None:
-    """The service's gate; begun if there is none."""
-    gate = d.gate_of(service.name)
-    if gate is None:
-        gate = d.add_worker(service.name, Kind.GATE, 0, 0.0)
-    if not gate.connected and gate.op is None:
-        if d.at >= gate.not_before:
-            d.run(OpKind.SPAWN, gate)
-        else:
-            d.wake_at(service.name, gate.not_before)
-        return None
-    return gate
-
-
-def _adopt(d: Draft, service: Service, worker: Worker) -> None:
-    epoch = service.epoch + 1
-    d.set_service(service.name, epoch=epoch)
-    d.run(OpKind.ADOPT, worker, epoch=epoch, step=_step(d, worker, "switch") if worker.revision else None)
-
-
-def _hand_over(d: Draft, service: Service, source: Worker, target: Worker, step: str | None) -> None:
-    epoch = service.epoch + 1
-    d.set_service(service.name, epoch=epoch)
-    d.run(OpKind.HAND_OVER, source, target=target.id, epoch=epoch, step=step)
-
-
-# --- 4. whoever is no longer wanted ----------------------------------------------------------------------------
+# --- 3. whoever is no longer wanted ----------------------------------------------------------------------------
 
 
 def _retire(d: Draft, name: str, goal: Revision | None) -> None:
     service = d.services[name]
-    swap = service.swap
+    swap, server = service.swap, d.server_of(name)
     wanted = {goal.number} if goal is not None else set()
     if swap is not None and swap.phase is not Phase.ROLLING_BACK and swap.source is not None:
         wanted.add(swap.source.number)
     for worker in d.workers_of(name):
-        if worker.kind is Kind.GATE or worker.revision in wanted or worker.ending or worker.id == service.owner:
+        if worker.kind is Kind.GATE or worker.revision in wanted or worker.ending or worker == server:
             continue
         if d.transferring(name) and worker.op is None and worker.state is WorkerState.QUIESCED:
             continue
@@ -300,34 +226,9 @@ def _retire(d: Draft, name: str, goal: Revision | None) -> None:
                 step = f"{RESTORE}drain" if swap is not None and swap.phase is Phase.ROLLING_BACK else None
                 d.run(OpKind.DRAIN, worker, deadline_s=service.settings.drain_timeout_s, step=step)
         elif worker.op is None or worker.op.kind not in (OpKind.DRAIN, OpKind.HAND_OVER, OpKind.SOURCE_DEAD):
-            if _is_target(d, worker):
+            if is_target(d, worker) or is_pointed_to(d, worker):
                 continue
             d.stop(worker, force=worker.state is not WorkerState.QUIESCED)
-
-
-def _is_target(d: Draft, worker: Worker) -> bool:
-    """A hand-over to it is in flight: its end is waited for, whichever it is."""
-    return any(
-        w.op is not None and w.op.kind is OpKind.HAND_OVER and w.op.target == worker.id
-        for w in d.workers_of(worker.service)
-    )
-
-
-def _release_gate(d: Draft, name: str) -> None:
-    """Stop the gate once a worker owns the listeners and no hold is about to begin."""
-    service = d.services[name]
-    owner = d.workers.get(service.owner or "")
-    if d.transferring(name) or owner is None or owner.kind is Kind.GATE or _goal(service) is None:
-        return
-    swap = service.swap
-    if swap is not None and swap.phase is not Phase.SOAKING:
-        goal = _goal(service)
-        worker = d.worker_of(name, goal.number) if goal is not None else None
-        if worker is not None and worker.id not in d.reservations:
-            return
-    for worker in d.workers_of(name):
-        if worker.kind is Kind.GATE and not worker.ending and worker.op is None:
-            d.stop(worker, force=False)
 
 
 # --- the ends --------------------------------------------------------------------------------------------------
@@ -349,8 +250,8 @@ def _end_rollback(d: Draft, service: Service) -> None:
     swap = service.swap
     if swap is None or swap.phase is not Phase.ROLLING_BACK or d.transferring(service.name):
         return
-    owner = d.workers.get(service.owner or "")
-    served = owner is not None and swap.source is not None and owner.revision == swap.source.number
+    server = d.server_of(service.name)
+    served = server is not None and swap.source is not None and server.revision == swap.source.number
     gone = not any(w.revision == swap.target.number for w in d.workers_of(service.name))
     if served or (gone and _hopeless(service, swap)):
         assert swap.end_phase is not None
@@ -366,7 +267,8 @@ def _hopeless(service: Service, swap: Swap) -> bool:
 
 
 def _shut_down(d: Draft, service: Service) -> None:
-    """Drain whoever owns the listeners, end everything else; the daemon may exit when all are gone."""
+    """Drain whoever owns the listeners, end everything else; the daemon may exit when all are gone. What a gate relays
+    to is drained after it."""
     if service.swap is not None:
         swap = service.swap
         if swap.phase is Phase.SOAKING:
@@ -379,8 +281,8 @@ def _shut_down(d: Draft, service: Service) -> None:
     for worker in workers:
         if worker.ending:
             continue
-        busy = worker.op is not None and worker.op.kind in (OpKind.DRAIN, OpKind.HAND_OVER, OpKind.ADOPT)
-        if busy or _is_target(d, worker):
+        busy = worker.op is not None and worker.op.kind in (OpKind.DRAIN, *TRANSFERS)
+        if busy or is_target(d, worker) or is_pointed_to(d, worker):
             continue
         serving = worker.state in (WorkerState.SERVING, WorkerState.QUIESCED)
         if serving and not worker.drained:

@@ -13,7 +13,7 @@ from swapd.core import errors, events, placement
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.ledger import return_of
-from swapd.core.model import Kind, Revision, Service, Slot, State, Strategy, Swap, Worker
+from swapd.core.model import Kind, Revision, Service, State, Strategy, Swap, Worker
 from swapd.core.states import Phase, WorkerState
 
 KEPT_REVISIONS: Final = 32
@@ -53,7 +53,7 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
     source = _what_serves(d, service)
     number = service.last_revision + 1
     target = replace(event.candidate, number=number)
-    slot = Slot(planned.device, planned.need_bytes, event.measurement.can_stage)
+    slot = event.measurement.slot(planned.device, planned.need_bytes)
     swap = Swap(
         d.next_swap,
         service.name,
@@ -78,7 +78,7 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
         retry_at=None,
         measuring=False,
     )
-    worker = d.add_worker(service.name, Kind.DIRECT, number, 0.0)
+    worker = d.add_worker(service.name, slot.kind, number, 0.0)
     if swap.strategy is not Strategy.IN_PLACE:
         d.reserve(worker, slot)
     return service.name
@@ -106,12 +106,12 @@ def plan(state: State, event: events.SwapRequested) -> placement.Placement | Pro
         )
         return Problem(errors.SWAP_IN_PROGRESS, text, {"swap": swap.id, "phase": swap.phase.value})
     stable = service.revision(service.stable)
-    if stable is not None and stable.same_content(event.candidate) and not event.again and service.owner is not None:
+    if stable is not None and stable.same_content(event.candidate) and not event.again:
         text = (
             f"{service.name} already serves {stable.model} (revision {stable.number}) with this content and these"
             f" settings; to start it afresh: swapd-cli restart {service.name}."
         )
-        serving = state.worker(service.owner)
+        serving = state.server_of(service.name)
         if serving is not None and serving.revision == stable.number:
             return Problem(errors.ALREADY_SERVING, text, {"revision": stable.number})
     back = _way_back(state, service, event)
@@ -153,7 +153,7 @@ def _return_placement(service: Service, kept: Worker, event: events.SwapRequeste
 
 
 def _placement_request(state: State, service: Service, event: events.SwapRequested) -> placement.PlacementRequest:
-    workers = [w for w in state.workers_of(service.name) if w.kind is Kind.DIRECT]
+    workers = [w for w in state.workers_of(service.name) if w.kind is not Kind.GATE]
     reserved = {r.worker_id for r in state.reservations}
     serving = tuple(w.id for w in workers if w.revision == service.stable and w.can_serve)
     held = tuple(w.id for w in workers if w.id in reserved and w.id not in serving)

@@ -25,8 +25,8 @@ from swapd.core.model import (
 )
 from swapd.core.states import SWAP_TABLE, TERMINAL, Phase, WorkerState
 
-# Operations after which another front owns the listeners: while one is in flight, no other is begun.
-TRANSFERS: Final = frozenset({OpKind.ADOPT, OpKind.HAND_OVER, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})
+# Operations after which somebody else answers the clients: while one is in flight, no other is begun.
+TRANSFERS: Final = frozenset({OpKind.ADOPT, OpKind.HAND_OVER, OpKind.POINT, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})
 
 
 class Draft:
@@ -72,8 +72,16 @@ class Draft:
         """The live worker of a revision: there is at most one that is not being stopped."""
         return next((w for w in self.workers_of(service) if w.revision == revision and not w.ending), None)
 
-    def gate_of(self, service: str) -> Worker | None:
-        return next((w for w in self.workers_of(service) if w.kind is Kind.GATE and not w.ending), None)
+    def gates_of(self, service: str) -> list[Worker]:
+        return [w for w in self.workers_of(service) if w.kind is Kind.GATE and not w.ending]
+
+    def owner_of(self, service: str) -> Worker | None:
+        return self.workers.get(self.services[service].owner or "")
+
+    def server_of(self, service: str) -> Worker | None:
+        """As `State.server_of`."""
+        owner = self.owner_of(service)
+        return self.workers.get(owner.points_to or "") if owner is not None and owner.kind is Kind.GATE else owner
 
     def transferring(self, service: str) -> bool:
         return any(w.op is not None and w.op.kind in TRANSFERS for w in self.workers_of(service))
@@ -86,6 +94,17 @@ class Draft:
         worker = Worker(name, service, kind, revision, WorkerState.SPAWNED, not_before=not_before)
         self.workers[name] = worker
         return worker
+
+    def settle_roles(self, service: str) -> None:
+        """Who owns the listeners, and who answers behind a gate, serves; who did so before has what is in flight to
+        finish."""
+        server = self.server_of(service)
+        serving = {self.services[service].owner, server.id if server is not None else None}
+        for worker in self.workers_of(service):
+            if worker.id in serving and worker.state in (WorkerState.LOADED, WorkerState.QUIESCED):
+                self.set_worker(worker.id, state=WorkerState.SERVING, drained=False)
+            elif worker.id not in serving and worker.state is WorkerState.SERVING:
+                self.set_worker(worker.id, state=WorkerState.QUIESCED, drained=False)
 
     def reserve(self, worker: Worker, slot: Slot) -> None:
         self.reservations[worker.id] = Reservation(worker.id, worker.service, slot.device, slot.need_bytes)
@@ -186,10 +205,11 @@ class Draft:
         )
 
     def end_candidate(self, service: str) -> None:
-        """Kill a candidate that clients have not reached; one that owns them is retired by `advance`."""
-        owner, swap = self.services[service].owner, self.services[service].swap
+        """Kill a candidate that clients have not reached; one that answers them is retired by `advance`."""
+        swap = self.services[service].swap
         candidate = self.worker_of(service, swap.target.number) if swap is not None else None
-        if candidate is not None and candidate.id != owner and not self.transferring(service):
+        server = self.server_of(service)
+        if candidate is not None and candidate != server and not self.transferring(service):
             self.stop(candidate, force=True)
 
     def finish_swap(self, service: str, phase: Phase, **changes: Any) -> None:

@@ -10,7 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swapd.core.errors import Problem
-from swapd.core.model import DeviceReading, Footprint, Op, Revision, ServiceSettings, Slot, State, Strategy, Swap
+from swapd.core.model import (
+    DeviceKind,
+    DeviceReading,
+    Footprint,
+    Kind,
+    Op,
+    Revision,
+    ServiceSettings,
+    Slot,
+    State,
+    Strategy,
+    Swap,
+)
 from swapd.core.outage import ExpectedTimes
 
 
@@ -23,6 +35,12 @@ class Measurement:
     expected: ExpectedTimes
     can_stage: bool = False
     parked_residue_bytes: int | None = None  # what the model that serves kept when it was last parked
+    kind: Kind = Kind.DIRECT  # what a worker of the model is
+
+    def slot(self, device: str, need_bytes: int | None) -> Slot:
+        """Where its worker stands, once that is decided."""
+        exclusive = any(r.name == device and r.kind is DeviceKind.NVML for r in self.readings)
+        return Slot(device, need_bytes, self.can_stage, self.kind, exclusive)
 
 
 # --- commands ----------------------------------------------------------------------------------------------

@@ -111,11 +111,11 @@ class Health(str, Enum):
 
 
 class Kind(str, Enum):
-    """What stands behind a worker id: a model with a front in it, a front alone, or a model alone."""
+    """What stands behind a worker id: a model with a front in it, a model alone, or a front alone."""
 
     DIRECT = "asgi"
+    ENGINE = "engine"  # a server that swapd has not written, and its runner: a gate stands before it
     GATE = "gate"
-    ENGINE = "engine"  # a server that swapd has not written, and its runner: a model without a front
 
 
 class OpKind(str, Enum):
@@ -130,6 +130,7 @@ class OpKind(str, Enum):
     WAKE = "wake"
     ADOPT = "adopt"  # listeners given by the daemon: no live front holds them
     HAND_OVER = "hand over"
+    POINT = "point"  # a gate's table is replaced: it relays to the target; None: it holds
     SOURCE_DEAD = "source dead"
     TARGET_DEAD = "target dead"
     SUCCESSOR = "successor"
@@ -146,7 +147,7 @@ class Op:
     kind: OpKind
     service: str
     worker: str
-    target: str | None = None  # HAND_OVER, SUCCESSOR: who receives
+    target: str | None = None  # HAND_OVER, SUCCESSOR: who receives. POINT: who answers
     epoch: int = 0
     deadline_s: float = 0.0  # DRAIN: how long requests in flight may still take
     force: bool = False  # STOP: without asking. DRAIN: stop accepting first (the front is an owner)
@@ -160,6 +161,8 @@ class Slot:
     device: str
     need_bytes: int | None
     can_stage: bool = False  # declared: import and `stage` hook need no device memory
+    kind: Kind = Kind.DIRECT  # what its worker is
+    exclusive: bool = False  # on this device one load or release at a time: their measurements would mix
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,8 @@ class Worker:
     drained: bool = False
     hooks: frozenset[str] = frozenset()
     ready_at: float | None = None
+    points_to: str | None = None  # a gate's: the worker that its table names; None: it holds
+    made_of: str = ""  # a gate's: `ServiceSettings.gate` when it was started
 
     @property
     def ending(self) -> bool:
@@ -248,6 +253,8 @@ class ServiceSettings:
     drain_timeout_s: float = 60.0
     soak_s: float = 600.0
     backoff_max_s: float = 30.0
+    gated: bool = False  # a gate answers the clients, whatever front the model's worker has itself
+    gate: str = ""  # digest of what a gate is made of: settings and version
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +267,7 @@ class Service:
     previous: int = 0  # what a rollback returns to
     last_revision: int = 0  # the highest number given so far: none is given twice
     owner: str | None = None  # the worker whose front holds the listeners
-    epoch: int = 0
+    epoch: int = 0  # of the last hand-over or table: one count for both
     slots: tuple[tuple[int, Slot], ...] = ()
     swap: Swap | None = None
     failures: int = 0
@@ -273,6 +280,10 @@ class Service:
 
     def slot(self, number: int) -> Slot | None:
         return next((slot for n, slot in self.slots if n == number), None)
+
+    def gated(self, kind: Kind) -> bool:
+        """Whether a worker of this kind answers the clients through a gate."""
+        return self.settings.gated or kind is Kind.ENGINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,3 +304,9 @@ class State:
 
     def workers_of(self, service: str) -> tuple[Worker, ...]:
         return tuple(w for w in self.workers if w.service == service)
+
+    def server_of(self, name: str) -> Worker | None:
+        """Who answers the clients: the owner's own model, or the worker that the owner, a gate, points to."""
+        service = self.service(name)
+        owner = self.worker(service.owner) if service is not None else None
+        return self.worker(owner.points_to) if owner is not None and owner.kind is Kind.GATE else owner

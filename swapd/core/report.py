@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swapd.core.advance import FORWARD
 from swapd.core.errors import Problem
 from swapd.core.ledger import available_bytes
 from swapd.core.model import (
@@ -26,7 +25,7 @@ from swapd.core.model import (
     Worker,
 )
 from swapd.core.placement import Placement
-from swapd.core.states import TERMINAL, Phase, WorkerState
+from swapd.core.states import FORWARD, TERMINAL, Phase, WorkerState
 
 
 def swap_record(swap: Swap) -> dict[str, Any]:
@@ -89,8 +88,8 @@ def _revision(revision: Revision | None) -> dict[str, Any] | None:
 
 def health(state: State, service: Service) -> Health:
     """Healthy: the wanted revision serves. Unavailable: nothing does, and starting it failed."""
-    owner = state.worker(service.owner)
-    if owner is not None and owner.kind is Kind.DIRECT and not owner.ending:
+    server = state.server_of(service.name)
+    if server is not None and not server.ending:
         return Health.HEALTHY
     if service.swap is not None and service.swap.phase not in TERMINAL:
         return Health.DEGRADED
@@ -124,9 +123,9 @@ def service_record(
     brought_by: str | None = None,
 ) -> dict[str, Any]:
     """`brought_by`: who asked for the swap to the revision that has drifted, where that is known."""
-    owner = state.worker(service.owner)
+    owner, server = state.worker(service.owner), state.server_of(service.name)
     swap = service.swap
-    serving = service.revision(owner.revision) if owner is not None and owner.revision else None
+    serving = service.revision(server.revision) if server is not None else None
     running = service.revision(service.stable)
     soak = None
     if swap is not None and swap.phase is Phase.SOAKING:
@@ -146,7 +145,7 @@ def service_record(
         "config_model": config_model,
         "drift": drift,
         "front": front,
-        "holding": front != "direct",
+        "holding": server is None,
         "swap": swap_record(swap) if swap is not None else None,
         "soak": soak,
         "rollback": rollback_kind(state, service),

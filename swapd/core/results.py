@@ -6,17 +6,16 @@ A late result, or one of a worker that is gone, changes nothing.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from swapd.core import errors, events, placement
-from swapd.core.advance import FORWARD
 from swapd.core.commands import begin_return
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Amend, Measurement
-from swapd.core.model import Kind, Op, OpKind, Revision, Service, Slot, Strategy, Worker
-from swapd.core.outage import waits_ms
-from swapd.core.states import Phase, WorkerState
+from swapd.core.model import Kind, Op, OpKind, Revision, Service, Strategy, Swap, Worker
+from swapd.core.states import FORWARD, Phase, WorkerState
+from swapd.core.transfers import end_transfer, owns, pointed, switched, transferred
 
 GATE_RETRY_S: Final = 1.0
 BACKOFF_FIRST_S: Final = 0.5
@@ -42,7 +41,7 @@ def measured(d: Draft, event: events.Measured) -> None:
         _postpone(d, service.name, placed)
         return
     assert isinstance(event.result, Measurement)
-    slot = Slot(placed.device, placed.need_bytes, event.result.can_stage)
+    slot = event.result.slot(placed.device, placed.need_bytes)
     d.set_service(event.service, slots=(*service.slots, (event.revision, slot)))
 
 
@@ -93,10 +92,12 @@ def op_done(d: Draft, event: events.OpDone) -> None:
             d.set_worker(worker.id, verified=True, ready_at=d.at)
             _settle(d, worker, event.result.get("used_bytes"))
         case OpKind.ADOPT:
-            _owns(d, worker, op.epoch)
-            _served(d, op, event.result)
+            owns(d, worker, op.epoch)
+            switched(d, op.service, event.result)
+        case OpKind.POINT:
+            pointed(d, worker, op, event.result)
         case OpKind.HAND_OVER | OpKind.TARGET_DEAD | OpKind.SOURCE_DEAD:
-            _transferred(d, worker, op, event)
+            transferred(d, worker, op, event)
         case OpKind.DRAIN:
             _drained(d, worker, int(event.result.get("cut", 0)))
         case OpKind.PARK:
@@ -125,84 +126,18 @@ def _settle(d: Draft, worker: Worker, used_bytes: int | None) -> None:
         d.set_service(worker.service, slots=tuple(slots))
 
 
-def _owns(d: Draft, worker: Worker, epoch: int) -> None:
-    service = d.services[worker.service]
-    old = d.workers.get(service.owner or "")
-    if old is not None and old.id != worker.id and old.state is WorkerState.SERVING:
-        d.set_worker(old.id, state=WorkerState.QUIESCED, drained=False)
-    d.set_worker(worker.id, state=WorkerState.SERVING, drained=False)
-    d.set_service(worker.service, owner=worker.id, epoch=max(epoch, service.epoch))
-
-
-def _transferred(d: Draft, worker: Worker, op: Op, event: events.OpDone) -> None:
-    if op.kind is OpKind.TARGET_DEAD:
-        if event.result.get("resumed", True):
-            _owns(d, worker, op.epoch)
-        else:  # the target had started before it died, so its clients died with it: nobody owns the listeners
-            d.set_worker(worker.id, state=WorkerState.QUIESCED, drained=False)
-            d.set_service(worker.service, owner=None)
-        return
-    if op.kind is OpKind.SOURCE_DEAD:
-        if event.result.get("started") and event.result.get("listeners"):
-            _owns(d, worker, op.epoch)
-            _served(d, op, event.result)
-        return  # otherwise nobody owns the listeners, and `advance` gives them to it
-    target = d.workers.get(op.target or "")
-    if target is None:
-        return
-    _owns(d, target, op.epoch)
-    _served(d, replace(op, worker=target.id), event.result)
-
-
-def _served(d: Draft, op: Op, result: Any) -> None:
-    """A front has become the owner: what that means for the swap."""
-    worker = d.workers[op.worker]
-    service = d.services[worker.service]
-    swap = service.swap
-    if worker.kind is Kind.GATE:
-        held_at = result.get("quiesced_at", result.get("started_at"))  # the latter when nobody handed them over
-        if swap is not None and held_at is not None:
-            d.set_swap(service.name, held_at_mono_s=float(held_at))
-        return
-    if service.failures or service.problem is not None:
-        d.set_service(service.name, problem=None)
-    if swap is None:
-        return
-    turned_away = int(result.get("turned_away", 0))  # by the gate that gave them
-    swap = d.set_swap(service.name, refused_requests=swap.refused_requests + turned_away)
-    cutover_ms, outage_ms = waits_ms(swap, result)
-    if swap.phase is Phase.ROLLING_BACK and swap.source is not None and worker.revision == swap.source.number:
-        d.set_swap(service.name, return_cutover_ms=cutover_ms, return_outage_ms=outage_ms)
-    if swap.phase not in FORWARD or worker.revision != swap.target.number:
-        return
-    if swap.phase is Phase.PREPARING:
-        d.set_phase(service.name, Phase.PROGRESSING)
-    soak_until = d.at + service.settings.soak_s
-    d.set_phase(
-        service.name,
-        Phase.SOAKING,
-        cutover_ms=cutover_ms,
-        outage_ms=outage_ms,
-        held_at_mono_s=None,
-        soak_until=soak_until,
-        reason=f"{swap.target.model} serves",
-    )
-    d.begin_step(service.name, "soak")
-    previous = swap.source.number if swap.source is not None else 0
-    d.set_service(service.name, stable=swap.target.number, previous=previous, failures=0, problem=None, retry_at=None)
-
-
 def _drained(d: Draft, worker: Worker, cut: int) -> None:
     service = d.services[worker.service]
-    if service.owner == worker.id and not d.stopping:
+    if worker.state is WorkerState.SERVING and not d.stopping:
         return  # it became the owner again meanwhile
     d.set_worker(worker.id, drained=True)
     if not cut:
         return
     swap = service.swap
-    if swap is not None and worker.revision in (swap.target.number, swap.source.number if swap.source else 0):
+    own = swap is not None and worker.revision in (swap.target.number, swap.source.number if swap.source else 0)
+    if swap is not None and (own or worker.kind is Kind.GATE):
         d.set_swap(service.name, cut_requests=swap.cut_requests + cut)
-    else:
+    elif worker.kind is not Kind.GATE:
         d.effects.append(Amend(service.name, worker.revision, cut))
 
 
@@ -265,20 +200,27 @@ def _worker_failed(d: Draft, worker: Worker, problem: Problem, log_tail: tuple[s
     if (
         swap is not None
         and swap.phase in FORWARD
-        and (worker.revision == swap.target.number or (worker.kind is Kind.GATE and swap.strategy is Strategy.IN_PLACE))
+        and (worker.revision == swap.target.number or (worker.kind is Kind.GATE and _goes_by_gate(d, service, swap)))
     ):
         d.fail_swap(worker.service, problem, log_tail, Phase.FAILED)
         d.end_candidate(worker.service)
     elif worker.kind is Kind.GATE:
-        _next_gate(d, worker)
+        _next_gate(d, worker.service)
     else:
         _postpone(d, worker.service, problem)
 
 
-def _next_gate(d: Draft, dead: Worker) -> None:
-    """A gate that never came up is not begun again in a tight loop."""
-    if not dead.connected and d.gate_of(dead.service) is None:
-        d.add_worker(dead.service, Kind.GATE, 0, d.at + GATE_RETRY_S)
+def _goes_by_gate(d: Draft, service: Service, swap: Swap) -> bool:
+    """The swap needs a gate: to hold the clients, or to stand before what it brings."""
+    slot = service.slot(swap.target.number)
+    gated = slot is not None and service.gated(slot.kind)
+    return swap.source is not None and (gated or swap.strategy is Strategy.IN_PLACE)
+
+
+def _next_gate(d: Draft, service: str) -> None:
+    """One that failed is not begun again in a tight loop."""
+    if all(gate.connected for gate in d.gates_of(service)):
+        d.add_worker(service, Kind.GATE, 0, d.at + GATE_RETRY_S)
 
 
 def worker_exited(d: Draft, event: events.WorkerExited) -> None:
@@ -290,20 +232,21 @@ def worker_exited(d: Draft, event: events.WorkerExited) -> None:
     was_owner = service.owner == worker.id
     if was_owner:
         service = d.set_service(worker.service, owner=None)
+    d.settle_roles(worker.service)
     if worker.op is not None:
         expected = worker.op.kind is OpKind.STOP
         d.end_step(
             worker.service, worker.op.step, "done" if expected else "failed", "" if expected else event.problem.message
         )
-    _end_transfer(d, worker, event.at)
+    end_transfer(d, worker, event.at)
     if worker.ending or d.stopping:
         return
     swap = service.swap
     if worker.kind is Kind.GATE:
         if swap is not None and swap.strategy is Strategy.IN_PLACE and swap.phase is Phase.PREPARING:
             _worker_failed(d, worker, event.problem, event.log_tail)
-        else:
-            _next_gate(d, worker)
+        elif not worker.connected:
+            _next_gate(d, worker.service)
         return
     if swap is not None and worker.revision == swap.target.number:
         if swap.phase is Phase.SOAKING and swap.source is not None:
@@ -318,19 +261,6 @@ def worker_exited(d: Draft, event: events.WorkerExited) -> None:
         _restart(d, service, worker, event.problem)
 
 
-def _end_transfer(d: Draft, dead: Worker, at: float) -> None:
-    """A party of a hand-over is proven dead: tell the other, so that somebody reads the clients again."""
-    op = dead.op
-    if op is not None and op.kind is OpKind.HAND_OVER:
-        target = d.workers.get(op.target or "")
-        if target is not None and not target.ending:
-            d.run(OpKind.SOURCE_DEAD, target, epoch=op.epoch, step=op.step)
-    for other in list(d.workers.values()):
-        if other.op is not None and other.op.kind is OpKind.HAND_OVER and other.op.target == dead.id:
-            d.end_step(other.service, other.op.step, "failed", "the target of the hand-over ended")
-            d.run(OpKind.TARGET_DEAD, other, epoch=other.op.epoch)
-
-
 def _restart(d: Draft, service: Service, dead: Worker, problem: Problem) -> None:
     """The serving revision's worker ended by itself: begin another, with backoff, in the same memory."""
     calm = dead.ready_at is not None and d.at - dead.ready_at > CALM_S
@@ -339,7 +269,7 @@ def _restart(d: Draft, service: Service, dead: Worker, problem: Problem) -> None
     d.set_service(service.name, failures=failures, problem=problem, retry_at=d.at + pause_s)
     slot = service.slot(dead.revision)
     if slot is not None and d.worker_of(service.name, dead.revision) is None:
-        worker = d.add_worker(service.name, Kind.DIRECT, dead.revision, d.at + pause_s)
+        worker = d.add_worker(service.name, slot.kind, dead.revision, d.at + pause_s)
         d.reserve(worker, slot)
 
 

@@ -175,3 +175,4 @@ SWAP_TABLE: Final[Mapping[Phase, frozenset[Phase]]] = {
     _P.FAILED: frozenset(),
 }
 TERMINAL: Final = frozenset(phase for phase, following in SWAP_TABLE.items() if not following)
+FORWARD: Final = frozenset({_P.PENDING, _P.PREPARING, _P.PROGRESSING})  # on the way to the new revision

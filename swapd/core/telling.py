@@ -28,8 +28,10 @@ def tell(d: Draft) -> None:
             old_swap = None
         if swap is not None:
             _tell_swap(d, swap, old_swap)
-        if old is None or (old.owner, old.failures, old.problem) != (service.owner, service.failures, service.problem):
-            d.publish("service.changed", service=name, owner=service.owner, failures=service.failures)
+        server, was = d.server_of(name), d.before.server_of(name)
+        told = service.owner, server.id if server is not None else None, service.failures, service.problem
+        if old is None or told != (old.owner, was.id if was is not None else None, old.failures, old.problem):
+            d.publish("service.changed", service=name, owner=told[0], server=told[1], failures=service.failures)
     for worker in d.workers.values():
         was = d.before.worker(worker.id)
         if was is None or was.state is not worker.state:

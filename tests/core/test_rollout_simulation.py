@@ -8,7 +8,9 @@ from swapd.core import events
 from swapd.core.errors import Problem
 from swapd.core.model import Kind, OpKind
 
-ACTIONS = ["finish"] * 6 + ["fail", "crash", "swap", "cancel", "rollback", "time", "measure", "restart", "start"]
+WORLD = ["fail", "crash", "time", "measure", "start"]
+ACTIONS = ["finish"] * 8 + WORLD + ["swap", "cancel", "rollback", "restart", "flip", "renew"]
+MODELS = ["a", "b", "big"]
 
 
 def act(host: Host, data: st.DataObject) -> None:
@@ -24,7 +26,7 @@ def act(host: Host, data: st.DataObject) -> None:
         case "crash" if host.processes:
             host.exit(data.draw(st.sampled_from(sorted(host.processes))))
         case "swap":
-            host.swap(data.draw(st.sampled_from(["chat", "embed"])), data.draw(st.sampled_from(["a", "b", "big"])))
+            host.swap(data.draw(st.sampled_from(["chat", "embed"])), data.draw(st.sampled_from(MODELS)))
         case "restart":
             model = host.state.service("chat").config_model
             host.swap("chat", model, again=True)
@@ -32,6 +34,11 @@ def act(host: Host, data: st.DataObject) -> None:
             host.send(events.ReturnRequested(host.now, "chat", "t"))
         case "rollback":
             host.send(events.ReturnRequested(host.now, "chat", "t", only_soaking=True))
+        case "flip":  # a reload that changes `front`
+            service = data.draw(st.sampled_from(["chat", "embed"]))
+            host.reload(service, gated=not host.state.service(service).settings.gated)
+        case "renew":  # a reload that changes what a gate is made of
+            host.reload("chat", gate=data.draw(st.sampled_from(["", "x"])))
         case "time":
             host.pass_time(data.draw(st.sampled_from([0.1, 1.0, 40.0, 700.0])))
         case "measure" if host.measures:
@@ -40,24 +47,35 @@ def act(host: Host, data: st.DataObject) -> None:
             pass
 
 
+def begin(data: st.DataObject, **values: object) -> Host:
+    """Two services, each behind a gate or not, of models with and without a front of their own."""
+    host = Host(**values)
+    host.kinds = {model: data.draw(st.sampled_from([Kind.DIRECT, Kind.ENGINE])) for model in MODELS}
+    host.add("chat", "a", gated=data.draw(st.booleans()))
+    host.add("embed", "b", gated=data.draw(st.booleans()))
+    return host
+
+
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), total=st.sampled_from([24, 36, 64]), hooks=st.sampled_from([(), ("park", "wake"), ("stage",)]))
 def test_whatever_fails_in_whatever_order_somebody_proved_serves_in_the_end(data, total, hooks):
-    host = Host(total=total << 30, hooks=frozenset(hooks))
-    host.add("chat", "a")
-    host.add("embed", "b")
+    host = begin(data, total=total << 30, hooks=frozenset(hooks))
     for _ in range(data.draw(st.integers(5, 80))):
         act(host, data)
     host.settle()
     for service in host.state.services:
-        owner = host.state.worker(service.owner)
+        owner, server = host.state.worker(service.owner), host.state.server_of(service.name)
+        story = "\n".join(host.log[-40:])
         assert service.swap is None, f"{service.name}: {service.swap}"
-        assert owner is not None, f"{service.name} has no owner\n" + "\n".join(host.log[-40:])
+        assert owner is not None, f"{service.name} has no owner\n{story}"
+        assert host.owner[service.name] == owner.id
         if service.problem is None:
-            assert owner.kind is Kind.DIRECT
-            assert owner.revision == service.stable
-            assert host.owner[service.name] == owner.id
-        others = [w for w in host.state.workers_of(service.name) if w.id != owner.id]
+            assert server is not None, f"nobody serves {service.name}\n{story}"
+            assert server.revision == service.stable
+            assert host.answering(service.name) == server.id
+            assert (owner.kind is Kind.GATE) is service.gated(server.kind)
+            assert owner.kind is not Kind.GATE or owner.made_of == service.settings.gate
+        others = [w for w in host.state.workers_of(service.name) if w not in (owner, server)]
         assert not others or service.problem is not None, f"left over: {others}"
     held = {r.worker_id for r in host.state.reservations}
     assert held <= {w.id for w in host.state.workers}, f"reserved for nobody: {held}"
@@ -66,9 +84,7 @@ def test_whatever_fails_in_whatever_order_somebody_proved_serves_in_the_end(data
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_shutdown_at_any_moment_ends_every_worker(data):
-    host = Host()
-    host.add("chat", "a")
-    host.add("embed", "b")
+    host = begin(data)
     for _ in range(data.draw(st.integers(0, 40))):
         act(host, data)
     host.send(events.ShutdownRequested(host.now))

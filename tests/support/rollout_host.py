@@ -1,14 +1,16 @@
 """A simulated host for `core.rollout`: it carries out effects, in any order, well or badly.
 
-It keeps its own books of what processes hold (never the ledger's), so that a test can see when the decisions would
-have put more on a device than there is, or a client before a model that had not proved itself.
+It keeps its own books of what processes hold (never the ledger's), who owns a service's listeners, where gates point
+and through whom requests are in flight, so that a test can see when the decisions would have put more on a device than
+there is, a client before a model that had not proved itself, or ended a process that was at work.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from swapd.core import errors, events
+from swapd.core.advance import MEMORY_MOVES
 from swapd.core.errors import Problem
 from swapd.core.events import Event, Exit, Measure, Measurement, Publish, Run, WakeAt
 from swapd.core.ledger import room_for
@@ -27,6 +29,7 @@ from swapd.core.model import (
 )
 from swapd.core.outage import ExpectedTimes
 from swapd.core.rollout import step
+from swapd.core.states import Phase
 
 GIB = 1 << 30
 
@@ -41,7 +44,7 @@ class Process:
     hooks: frozenset[str]
     held: int = 0
     verified: bool = False
-    parked: bool = False
+    table: str | None = None  # a gate's
 
 
 @dataclass
@@ -56,9 +59,15 @@ class Host:
     measures: list[Measure] = field(default_factory=list)
     wake: dict[str, float] = field(default_factory=dict)
     processes: dict[str, Process] = field(default_factory=dict)
+    kinds: dict[str, Kind] = field(default_factory=dict)  # of models' workers, where not DIRECT
     owner: dict[str, str] = field(default_factory=dict)  # service -> the worker that really owns its listeners
+    undrained: set[str] = field(default_factory=set)  # fronts that own, or have owned
+    at_work: set[tuple[str, str]] = field(default_factory=set)  # (front, worker): requests go, or went, that way
     gave: set[tuple[str, int]] = field(default_factory=set)  # hand-overs of which both fronts know the end
     finished: list[Swap] = field(default_factory=list)
+    reached: set[int] = field(default_factory=set)  # swaps whose new revision has answered somebody
+    failed: set[str] = field(default_factory=set)  # workers of which an operation failed: they may be ended at once
+    begun: list[Op] = field(default_factory=list)
     exited: bool = False
     turned_away: int = 0  # what fronts say at a hand-over
     log: list[str] = field(default_factory=list)
@@ -71,6 +80,8 @@ class Host:
         self.finished += outcome.finished
         for effect in outcome.effects:
             if isinstance(effect, Run):
+                self.look_at(effect.op)
+                self.begun.append(effect.op)
                 self.pending[effect.op.id] = effect
                 if effect.op.kind is OpKind.LOAD or effect.op.kind is OpKind.WAKE:
                     process = self.processes[effect.op.worker]
@@ -88,13 +99,56 @@ class Host:
 
     def check(self) -> None:
         held = sum(p.held for p in self.processes.values())
-        assert held <= self.total, f"{held / GIB} GiB held of {self.total / GIB}\n" + "\n".join(self.log[-40:])
+        assert held <= self.total, f"{held / GIB} GiB held of {self.total / GIB}\n" + "\n".join(self.log[-60:])
         for name, owner in self.owner.items():
             process = self.processes.get(owner)
             assert process is None or process.kind is Kind.GATE or process.verified, f"{name}: {owner} is not verified"
         for service in self.state.services:
-            live = [w for w in self.state.workers_of(service.name) if w.kind is Kind.DIRECT and not w.ending]
+            self.check_clients(service.name)
+            live = [w for w in self.state.workers_of(service.name) if w.kind is not Kind.GATE and not w.ending]
             assert len({w.revision for w in live}) == len(live), f"two live workers of one revision: {live}"
+
+    def answering(self, service: str) -> str | None:
+        """The process that a request which comes now is really answered by."""
+        front = self.processes.get(self.owner.get(service, ""))
+        if front is None:
+            return None
+        answering = front.worker if front.kind is not Kind.GATE else front.table
+        return answering if answering in self.processes else None
+
+    def check_clients(self, name: str) -> None:
+        story = "\n".join(self.log[-60:])
+        answering = self.answering(name)
+        if answering is None:
+            return
+        front = self.owner[name]
+        self.at_work.add((front, answering))
+        self.undrained.add(front)
+        assert self.processes[answering].verified, f"{answering} answers unverified\n{story}"
+        ending = any(r.op.kind is OpKind.STOP and r.op.worker == answering for r in self.pending.values())
+        assert not ending or answering in self.failed, f"{answering} is being stopped and answers\n{story}"
+        swap, worker = self.state.service(name).swap, self.state.worker(answering)
+        if swap is None or worker is None:
+            return
+        back = swap.phase is Phase.ROLLING_BACK
+        if worker.revision == swap.target.number:
+            self.reached.add(swap.id)
+        elif swap.id in self.reached and not back:
+            raise AssertionError(f"{answering} answers again after revision {swap.target.number}\n{story}")
+
+    def look_at(self, op: Op) -> None:
+        """Nothing that answers requests is ended, unless it has failed or is beyond asking."""
+        if op.kind in (OpKind.LOAD, OpKind.WAKE):
+            moving = [r.op for r in self.pending.values() if r.op.kind in MEMORY_MOVES and self._holds(r.op.worker)]
+            assert self.kind is not DeviceKind.NVML or not moving, f"{op} beside {moving}"
+        if op.worker not in self.processes or op.kind not in (OpKind.STOP, OpKind.PARK) or op.worker in self.failed:
+            return
+        ways = [(front, worker) for front, worker in self.at_work if op.worker in (front, worker)]
+        alive = [way for way in ways if way[0] in self.processes and way[1] in self.processes]
+        story = "\n".join(self.log[-60:])
+        assert not alive, f"{op.kind.value} of {op.worker} with requests in flight: {alive}\n{story}"
+        relaying = [g for g in self.processes.values() if g.table == op.worker and g.worker in self.undrained]
+        assert not relaying, f"{op.kind.value} of {op.worker}, to which {relaying} point\n{story}"
 
     # --- what the world does ---------------------------------------------------------------------------------
 
@@ -105,11 +159,18 @@ class Host:
 
     def measurement(self, model: str) -> Measurement:
         footprint = Footprint(self.needs[model], FootprintSource.DECLARED)
-        return Measurement(footprint, (self.reading(),), ExpectedTimes(load_s=1.0), can_stage=True)
+        kind = self.kinds.get(model, Kind.DIRECT)
+        return Measurement(footprint, (self.reading(),), ExpectedTimes(load_s=1.0), can_stage=True, kind=kind)
 
     def add(self, service: str, model: str, **settings: object) -> None:
         revision = Revision(1, service, model, "s", model)
         self.send(events.ServiceAdded(self.now, service, ServiceSettings(**settings), model, revision))  # type: ignore[arg-type]
+
+    def reload(self, service: str, **settings: object) -> None:
+        known = self.state.service(service)
+        assert known is not None
+        changed = replace(known.settings, **settings)  # type: ignore[arg-type]
+        self.send(events.SettingsChanged(self.now, service, changed, known.config_model))
 
     def swap_request(self, service: str, model: str, *, again: bool = False) -> events.SwapRequested:
         candidate = Revision(0, service, model, "s", model)
@@ -146,9 +207,16 @@ class Host:
             process.verified = True
         elif op.kind is OpKind.PARK:
             process.held, process.verified = 1 * GIB, False
+        elif op.kind is OpKind.DRAIN:
+            self.drain(op)
+        elif op.kind is OpKind.POINT:
+            process.table = op.target
+            result = {"quiesced_at": self.now, "started_at": self.now, "turned_away": self.turned_away}
         elif op.kind is OpKind.TARGET_DEAD and (op.service, op.epoch) in self.gave:
             result = {"resumed": False}
         elif op.kind in (OpKind.ADOPT, OpKind.TARGET_DEAD, OpKind.SOURCE_DEAD):
+            other = self.owner.get(op.service)
+            assert other in (None, op.worker) or op.kind is not OpKind.ADOPT, f"{other} owns already"
             self.owner[op.service] = op.worker
             result = {"started_at": self.now, "started": True, "listeners": ["x"], "resumed": True}
         elif op.kind is OpKind.HAND_OVER:
@@ -159,6 +227,13 @@ class Host:
             result = {"quiesced_at": self.now, "started_at": self.now + 0.001, "turned_away": self.turned_away}
         self.send(events.OpDone(self.now, op_id, result))
 
+    def drain(self, op: Op) -> None:
+        """What is in flight there ends; where it owns, so does what still comes."""
+        if op.force and self.owner.get(op.service) == op.worker:
+            del self.owner[op.service]
+        self.at_work = {way for way in self.at_work if op.worker not in way}
+        self.undrained.discard(op.worker)
+
     def start_target(self, op_id: int) -> None:
         """The hand-over is done and both fronts know it; the source's report is still on its way."""
         op = self.pending[op_id].op
@@ -168,6 +243,10 @@ class Host:
 
     def fail(self, op_id: int, code: str = errors.LOAD_FAILED) -> None:
         run = self.pending.pop(op_id)
+        if run.op.kind is OpKind.DRAIN:
+            self.drain(run.op)
+        else:
+            self.failed.add(run.op.target or "" if run.op.kind is OpKind.HAND_OVER else run.op.worker)
         gave = run.op.kind is OpKind.HAND_OVER and (run.op.service, run.op.epoch) in self.gave  # cannot fail any more
         if gave or run.op.kind in (OpKind.STOP, OpKind.TARGET_DEAD, OpKind.SOURCE_DEAD):
             self.pending[op_id] = run
@@ -180,6 +259,7 @@ class Host:
     def exit(self, worker_id: str) -> None:
         """The whole process tree is gone, expected or not."""
         process = self.processes.pop(worker_id, None)
+        self.at_work = {way for way in self.at_work if worker_id not in way}
         for op_id in [i for i, run in self.pending.items() if run.op.worker == worker_id]:
             del self.pending[op_id]
         for service, owner in list(self.owner.items()):
@@ -207,18 +287,22 @@ class Host:
         """Let everything go well until nothing is left to do, or only what cannot fit is tried again and again."""
         in_vain = 0
         for _ in range(limit):
-            in_vain = 0 if self.pending else in_vain + 1
+            ops = [i for i in self.pending if not self._stuck(self.pending[i].op)]
+            in_vain = 0 if ops else in_vain + 1
             if in_vain > 60:
                 return
             if self.measures:
                 self.measure()
-            elif ops := [i for i in self.pending if not self._stuck(self.pending[i].op)]:
+            elif ops:
                 self.finish(ops[0])
             elif self.wake and until_idle:
                 self.pass_time(max(0.0, min(self.wake.values()) - self.now))
             else:
                 return
-        raise AssertionError("does not settle:\n" + "\n".join(self.log[-30:]))
+        raise AssertionError(f"does not settle: {self.pending}\n" + "\n".join(self.log[-30:]))
+
+    def _holds(self, worker: str) -> bool:
+        return worker in self.processes and self.processes[worker].held > 0
 
     def _stuck(self, op: Op) -> bool:
         return op.kind is OpKind.HAND_OVER and op.target not in self.processes
