@@ -189,6 +189,8 @@ def _add_common(parser: argparse.ArgumentParser, connect: Any, json: Any, actor:
 def _add_how(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strategy", metavar="S", help="auto, dual or in-place")
     parser.add_argument("--max-outage", type=_duration, metavar="T", help="refuse a longer expected outage, e.g. 2m")
+    names = "also if clients could not name the model in requests as they do now"
+    parser.add_argument("--allow-name-mismatch", action="store_true", help=names)
 
 
 def _add_waiting(parser: argparse.ArgumentParser) -> None:

@@ -54,13 +54,12 @@ class Verbs:
         given = self._arguments
         if given.dry_run:
             return self.plan()
-        params = {"strategy": given.strategy, "max_outage": given.max_outage}
-        return self._change(lambda: self._client.swap(given.service, given.to, wait=False, **params, **self._why()))
+        how = {**self._how(), **self._why()}
+        return self._change(lambda: self._client.swap(given.service, given.to, wait=False, **how))
 
     def restart(self) -> int:
-        given = self._arguments
-        params = {"strategy": given.strategy, "max_outage": given.max_outage}
-        return self._change(lambda: self._client.restart(given.service, wait=False, **params, **self._why()))
+        service = self._arguments.service
+        return self._change(lambda: self._client.restart(service, wait=False, **self._how(), **self._why()))
 
     def rollback(self) -> int:
         given = self._arguments
@@ -72,6 +71,11 @@ class Verbs:
         target = self._arguments.target
         which = {"id": int(target)} if target.isdigit() else {"service": target}
         return self._change(lambda: self._client.cancel(**which, **self._why()))
+
+    def _how(self) -> dict[str, Any]:
+        given = self._arguments
+        allow = given.allow_name_mismatch or None  # not sent to a daemon that may not know it
+        return {"strategy": given.strategy, "max_outage": given.max_outage, "allow_name_mismatch": allow}
 
     def _why(self) -> dict[str, Any]:
         return {"reason": self._arguments.reason, "actor": self._arguments.actor}
@@ -157,7 +161,7 @@ class Verbs:
 
     def plan(self) -> int:
         given = self._arguments
-        plan = self._client.plan(given.service, given.to, strategy=given.strategy, max_outage=given.max_outage)
+        plan = self._client.plan(given.service, given.to, **self._how())
         if not self._json(plan):
             self._output.lines(render.plan_lines(plan))
         return DONE

@@ -117,7 +117,20 @@ def plan(state: State, event: events.SwapRequested) -> placement.Placement | Pro
     back = _way_back(state, service, event)
     if back is not None:
         return _return_placement(service, back, event)
+    lost = [name for name in event.stable_names if name not in event.names]
+    if lost and not event.allow_name_mismatch:
+        return _name_mismatch(service, event, lost)
     return placement.place(_placement_request(state, service, event))
+
+
+def _name_mismatch(service: Service, event: events.SwapRequested, lost: list[str]) -> Problem:
+    model, names = event.candidate.model, " and ".join(repr(name) for name in lost)
+    text = (
+        f"Clients of {service.name} who ask for the model {names} would get errors: {model} answers to"
+        f" {' and '.join(repr(name) for name in event.names) or 'no name'}. Give [models.{model}] the same"
+        f" served_names, or allow it: --allow-name-mismatch (allow_name_mismatch)."
+    )
+    return Problem(errors.MODEL_NAME_MISMATCH, text, {"lost": lost, "names": list(event.names)})
 
 
 def can_park(state: State, service: Service) -> bool:

@@ -82,6 +82,9 @@ class SwapRequested:
     reason: str = ""
     again: bool = False
     way_back: bool = True  # the stable revision's files are still those that it was loaded from
+    names: tuple[str, ...] = ()  # what clients may call the candidate by in their requests
+    stable_names: tuple[str, ...] = ()  # and what serves
+    allow_name_mismatch: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,9 +129,9 @@ class Api:
             raise SwapdError(errors.NOTHING_TO_ROLL_BACK, text)
         to = service.previous if to is None else to
         if not (str(to).isascii() and str(to).isdigit()):
-            return await self.swap({**params, "to": to}, actor)
+            return await self.swap({**params, "to": to, "allow_name_mismatch": True}, actor)
         model = await self._knowledge.model_again(service, int(to))
-        return await self._swap(service, model, {**params, "to": to}, actor)
+        return await self._swap(service, model, {**params, "to": to, "allow_name_mismatch": True}, actor)
 
     async def cancel(self, params: Params, actor: str) -> Any:
         name = params.get("service")
@@ -173,6 +173,9 @@ class Api:
         )
 
     def _begin(self, request: SwapRequested, model: ModelConfig, params: Params) -> dict[str, Any]:
+            names=model.served_names,
+            stable_names=old.served_names if old is not None else (),
+            allow_name_mismatch=bool(params.get("allow_name_mismatch")),
         try:  # tried now, not judged by the last write: on an idle daemon that may be long ago
             self._journal.add_command(request.actor, "swap", {"to": request.candidate.model, **params}, now())
         except SwapdError as error:

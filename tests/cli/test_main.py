@@ -198,6 +198,11 @@ def test_json_is_the_daemons_record_untouched(daemon, capsys):
     assert json.loads(capsys.readouterr().out) == done
 
 
+def test_a_lost_name_is_allowed_by_a_flag(daemon):
+    assert main(["plan", "chat", "--to", "b", "--allow-name-mismatch"]) == 0
+    assert daemon.calls[-1][:2] == ("plan", {"service": "chat", "to": "b", "allow_name_mismatch": True})
+
+
 def test_a_dry_run_is_a_plan(daemon, capsys):
     assert main(["swap", "chat", "--to", "b", "--dry-run", "--max-outage", "2m"]) == 0
     assert daemon.calls[-1][:2] == ("plan", {"service": "chat", "to": "b", "max_outage": 120.0})

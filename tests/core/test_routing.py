@@ -1,11 +1,15 @@
 """Gate services: who answers the clients, on the simulated host."""
 
+from dataclasses import replace
+
 import pytest
 from support.rollout_host import GIB, Host
 
 from swapd.core import events
 from swapd.core.model import DeviceKind, Health, Kind, OpKind
+from swapd.core.placement import Placement
 from swapd.core.report import health, service_record, swap_record
+from swapd.core.rollout import plan
 from swapd.core.states import Phase, WorkerState
 
 
@@ -243,3 +247,36 @@ def test_a_shutdown_drains_the_gate_while_its_model_lives_and_ends_it_last():
 def test_a_swap_to_what_a_gate_points_to_is_refused_as_served_already():
     host = serving()
     assert host.swap("chat", "a").code == "ALREADY_SERVING"
+
+
+def request(host, names=(), stable_names=(), **more):
+    return replace(host.swap_request("chat", "b"), names=names, stable_names=stable_names, **more)
+
+
+@pytest.mark.parametrize(
+    ("stable_names", "names", "lost"),
+    [
+        ((), ("llama-3.3",), None),
+        (("chat",), ("chat", "llama-3.3"), None),
+        (("chat", "llama-3.1"), ("chat", "llama-3.3"), ["llama-3.1"]),
+        (("chat",), (), ["chat"]),
+    ],
+)
+def test_a_swap_by_which_clients_would_lose_a_name_is_refused_unless_it_is_allowed(stable_names, names, lost):
+    host = serving()
+    refusal = plan(host.state, request(host, names, stable_names))
+    if lost is None:
+        assert isinstance(refusal, Placement)
+        return
+    assert (refusal.code, refusal.details["lost"]) == ("MODEL_NAME_MISMATCH", lost)
+    assert repr(lost[0]) in refusal.message
+    assert "--allow-name-mismatch" in refusal.message
+    assert isinstance(plan(host.state, request(host, names, stable_names, allow_name_mismatch=True)), Placement)
+
+
+def test_a_return_within_the_soak_is_not_refused_for_its_names():
+    host = serving()
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    back = replace(host.swap_request("chat", "a"), names=("llama-3.1",), stable_names=("llama-3.3",))
+    assert plan(host.state, back).is_return
