@@ -128,7 +128,7 @@ def problem_words(service: Record, now_s: float) -> str:
 
 
 def who_serves(service: Record) -> str:
-    if service["front"] == "direct" and service["model"]:
+    if not service["holding"] and service["model"]:
         return f"{printable(service['model'])} serves"
     return "its clients wait" if service["holding"] else "nothing serves"
 

@@ -129,7 +129,7 @@ class Verbs:
 
     def _who_serves(self, name: str) -> str:
         service = self._client.status(name)["services"][0]
-        if service["front"] == "direct":
+        if not service["holding"]:
             return render.who_serves(service)
         name = text.printable(name)
         return f"{name}: {render.who_serves(service)} ({service['health']}); swapd-cli status {name}"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import swapd
 from swapd.core import errors
 from swapd.core.config import Config, ModelConfig, ServiceConfig
-from swapd.core.config_views import SWAP, diff_config
+from swapd.core.config_views import DIGEST_DIGITS, SWAP, diff_config
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ReturnRequested, SettingsChanged, SwapRequested
 from swapd.core.model import Service, ServiceSettings, Strategy, Swap
@@ -23,6 +25,7 @@ from swapd.core.states import Phase
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop
 from swapd.daemon.reading import Reading
+from swapd.daemon.workers import RETRY_AFTER_S
 from swapd.host.clock import wall_s as now
 from swapd.host.config_file import load_config
 from swapd.host.control_socket import Peer
@@ -65,7 +68,7 @@ class Api:
         placed = plan(self._loop.state, request)
         if isinstance(placed, Problem):
             raise SwapdError.of(placed)
-        stats = await self._reading.fresh_stats(service.owner)
+        stats = await self._reading.open_requests(service)
         if placed.is_return and placed.expected_outage_s is None:
             placed = replace(placed, expected_outage_s=self._knowledge.return_s(model, parked=True))
         rollback, rollback_s = self._rollback_after(service, placed, request.way_back)
@@ -150,7 +153,7 @@ class Api:
         self, service: Service, model: ModelConfig, params: Params, actor: str, *, again: bool = False
     ) -> SwapRequested:
         """Everything measured that the decision needs, right before it."""
-        stats = await self._reading.fresh_stats(service.owner)
+        stats = await self._reading.open_requests(service)
         candidate = await self._knowledge.revision(service.name, model)
         old, parks = self._knowledge.serving(service), can_park(self._loop.state, service)
         measurement = await self._knowledge.measure_model(
@@ -170,12 +173,12 @@ class Api:
             params.get("reason") or "",
             again,
             await self._knowledge.is_intact(service),
-        )
-
-    def _begin(self, request: SwapRequested, model: ModelConfig, params: Params) -> dict[str, Any]:
             names=model.served_names,
             stable_names=old.served_names if old is not None else (),
             allow_name_mismatch=bool(params.get("allow_name_mismatch")),
+        )
+
+    def _begin(self, request: SwapRequested, model: ModelConfig, params: Params) -> dict[str, Any]:
         try:  # tried now, not judged by the last write: on an idle daemon that may be long ago
             self._journal.add_command(request.actor, "swap", {"to": request.candidate.model, **params}, now())
         except SwapdError as error:
@@ -269,7 +272,16 @@ def service_settings(config: Config, service: ServiceConfig) -> ServiceSettings:
         service.drain_timeout_s,
         service.soak_s,
         config.daemon.restart_backoff_max_s,
+        gated=service.front == "gate" or service.protocol == "tcp",
+        gate=_gate_digest(service),
     )
+
+
+def _gate_digest(service: ServiceConfig) -> str:
+    """Of all that a gate is started with: one of another digest is replaced. Its code counts by its version."""
+    settings = (service.health_path, service.hold_timeout_s, service.queue_limit, service.keep_alive_s)
+    made_of = (swapd.__version__, service.protocol, RETRY_AFTER_S, *settings)
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:DIGEST_DIGITS]
 
 
 def _actor(peer: Peer, params: Params) -> str:

@@ -20,8 +20,9 @@ from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, PeakSeen, Run, TimerFired, WakeAt
 from swapd.core.ledger import overdrawn, room_for
 from swapd.core.model import DeviceKind, Kind, Op, OpKind, Worker
-from swapd.core.presets import has_front, ready_path
+from swapd.core.presets import ready_path
 from swapd.daemon.devices import Devices
+from swapd.daemon.draining import drain
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop
 from swapd.daemon.transfers import REQUEST_S, Transfers
@@ -33,6 +34,8 @@ log = logging.getLogger("swapd.executor")
 
 POLL_MEMORY_S: Final = 0.05
 SAMPLE_S: Final = 0.25
+
+_Then = Callable[[Live, ModelConfig, Mapping[str, Any]], Awaitable[None]]
 
 
 class Executor:
@@ -184,15 +187,20 @@ class Executor:
         return await self._timed(effect.op, "stage")
 
     async def _load(self, effect: Run) -> Mapping[str, Any]:
-        started_s = asyncio.get_running_loop().time()
-        result = await self._timed(effect.op, "load")
-        live, model = self._live(effect.op.worker), self._model(effect.op)
-        live.own_address = str(result.get("address", ""))
-        if not has_front(model):  # it accepts connections; many a server then goes on loading
-            await self._wait_ready(live, model, started_s)
-            self._knowledge.learn_time(model, "load", asyncio.get_running_loop().time() - started_s)
+        result = await self._timed(effect.op, "load", then=self._at_its_address)
+        live = self._live(effect.op.worker)
         live.hello = await live.request("hello", _HELLO | {"worker_id": live.id}, deadline_s=REQUEST_S)
         return {**result, "hooks": live.hello.get("hooks", ())}
+
+    async def _at_its_address(self, live: Live, model: ModelConfig, result: Mapping[str, Any]) -> None:
+        """A server that was started is loaded once it is ready; an app, which `load` itself has loaded, by now."""
+        live.address = result.get("address", live.address)
+        if live.kind is Kind.ENGINE:
+            await self._ready(live, model)
+
+    async def _ready(self, live: Live, model: ModelConfig) -> None:
+        if (path := ready_path(model)) is not None:
+            await wait_ready(live.address, path, deadline_s=model.ready.timeout_s, alive=live.alive)
 
     async def _wake(self, effect: Run) -> Mapping[str, Any]:
         return await self._timed(effect.op, "wake")
@@ -201,17 +209,21 @@ class Executor:
         """Clients are held meanwhile, and stopping it instead is always possible: so its time is that of a stop."""
         return await self._timed(effect.op, "park", limit=("stop_timeout", self.config.daemon.stop_timeout_s))
 
-    async def _timed(self, op: Op, verb: str, limit: tuple[str, float] | None = None) -> Mapping[str, Any]:
+    async def _timed(
+        self, op: Op, verb: str, limit: tuple[str, float] | None = None, then: _Then | None = None
+    ) -> Mapping[str, Any]:
         started_s = asyncio.get_running_loop().time()
-        model = self._model(op)
+        live, model = self._live(op.worker), self._model(op)
         name, limit_s = limit or ("ready.timeout", model.ready.timeout_s)
         try:
-            result = await self._live(op.worker).request(verb, deadline_s=limit_s)
+            result = await live.request(verb, deadline_s=limit_s)
         except SwapdError as error:
             if error.code != errors.TIMEOUT:
                 raise
             text = f"{model.name} did not finish its {verb} within {name} = {limit_s:g} s"
             raise SwapdError(errors.NOT_READY, text) from None
+        if then is not None:
+            await then(live, model, result)
         self._knowledge.learn_time(model, verb, asyncio.get_running_loop().time() - started_s)
         return result
 
@@ -238,8 +250,8 @@ class Executor:
         live, model = self._live(op.worker), self._model(op)
         started_s = asyncio.get_running_loop().time()
         detail = ""
-        if has_front(model):
-            await self._wait_ready(live, model, started_s)
+        if live.kind is not Kind.ENGINE:
+            await self._ready(live, model)
         if model.warmup is not None:
             report = await run_warmup(
                 live.address, model.warmup, alive=live.alive, progress=self._progress(op, "requests")
@@ -247,11 +259,6 @@ class Executor:
             detail = f"{report.answers} requests"
         self._knowledge.learn_time(model, "warm", asyncio.get_running_loop().time() - started_s)
         return {"detail": detail}
-
-    async def _wait_ready(self, live: Live, model: ModelConfig, started_s: float) -> None:
-        left_s = started_s + model.ready.timeout_s - asyncio.get_running_loop().time()
-        if (path := ready_path(model)) is not None:
-            await wait_ready(live.address, path, deadline_s=left_s, alive=live.alive)
 
     async def _verify(self, effect: Run) -> Mapping[str, Any]:
         op = effect.op
@@ -277,17 +284,7 @@ class Executor:
         return await self._transfers.methods[effect.op.kind](effect.op)
 
     async def _drain(self, effect: Run) -> Mapping[str, Any]:
-        op, live = effect.op, self._live(effect.op.worker)
-        params = {"deadline_s": op.deadline_s, "and_close": op.force}
-        try:
-            result = await live.request("drain", params, deadline_s=op.deadline_s + REQUEST_S)
-        except SwapdError as error:
-            if error.code != errors.TIMEOUT:
-                raise
-            # The model blocks its loop: what was in flight there is cut when it is ended.
-            result = {"cut": live.stats.get("in_flight") or 0}
-        cut = result.get("cut", 0)
-        return {**result, "detail": f"{cut} cut" if cut else ""}
+        return await drain(self._live(effect.op.worker), effect.op, self._workers.live)
 
     async def _stop(self, effect: Run) -> Mapping[str, Any]:
         model = self._knowledge.model_for(effect.op)  # before it is gone
@@ -362,6 +359,7 @@ _METHODS: Final[Mapping[OpKind, Callable[[Executor, Run], Awaitable[Mapping[str,
     OpKind.WAKE: Executor._wake,
     OpKind.ADOPT: Executor._transfer,
     OpKind.HAND_OVER: Executor._transfer,
+    OpKind.POINT: Executor._transfer,
     OpKind.SOURCE_DEAD: Executor._transfer,
     OpKind.TARGET_DEAD: Executor._transfer,
     OpKind.SUCCESSOR: Executor._transfer,

@@ -111,7 +111,8 @@ class Knowledge:
         proof_s = times.get("warm", 0.0) + times.get("verify", 0.0)
         expected = ExpectedTimes(drain_s=drain_s, release_s=release_s, load_s=times.get("load"), warm_s=proof_s)
         can_stage = kind is DeviceKind.NVML and model.stage
-        return Measurement(footprint, tuple(readings), expected, can_stage, self._parked_residue(service, kind))
+        what = Kind.DIRECT if model.engine == "asgi" else Kind.ENGINE
+        return Measurement(footprint, tuple(readings), expected, can_stage, self._parked_residue(service, kind), what)
 
     def release_s(self, model: ModelConfig, *, parked: bool) -> float | None:
         """How long one worker took to give its memory back."""

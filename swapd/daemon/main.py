@@ -267,8 +267,8 @@ def _summary(state: State) -> str:
     """The STATUS line of systemd: what serves, and what is under way."""
     parts = []
     for service in state.services:
-        owner = state.worker(service.owner)
-        revision = service.revision(owner.revision) if owner is not None and owner.revision else None
+        server = state.server_of(service.name)
+        revision = service.revision(server.revision) if server is not None else None
         text = f"{service.name}: {revision.model if revision is not None else 'nothing serves'}"
         if service.swap is not None:
             text += f" (#{service.swap.id} to {service.swap.target.model}: {service.swap.phase.value})"

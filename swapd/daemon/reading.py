@@ -18,6 +18,7 @@ from swapd.core.redact import Redactor
 from swapd.core.report import device_record, drifted, service_record, worker_record
 from swapd.core.states import Phase
 from swapd.daemon.devices import Devices
+from swapd.daemon.draining import in_flight_through
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop
 from swapd.daemon.workers import Workers
@@ -74,6 +75,23 @@ class Reading:
         with contextlib.suppress(SwapdError):  # the last known figures stand; a dead worker is told as such
             live.stats = await live.request("stats", deadline_s=STATS_S)
         return live.stats
+
+    async def open_requests(self, service: Service) -> Mapping[str, Any]:
+        """The figures of what answers the service's clients: those of its own front, and what its gate relays to it.
+        Empty: not known."""
+        server = self._loop.state.server_of(service.name)
+        if server is None or server.id == service.owner:
+            return await self.fresh_stats(service.owner)
+        gate = in_flight_through(await self.fresh_stats(service.owner), server.id)
+        own = await self.fresh_stats(server.id) if server.kind is Kind.DIRECT else {}
+        if not gate:
+            return {}
+        return {
+            "in_flight": gate["in_flight"] + own.get("in_flight", 0),
+            "streams": gate["streams"] + own.get("streams", 0),
+            "upgraded": own.get("upgraded", 0),
+            "oldest_in_flight_s": max(gate["oldest_s"], own.get("oldest_in_flight_s", 0.0)),
+        }
 
     async def status(self, params: Params) -> Any:
         wanted = params.get("service")
@@ -170,7 +188,7 @@ class Reading:
     def _log_target(self, target: str) -> str:
         """A worker that has a log: one that waits for its (next) start has none."""
         if self._loop.state.service(target) is not None:
-            workers = [w.id for w in self._loop.state.workers_of(target) if w.kind is Kind.DIRECT]
+            workers = [w.id for w in self._loop.state.workers_of(target) if w.kind is not Kind.GATE]
             written = [worker_id for worker_id in workers if self._workers.log_path(worker_id).exists()]
             newest = max(written, key=lambda worker_id: int(worker_id.rpartition("-")[2]), default=None)
             found = newest or _newest_log(self._workers.log_path("x").parent, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -33,6 +34,7 @@ class Transfers:
         return {
             OpKind.ADOPT: self.adopt,
             OpKind.HAND_OVER: self.hand_over,
+            OpKind.POINT: self.point,
             OpKind.SOURCE_DEAD: self.source_dead,
             OpKind.TARGET_DEAD: self.target_dead,
             OpKind.SUCCESSOR: self.successor,
@@ -76,6 +78,17 @@ class Transfers:
                 if error.code in (errors.TIMEOUT, errors.WORKER_EXITED, errors.HAND_OVER_FAILED):
                     raise
                 raise SwapdError(errors.HAND_OVER_FAILED, error.message) from None  # it was refused, not begun
+
+    async def point(self, op: Op) -> Mapping[str, Any]:
+        """Replace the gate's table. A target that has died since is told by itself: until then the clients wait."""
+        gate, routes = self._live(op.worker), []
+        if op.target is not None:
+            with contextlib.suppress(SwapdError):
+                target = self._live(op.target)
+                gate.upstreams.add(target.id)
+                routes = [target.route]
+        params = {"epoch": op.epoch, "hold": not routes, "routes": routes}
+        return await gate.request("point", params, deadline_s=REQUEST_S)
 
     async def successor(self, op: Op) -> Mapping[str, Any]:
         assert op.target is not None

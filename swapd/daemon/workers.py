@@ -24,7 +24,7 @@ import swapd
 from swapd.core.config import HTTP_SOCKET, Config, ModelConfig, ServiceConfig
 from swapd.core.errors import OUT_OF_MEMORY, WORKER_EXITED, Problem, SwapdError
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Worker
-from swapd.core.presets import Launch, has_front, launch_of, visible_devices
+from swapd.core.presets import Launch, blocked_paths, has_front, launch_of, visible_devices
 from swapd.host.logs import cap, prune, tail
 from swapd.host.processes import Process, Supervisor
 from swapd.host.worker_channel import WorkerChannel
@@ -52,19 +52,24 @@ class Live:
     log_path: Path
     process: Process
     started_at: float
+    kind: Kind
+    revision: int
+    address: str  # where it answers, to the daemon and to a gate alone: unix:/path, or host:port if its engine chose that
+    blocked: tuple[str, ...] = ()  # paths that clients may not ask it for
     hello: Mapping[str, Any] = field(default_factory=dict)
     channel: WorkerChannel | None = None
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     stats: Mapping[str, Any] = field(default_factory=dict)
     stopping: bool = False
+    upstreams: set[str] = field(default_factory=set)  # a gate's: every worker that it was ever pointed to
     reported: bool = False  # its failure to start is told by the operation, so its exit needs no telling
-    own_address: str = ""  # of an engine that has a server of its own, as the reply to its load has it
-    own_stop_s: float = 0.0  # that such an engine may take to end its server
+    own_stop_s: float = 0.0  # that an engine with a server of its own may take to end it
 
     @property
-    def address(self) -> str:
-        """Where it answers HTTP, to the daemon and to a gate alone."""
-        return self.own_address or f"unix:{self.directory / HTTP_SOCKET}"
+    def route(self) -> dict[str, Any]:
+        """Of a gate's table, to this worker."""
+        named = {"worker": self.id, "revision": self.revision, "address": self.address}
+        return {**named, "blocked": list(self.blocked)} if self.blocked else named
 
     def alive(self) -> bool:
         return self.process.alive
@@ -143,7 +148,10 @@ class Workers:
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        live = Live(worker.id, worker.service, directory, log_path, process, self._clock())
+        address = f"unix:{directory / HTTP_SOCKET}"
+        identity = worker.id, worker.service, directory, log_path, process, self._clock()
+        live = Live(*identity, worker.kind, worker.revision, address)
+        live.blocked = blocked_paths(model) if model is not None else ()
         live.own_stop_s = launch.stop_timeout_s + OWN_STOP_MARGIN_S if launch is not None else 0.0
         self.live[worker.id] = live
         watcher = asyncio.get_running_loop().create_task(self._watch(live))

@@ -186,6 +186,7 @@ MISTAKES = [
     (((*CHAT, "protocol"), "tcp"), None, None),
     (((*CHAT, "protocol"), "grpc"), "services.chat.protocol", 'write one of "http", "tcp"'),
     (((*CHAT, "trust_forwarded"), "yes"), "services.chat.trust_forwarded", "write true or false"),
+    (((*CHAT, "front"), "proxy"), "services.chat.front", "direct"),
     (((*CHAT, "strategy"), "canary"), "services.chat.strategy", "not supported yet"),
     (((*CHAT, "strategy"), "in_place"), "services.chat.strategy", 'did you mean "in-place"?'),
     ((("strategies",), {"slow": {}}), "strategies", "not supported yet"),

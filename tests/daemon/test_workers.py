@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from swapd.core.errors import OUT_OF_MEMORY, WORKER_EXITED
+from swapd.core.model import Kind
 from swapd.daemon import workers
 from swapd.daemon.workers import Live, Workers, exit_problem
 
@@ -59,7 +60,9 @@ class World:
             clock=lambda: 0.0,
         )
         self.process = process()
-        self.live = Live("chat-1", "chat", tmp_path / "chat-1", tmp_path / "chat-1.log", self.process, 0.0)
+        self.live = Live(
+            "chat-1", "chat", tmp_path / "chat-1", tmp_path / "chat-1.log", self.process, 0.0, Kind.DIRECT, 1, ""
+        )
         self.workers.live["chat-1"] = self.live
 
 

@@ -419,3 +419,19 @@ def test_an_answer_too_long_to_be_checked_fails_only_where_json_is_expected(tmp_
         assert "over 4 MiB" in error.message
 
     with_server(tmp_path, test)
+
+
+def test_a_server_on_a_port_is_asked_there(tmp_path):
+    async def run():
+        async def answer(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            found = await probes.wait_ready(f"127.0.0.1:{port}", "/health", deadline_s=DEADLINE_S)
+            assert found.status == 204
+
+    asyncio.run(run())
