@@ -134,7 +134,6 @@ class ModelConfig:
     probes: tuple[ProbeConfig, ...] = ()
     warmup: WarmupConfig | None = None
     gpus: int = 1
-    served_names: tuple[str, ...] = ()  # what clients may call it by; empty: it does not look
     command: tuple[str, ...] = ()
     user: str | None = None
     read_paths: tuple[str, ...] = ()

@@ -173,8 +173,8 @@ class Api:
             params.get("reason") or "",
             again,
             await self._knowledge.is_intact(service),
-            names=model.served_names,
-            stable_names=old.served_names if old is not None else (),
+            names=model.names(),
+            stable_names=old.names() if old is not None else (),
             allow_name_mismatch=bool(params.get("allow_name_mismatch")),
         )
 

@@ -54,7 +54,9 @@ class Live:
     started_at: float
     kind: Kind
     revision: int
-    address: str  # where it answers, to the daemon and to a gate alone: unix:/path, or host:port if its engine chose that
+    address: (
+        str  # where it answers, to the daemon and to a gate alone: unix:/path, or host:port if its engine chose that
+    )
     blocked: tuple[str, ...] = ()  # paths that clients may not ask it for
     hello: Mapping[str, Any] = field(default_factory=dict)
     channel: WorkerChannel | None = None
