@@ -43,6 +43,7 @@ VLLM_UTILIZATION: Final = (
 _HUMAN_INT: Final = re.compile(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)", re.ASCII)  # vLLM's: 1k is 1000, 1K is 1024
 _KV_BYTES: Final = "--kv-cache-memory-bytes"
 _UTILIZATION: Final = "--gpu-memory-utilization"
+_UTILIZATIONS: Final = (_UTILIZATION, "--device-memory-utilization")  # 0.32 has both names
 _HEALTH: Final = {LLAMA_SERVER: "/health", VLLM: "/health"}
 # A stop comes after the drain. llama-server on SIGTERM either ends in 30 ms or hangs for half a minute (measured), so
 # it is not waited for; vLLM gives its GPU's memory back in an orderly way, process by process.
@@ -50,7 +51,15 @@ _STOP_S: Final = {LLAMA_SERVER: 3.0}
 _USUAL_STOP_S: Final = 10.0
 # Sleeping needs vLLM's development routes, which can change weights and call any method of its workers.
 _DEV_ROUTES: Final = (
-    *("/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/server_info", "/reconfigure"),
+    *(
+        "/sleep",
+        "/wake_up",
+        "/is_sleeping",
+        "/release_kv_cache_memory",
+        "/collective_rpc",
+        "/server_info",
+        "/reconfigure",
+    ),
     *("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/pause", "/resume", "/is_paused"),
     *("/init_weight_transfer_engine", "/start_weight_update", "/update_weights", "/finish_weight_update"),
     "/get_world_size",
@@ -127,8 +136,8 @@ def blocked_paths(model: ModelConfig) -> tuple[str, ...]:
 def visible_devices(model: ModelConfig, reading: DeviceReading) -> dict[str, str]:
     """The environment in which a worker sees its own GPU and no other.
 
-    By UUID, which does not change when a card is added. But vLLM takes a number only (vllm#20939, #46132), and CUDA
-    counts by speed unless it is told to count by bus, as NVML does.
+    By UUID, which does not change when a card is added. But many a vLLM takes a number only (vllm#20939, #46132; 0.32
+    takes both), and CUDA counts by speed unless it is told to count by bus, as NVML does.
     """
     if reading.kind is not DeviceKind.NVML:
         return {}
@@ -143,7 +152,7 @@ def visible_devices(model: ModelConfig, reading: DeviceReading) -> dict[str, str
 def memory_share(model: ModelConfig, device_bytes: int) -> float | None:
     """The fraction of its GPU that a vLLM is told to keep to, never more than what is planned for it; None: its
     command says so itself. From the declaration: from what earlier runs took it would grow with each of them."""
-    if has_flag(model.command, _UTILIZATION, _KV_BYTES):
+    if has_flag(model.command, *_UTILIZATIONS, _KV_BYTES):
         return None
     if model.device_memory_bytes is None:
         return VLLM_UTILIZATION
@@ -162,7 +171,7 @@ def said_need(model: ModelConfig, readings: Sequence[DeviceReading]) -> tuple[in
         return None
     device_bytes = max(gpus)
     share, source = VLLM_UTILIZATION, "by default"
-    if values := flag_values(model.command, _UTILIZATION)[:1]:
+    if values := flag_values(model.command, *_UTILIZATIONS)[:1]:
         try:
             share, source = float(values[0]), "in its command"
         except ValueError:

@@ -126,6 +126,7 @@ def test_a_vllm_sleeps_only_when_it_is_told_to_and_its_routes_are_closed_then():
         ((), 96 * GIB, 1.0, 96 * GIB),
         (("vllm", "serve", "--gpu-memory-utilization", "0.5"), None, None, 40 * GIB),
         (("vllm", "serve", "--gpu_memory_utilization=0.5"), 20 * GIB, None, 20 * GIB),
+        (("vllm", "serve", "--device-memory-utilization", "0.5"), None, None, 40 * GIB),
         (("vllm", "serve", "--gpu-memory-utilization", "half"), None, None, None),
         (("vllm", "serve", "--kv-cache-memory-bytes", "1073741824"), None, None, None),
     ],
