@@ -18,7 +18,7 @@ from swapd.core.events import Measurement
 from swapd.core.footprint import Learned, WeightsSummary, estimate, learn
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service
 from swapd.core.outage import ExpectedTimes
-from swapd.core.presets import said_cache_bytes, said_need
+from swapd.core.presets import has_front, said_cache_bytes, said_need
 from swapd.core.states import WorkerState
 from swapd.daemon.devices import Devices
 from swapd.daemon.loop import Loop
@@ -111,7 +111,7 @@ class Knowledge:
         proof_s = times.get("warm", 0.0) + times.get("verify", 0.0)
         expected = ExpectedTimes(drain_s=drain_s, release_s=release_s, load_s=times.get("load"), warm_s=proof_s)
         can_stage = kind is DeviceKind.NVML and model.stage
-        what = Kind.DIRECT if model.engine == "asgi" else Kind.ENGINE
+        what = Kind.DIRECT if has_front(model) else Kind.ENGINE
         return Measurement(footprint, tuple(readings), expected, can_stage, self._parked_residue(service, kind), what)
 
     def release_s(self, model: ModelConfig, *, parked: bool) -> float | None:

@@ -89,8 +89,8 @@ class Reading:
         return {
             "in_flight": gate["in_flight"] + own.get("in_flight", 0),
             "streams": gate["streams"] + own.get("streams", 0),
-            "upgraded": own.get("upgraded", 0),
-            "oldest_in_flight_s": max(gate["oldest_s"], own.get("oldest_in_flight_s", 0.0)),
+            "upgraded": gate["upgraded"] + own.get("upgraded", 0),
+            "oldest_in_flight_s": max(gate["oldest_in_flight_s"], own.get("oldest_in_flight_s", 0.0)),
         }
 
     async def status(self, params: Params) -> Any:

@@ -61,7 +61,7 @@ def test_an_engine_has_no_front_to_drain():
 
 @pytest.mark.parametrize(("code", "cut"), [(WORKER_EXITED, 0), (TIMEOUT, 4)])
 def test_a_gate_that_does_not_answer_keeps_nobody_from_draining(code, cut):
-    stats = {"upstreams": {"chat-1": {"in_flight": 4, "streams": 0, "oldest_s": 1.0}}}
+    stats = {"upstreams": {"chat-1": {"in_flight": 4, "streams": 0, "upgraded": 0, "oldest_in_flight_s": 1.0}}}
     gate = Asked("chat-gate-2", Kind.GATE, SwapdError(code, "no"), stats, {"chat-1"})
     assert drained(Asked("chat-1", Kind.ENGINE), gate)["cut"] == cut
 
@@ -104,7 +104,7 @@ def figures(server, *live):
 
 
 def test_open_requests_behind_a_gate_are_those_that_it_relays_and_those_of_the_models_own_front():
-    upstreams = {"chat-1": {"in_flight": 2, "streams": 1, "oldest_s": 9.0}, "chat-0": {"in_flight": 5}}
+    upstreams = {"chat-1": {"in_flight": 2, "streams": 1, "upgraded": 0, "oldest_in_flight_s": 9.0}, "chat-0": {"in_flight": 5}}
     gate = Asked("chat-gate-2", Kind.GATE, {"upstreams": upstreams})
     own = Asked("chat-1", answer={"in_flight": 1, "streams": 0, "upgraded": 1, "oldest_in_flight_s": 3.0})
     expected = {"in_flight": 3, "streams": 1, "upgraded": 1, "oldest_in_flight_s": 9.0}
