@@ -24,6 +24,7 @@ import uvloop
 from swapd.core.errors import SwapdError
 from swapd.front.direct import DirectFront
 from swapd.front.gate import GateFront
+from swapd.front.relay import relay as relay_module
 from swapd.front.relay.routing import read_table
 
 
@@ -121,6 +122,7 @@ class Child:
         self.loop = asyncio.get_running_loop()
         self.stopped = asyncio.Event()
         settings = self.settings
+        relay_module.REQUEST_STALL_S = settings.get("stall_s", relay_module.REQUEST_STALL_S)
         if settings["kind"] == "gate":
             self.front = GateFront(
                 self.loop,

@@ -7,6 +7,9 @@ or is put back to wait. Knows nothing of engines but what its exchange does.
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
+import struct
 from typing import TYPE_CHECKING, Final
 
 from swapd.front.answers import LastWords, answer, error_body, unavailable_body
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_AHEAD_BYTES: Final = 64 * 1024
 HEAD_END: Final = b"\r\n\r\n"
+_EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
 
 
 class ClientConnection(asyncio.Protocol):
@@ -53,7 +57,8 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def idle(self) -> bool:
-        return self.exchange is None and not (self.ending or self.gone)
+        """Between two requests."""
+        return self.exchange is None and not (self._buffer or self.ending or self.gone)
 
     @property
     def waits_to_be_read(self) -> bool:
@@ -129,8 +134,9 @@ class ClientConnection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
-        self.read_at = self.relay.now
         exchange = self.exchange
+        if exchange is not None or not self._buffer:
+            self.read_at = self.relay.now  # a head's time counts from its first byte, however slowly it drips
         self._buffer = self._buffer + data if self._buffer else data
         if exchange is None:
             self._next()
@@ -175,8 +181,8 @@ class ClientConnection(asyncio.Protocol):
             if not relay.open:
                 relay.settle(self)
                 return
-            if self._buffer[:2] == b"\r\n":
-                self._buffer = self._buffer[2:]  # RFC 9112 2.2: an empty line before a request means nothing
+            if self._buffer[:2] == b"\r\n":  # RFC 9112 2.2: empty lines before a request mean nothing
+                self._buffer = _EMPTY_LINES.sub(b"", self._buffer, 1)
             if not self._buffer:
                 return
             end = self._buffer.find(HEAD_END, 0, MAX_HEAD_BYTES)
@@ -251,9 +257,12 @@ class ClientConnection(asyncio.Protocol):
         if not self.transport.is_closing():
             LastWords(asyncio.get_running_loop(), self.transport, self)
 
-    def abort(self) -> None:
-        """The client shall see that its answer is not whole."""
+    def abort(self, *, reset: bool = False) -> None:
+        """The client shall see that its answer is not whole. `reset`: its end would look like that of a whole one."""
         self.exchange = None
+        if reset:
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def release(self) -> None:

@@ -232,7 +232,7 @@ class Exchange:
         self._let_go()
         self.relay.ended(self)
         if not self._stream or not self._chunked:
-            self.client.abort()
+            self.client.abort(reset=self.head.http_1_0)
             return
         self.client.transport.write(chunk(stream_error(message, code)) + last_chunk([]))
         self.client.end()

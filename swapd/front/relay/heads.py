@@ -60,7 +60,7 @@ class RequestHead:
     @property
     def idempotent(self) -> bool:
         """May be sent twice: RFC 9110 9.2.2."""
-        return self.method in (b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE")
+        return self.method in (b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE")
 
 
 @dataclass(slots=True)
@@ -120,22 +120,22 @@ def parse_request(head: bytes) -> RequestHead:
             raise BadHead(505, "http_version", "This address speaks HTTP/1.1.")
         raise BadHead(400, "bad_request", "The request line is not valid HTTP.")
     method, http_1_0 = parser.get_method(), version == "1.0"
-    if method == b"CONNECT":
-        raise BadHead(501, "not_implemented", "CONNECT is for proxies; this address serves a model.")
+    if method in (b"CONNECT", b"TRACE"):
+        raise BadHead(501, "not_implemented", f"{method.decode()} is for proxies; this address serves a model.")
     if len(sink.headers) > MAX_HEADERS:
         raise BadHead(431, "head_too_large", f"The request has more than {MAX_HEADERS} header fields.")
     headers, special = _sorted(sink.headers, _OF_REQUESTS)
     tokens = _tokens(special)
     if tokens:
         headers = _without(headers, tokens)
-    target, host = _target_and_host(sink.target, sink.headers, special, http_1_0)
+    target, host = _target_and_host(method, sink.target, sink.headers, special, http_1_0)
     return RequestHead(
         method,
         target,
         http_1_0,
         headers,
         host,
-        b"keep-alive" in tokens if http_1_0 else b"close" not in tokens,
+        b"close" not in tokens and (not http_1_0 or b"keep-alive" in tokens),
         _request_length(special, http_1_0),
         _upgrade(special) if b"upgrade" in tokens and not http_1_0 else b"",
         special.get(b"x-request-id", b""),
@@ -180,9 +180,10 @@ def _without(headers: list[Header], tokens: frozenset[bytes]) -> list[Header]:
 
 
 def _target_and_host(
-    target: bytes, headers: list[Header], special: dict[bytes, bytes], http_1_0: bool
+    method: bytes, target: bytes, headers: list[Header], special: dict[bytes, bytes], http_1_0: bool
 ) -> tuple[bytes, bytes]:
-    """RFC 9112 3.2: one Host, and that of an absolute target before it."""
+    """RFC 9112 3.2: one Host, and that of an absolute target before it. No fragment: for some servers it belongs to the
+    path, others drop it."""
     host = special.get(b"host")
     if host is None and not http_1_0:
         raise BadHead(400, "bad_request", "The request needs one Host field.")
@@ -190,12 +191,17 @@ def _target_and_host(
         raise BadHead(400, "bad_request", "The request needs one Host field.")
     if host and _HOST.fullmatch(host) is None:
         raise BadHead(400, "bad_request", "The request's Host is none.")
-    if target[:1] == b"/" or target == b"*":
+    if b"#" in target:
+        raise BadHead(400, "bad_request", "The request's target has a fragment.")
+    options = method == b"OPTIONS"
+    if target[:1] == b"/" or (target == b"*" and options):
         return target, host or b""
     absolute = _ABSOLUTE.fullmatch(target)
-    if absolute is None:
+    if absolute is None or _HOST.fullmatch(absolute[1]) is None:
         raise BadHead(400, "bad_request", "The request's target is neither a path nor an http URL.")
-    path = absolute[2] or b"/"
+    path = absolute[2] or (b"*" if options else b"/")
+    if path == b"*":
+        return path, absolute[1]
     return path if path[:1] == b"/" else b"/" + path, absolute[1]
 
 
@@ -231,7 +237,12 @@ def parse_answer(head: bytes, method: bytes) -> AnswerHead:
     if tokens:
         headers = _without(headers, tokens)
     length = _answer_length(special, method, status)
-    keep_alive = b"close" not in tokens if parser.get_http_version() != "1.0" else b"keep-alive" in tokens
+    version = parser.get_http_version()
+    if version not in ("1.0", "1.1"):
+        raise BadAnswer(f"its version is HTTP/{version}")
+    keep_alive = b"close" not in tokens
+    if version == "1.0":  # RFC 9112 6.1: what frames an answer of HTTP/1.0 by chunks may not know what comes after it
+        keep_alive = keep_alive and b"keep-alive" in tokens and length != -1
     return AnswerHead(
         status,
         sink.reason,
