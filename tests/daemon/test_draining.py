@@ -11,6 +11,7 @@ from swapd.core.model import Kind, Op, OpKind
 from swapd.daemon.draining import drain
 from swapd.daemon.reading import Reading
 from swapd.daemon.transfers import Transfers
+from swapd.daemon.workers import Live
 
 
 @dataclass
@@ -24,8 +25,11 @@ class Asked:
     upstreams: set = field(default_factory=set)
     revision: int = 7
     address: str = "unix:/run/w/http.sock"
+    blocked: tuple = ("/sleep",)
     heard: list = field(default_factory=list)
     channel: object = True
+
+    route = Live.route
 
     async def request(self, verb, params=None, *, fds=(), deadline_s):
         self.heard.append((verb, params))
@@ -84,7 +88,7 @@ def point(everybody, target):
 def test_a_gate_is_pointed_to_where_the_worker_answers_and_remembers_it():
     gate = Asked("chat-gate-2", Kind.GATE, {"quiesced_at": 1.0})
     assert point({"chat-gate-2": gate, "chat-1": Asked("chat-1")}, "chat-1") == {"quiesced_at": 1.0}
-    [route] = [{"worker": "chat-1", "revision": 7, "address": "unix:/run/w/http.sock", "weight": 1.0, "match": []}]
+    route = {"worker": "chat-1", "revision": 7, "address": "unix:/run/w/http.sock", "blocked": ["/sleep"]}
     assert gate.heard == [("point", {"epoch": 5, "hold": False, "routes": [route]})]
     assert gate.upstreams == {"chat-1"}
 
@@ -104,7 +108,10 @@ def figures(server, *live):
 
 
 def test_open_requests_behind_a_gate_are_those_that_it_relays_and_those_of_the_models_own_front():
-    upstreams = {"chat-1": {"in_flight": 2, "streams": 1, "upgraded": 0, "oldest_in_flight_s": 9.0}, "chat-0": {"in_flight": 5}}
+    upstreams = {
+        "chat-1": {"in_flight": 2, "streams": 1, "upgraded": 0, "oldest_in_flight_s": 9.0},
+        "chat-0": {"in_flight": 5},
+    }
     gate = Asked("chat-gate-2", Kind.GATE, {"upstreams": upstreams})
     own = Asked("chat-1", answer={"in_flight": 1, "streams": 0, "upgraded": 1, "oldest_in_flight_s": 3.0})
     expected = {"in_flight": 3, "streams": 1, "upgraded": 1, "oldest_in_flight_s": 9.0}

@@ -87,8 +87,6 @@ def test_the_front_moves_into_a_gate_and_out_of_it_with_the_kind_of_model(daemon
 
 
 def test_a_direct_service_goes_into_its_gate_and_out_under_load_when_the_configuration_says_so():
-    with Daemon([OWN, B], services='[services.chat]\nlisten = "127.0.0.1:%d"\nmodel = "own"\n') as daemon:
-        pass
     models = [model("a"), model("b")]
     with Daemon(models) as daemon, Crowd(daemon.port) as crowd:
         before = pid(daemon, "stable")
@@ -142,6 +140,7 @@ def test_what_a_dead_server_had_begun_gets_a_502_that_says_so(daemon):
         assert response.status == 502
         assert b"upstream_died" in body
         assert response.getheader("retry-after")
+    connection.close()
     assert daemon.get("/")[0] == 200, "and then all is well again"
 
 
@@ -189,6 +188,7 @@ def test_stopping_swapd_finishes_what_is_in_flight_and_leaves_nothing(daemon):
     response = connection.getresponse()
     daemon.stop()
     assert response.read().endswith(b"data: [DONE]\n\n")
+    connection.close()
     leftovers = [p for p in os.listdir("/proc") if p.isdigit() and str(daemon.dir) in _command(p)]
     assert leftovers == []
 

@@ -31,7 +31,7 @@ CUT_OFF: Final = ("The model server ended in the middle of its answer.", "upstre
 class Exchange:
     __slots__ = (
         *("_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered", "began_at", "client"),
-        *("connection", "head", "relay", "sent", "tried", "unreachable", "upstream"),
+        *("connection", "fresh", "head", "relay", "sent", "tried", "unreachable", "upstream"),
     )
 
     def __init__(self, relay: Relay, client: ClientConnection, raw: bytes, head: RequestHead, tried: bool) -> None:
@@ -39,6 +39,7 @@ class Exchange:
         self.client = client
         self.head = head
         self.tried = tried  # an engine has died with it: it is not sent a third time
+        self.fresh = False  # to be sent on a new connection only
         self.unreachable: tuple[str, ...] = ()  # engines that did not take it
         self.upstream: Upstream | None = None
         self.connection: UpstreamConnection | None = None
@@ -183,22 +184,25 @@ class Exchange:
         self.connection = None
         if self.answered:
             self._cut_off(*CUT_OFF)
-        elif self._may_be_sent_again(connection, error):
-            self.again(self.unread())
+        elif connection.began or self._kept is None:
+            self.refuse(502, *UPSTREAM_DIED)
+        elif _left_unread(connection, error):
+            if not connection.reused:  # nor will the next one be taken there
+                self.unreachable += (connection.upstream.route.worker,)
+            self._again()
+        elif self.head.idempotent and not self.tried:
+            self.tried = True
+            self._again()
         else:
             self.refuse(502, *UPSTREAM_DIED)
 
-    def _may_be_sent_again(self, connection: UpstreamConnection, error: Exception | None) -> bool:
-        if self.tried or self._kept is None or connection.began:
-            return False
-        unread = isinstance(error, (ConnectionResetError, BrokenPipeError))
-        local = connection.upstream.route.address.startswith("unix:")
-        return self.head.idempotent or (unread and local)
-
-    def again(self, read: bytes) -> None:
-        """Send it once more, to whoever is there; nobody: it waits."""
-        self.tried = True
-        head_bytes = len(self._kept[0]) if self._kept else 0
+    def _again(self) -> None:
+        """Send it once more, to whoever is there; nobody: it waits. Not on a connection that was idle: when an engine
+        dies its pooled ones are all dead, and not all of them known to be."""
+        self.fresh = True
+        read = self.unread()
+        assert self._kept is not None
+        head_bytes = len(self._kept[0])
         self._kept, self._kept_bytes = [read[:head_bytes]], 0
         self._body = body_of(self.head.length)
         self.sent = False
@@ -252,6 +256,12 @@ class Exchange:
 BY_UPSTREAM: Final = 1  # the engine does not take more of the request's body yet
 BY_CONNECT: Final = 2  # nobody has the request yet
 BY_AHEAD: Final = 4  # it has sent too much of the requests to come
+
+
+def _left_unread(connection: UpstreamConnection, error: Exception | None) -> bool:
+    """The engine cannot have begun: it ended with a part of the request, or all of it, unread in its Unix socket."""
+    local = connection.upstream.route.address.startswith("unix:")
+    return local and isinstance(error, (ConnectionResetError, BrokenPipeError))
 
 
 async def connect(exchange: Exchange, upstream: Upstream) -> None:

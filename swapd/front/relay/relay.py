@@ -174,7 +174,7 @@ class Relay:
         else:
             exchange.upstream = upstream
             upstream.exchanges.add(exchange)
-            connection = upstream.take(self.now, idempotent=exchange.head.idempotent)
+            connection = None if exchange.fresh else upstream.take(self.now, idempotent=exchange.head.idempotent)
             if connection is not None:
                 exchange.begin(connection)
             else:

@@ -53,6 +53,7 @@ class Upstream:
 
     def put(self, connection: UpstreamConnection, now: float) -> None:
         connection.idle_since = now
+        connection.reused = True
         self._pool.append(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
@@ -91,7 +92,17 @@ class Upstream:
 
 
 class UpstreamConnection(asyncio.Protocol):
-    __slots__ = ("_body", "_buffer", "_keep_alive", "_paused", "exchange", "idle_since", "transport", "upstream")
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_keep_alive",
+        "_paused",
+        "exchange",
+        "idle_since",
+        "reused",
+        "transport",
+        "upstream",
+    )
 
     transport: asyncio.Transport
 
@@ -99,6 +110,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.upstream = upstream
         self.exchange: Exchange | None = None
         self.idle_since = 0.0
+        self.reused = False  # it has been idle
         self._buffer = b""  # the beginning of an answer's head
         self._body: Body | None = None
         self._keep_alive = False
