@@ -188,7 +188,7 @@ def is_target(d: Draft, worker: Worker) -> bool:
         if other.op is None or other.op.kind not in (OpKind.HAND_OVER, OpKind.POINT, OpKind.ADOPT):
             continue
         front = d.workers.get(other.op.target or "") if other.op.kind is OpKind.HAND_OVER else other
-        if other.op.target == worker.id or (front is not None and front.points_to == worker.id):
+        if front is not None and worker.id in (front.id, front.points_to, other.op.target):
             return True
     return False
 

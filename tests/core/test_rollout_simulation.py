@@ -8,8 +8,8 @@ from swapd.core import events
 from swapd.core.errors import Problem
 from swapd.core.model import Kind, OpKind
 
-WORLD = ["fail", "crash", "time", "measure", "start"]
-ACTIONS = ["finish"] * 8 + WORLD + ["swap", "cancel", "rollback", "restart", "flip", "renew"]
+WORLD = ["fail", "crash", "time", "measure", "start", "settle"]
+ACTIONS = ["finish"] * 12 + WORLD + ["swap", "cancel", "rollback", "restart", "flip", "renew"]
 MODELS = ["a", "b", "big"]
 
 
@@ -19,6 +19,8 @@ def act(host: Host, data: st.DataObject) -> None:
             host.finish(data.draw(st.sampled_from(sorted(host.pending))))
         case "fail" if host.pending:
             host.fail(data.draw(st.sampled_from(sorted(host.pending))))
+        case "settle":  # nothing else happens for a while
+            host.settle(until_idle=False)
         case "start":
             for op_id, run in host.pending.items():
                 if run.op.kind is OpKind.HAND_OVER and run.op.target in host.processes:

@@ -206,6 +206,24 @@ def test_a_candidate_is_not_ended_while_a_gate_that_points_to_it_is_being_given_
     assert owner(host).id == old
 
 
+def test_a_candidate_that_is_just_being_given_the_listeners_is_not_ended_before_it_has_them():
+    host = Host()
+    host.add("chat", "a")
+    host.swap("chat", "b")
+    adopting = finish_until(host, OpKind.VERIFY)
+    host.exit(owner(host).id)
+    host.finish(adopting)
+    adopt = pending(host, OpKind.ADOPT)[0]
+    candidate = host.pending[adopt].op.worker
+    assert "gate" not in candidate
+    host.send(events.ReturnRequested(host.now, "chat", "ana"))
+    assert not [op for op in host.begun if op.kind is OpKind.STOP and op.worker == candidate]
+    host.finish(adopt)
+    assert owner(host).id == candidate, "until its clients are held"
+    host.settle(until_idle=False)
+    assert candidate not in {w.id for w in host.state.workers}
+
+
 def test_a_model_is_not_ended_before_every_gate_that_still_relays_points_elsewhere():
     host = serving(soak_s=600.0)
     gate, old = owner(host).id, server(host).id
