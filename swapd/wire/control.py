@@ -111,9 +111,11 @@ _HOW: Final = {
     "strategy": Param(Kind.NAME, "auto (default), dual or in-place"),
     "max_outage": Param(Kind.DURATION, "refuse an expected outage longer than this; the service's own limit otherwise"),
 }
-_NAMES: Final = {
+_HOW_TO: Final = {
+    **_HOW,
     "allow_name_mismatch": Param(Kind.FLAG, "also if clients could not name the model in requests as they do now"),
 }
+_TO: Final = {"service": _SERVICE, "to": Param(Kind.NAME, "the model's name", required=True), **_HOW_TO}
 
 METHODS: Final[Mapping[str, Method]] = {
     method.name: method
@@ -126,18 +128,12 @@ METHODS: Final[Mapping[str, Method]] = {
         Method(
             "plan",
             "what a swap would do, and why, without doing it",
-            {"service": _SERVICE, "to": Param(Kind.NAME, "the model's name", required=True), **_HOW, **_NAMES},
+            _TO,
         ),
         Method(
             "swap",
             "replace a service's model; returns the swap's record at once",
-            {
-                "service": _SERVICE,
-                "to": Param(Kind.NAME, "the model's name", required=True),
-                **_HOW,
-                **_NAMES,
-                **_ACTING,
-            },
+            {**_TO, **_ACTING},
             acts=True,
         ),
         Method(
@@ -146,7 +142,7 @@ METHODS: Final[Mapping[str, Method]] = {
             {"service": _SERVICE, "to": Param(Kind.REVISION, "where to; the previous otherwise"), **_HOW, **_ACTING},
             acts=True,
         ),
-        Method("restart", "a swap to the same model", {"service": _SERVICE, **_HOW, **_NAMES, **_ACTING}, acts=True),
+        Method("restart", "a swap to the same model", {"service": _SERVICE, **_HOW_TO, **_ACTING}, acts=True),
         Method(
             "cancel",
             "end the swap in progress; the old revision serves on",
