@@ -7,6 +7,9 @@ and nothing was left over. Knows nothing of clients but what an exchange tells.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +27,7 @@ CONNECT_S: Final = 5.0
 # is sent on an older connection, and one that must not be sent twice only on a fresh one.
 IDLE_S: Final = 4.0
 FRESH_S: Final = 1.0
+MAX_REST_BYTES: Final = 1024 * 1024
 HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -176,7 +180,7 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.answer(head, pieces)
             return
         self.exchange = None
-        if self._keep_alive and exchange.sent and not rest:
+        if self._keep_alive and exchange.sent and not rest and not self.transport.is_closing():
             self.upstream.put(self, exchange.relay.now)
         else:
             self.transport.abort()
@@ -205,11 +209,23 @@ class UpstreamConnection(asyncio.Protocol):
             return None, b""
         return head, data
 
+    def _rest(self) -> bytes:
+        """What the engine has said before it closed: a write that failed by that close leaves it unread."""
+        rest = b""
+        with contextlib.suppress(OSError):
+            fd = os.dup(self.transport.get_extra_info("socket").fileno())
+            with socket.socket(fileno=fd) as copy:
+                while len(rest) < MAX_REST_BYTES and (more := copy.recv(65536, socket.MSG_DONTWAIT)):
+                    rest += more
+        return rest
+
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.upstream.forget(self)
+        if isinstance(exc, ConnectionError) and self.exchange is not None and (rest := self._rest()):
+            self.data_received(rest)
         exchange, self.exchange = self.exchange, None
         if exchange is None:
             return
