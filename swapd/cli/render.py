@@ -361,6 +361,8 @@ def plan_lines(plan: Record) -> list[str]:
         f"streams   {_stream_words(plan)}",
         f"rollback  {_rollback_words(plan)}",
     ]
+    if plan.get("flags"):
+        lines.append(f"adds      {printable(' '.join(plan['flags']))}")
     if plan.get("probes") == 0:
         model = printable(plan["to"]["model"])
         lines.append(f"proof     none: model {model} has no probes, see [[models.{model}.probes]]")

@@ -225,6 +225,7 @@ def plan_record(
     rollback_s: float | None,
     stats: Mapping[str, Any],
     hold_timeout_s: float,
+    flags: Sequence[str] = (),
 ) -> dict[str, Any]:
     stable = service.revision(service.stable)
     return {
@@ -248,4 +249,5 @@ def plan_record(
         "longest_stream_s": _longest_stream_s(service, placement.strategy) if stats.get("streams") else None,
         "rollback": rollback,
         "rollback_s": rollback_s,
+        "flags": list(flags),  # what is added to the command of a server
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,9 +16,10 @@ from swapd.core.config import Config, ModelConfig, ServiceConfig
 from swapd.core.config_views import DIGEST_DIGITS, SWAP, diff_config
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ReturnRequested, SettingsChanged, SwapRequested
-from swapd.core.model import Service, ServiceSettings, Strategy, Swap
+from swapd.core.model import DeviceKind, DeviceReading, Service, ServiceSettings, Strategy, Swap
 from swapd.core.outage import longest_drain_s
 from swapd.core.placement import Placement
+from swapd.core.presets import shown_flags
 from swapd.core.report import plan_record, rollback_kind, swap_record
 from swapd.core.rollout import can_park, plan
 from swapd.core.states import Phase
@@ -81,6 +82,7 @@ class Api:
             rollback_s=rollback_s,
             stats=stats,
             hold_timeout_s=self._knowledge.config.services[service.name].hold_timeout_s,
+            flags=shown_flags(model, _gpu_bytes(request.measurement.readings, placed.device)),
         )
 
     def _rollback_after(self, service: Service, placed: Placement, way_back: bool) -> tuple[str, float | None]:
@@ -282,6 +284,12 @@ def _gate_digest(service: ServiceConfig) -> str:
     settings = (service.health_path, service.hold_timeout_s, service.queue_limit, service.keep_alive_s)
     made_of = (swapd.__version__, service.protocol, RETRY_AFTER_S, *settings)
     return hashlib.sha256(repr(made_of).encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+def _gpu_bytes(readings: Sequence[DeviceReading], device: str) -> int | None:
+    """All the memory of the GPU of that name; None: it is no GPU."""
+    gpus = (r.total_bytes for r in readings if r.name == device and r.kind is DeviceKind.NVML)
+    return next(gpus, None)
 
 
 def _actor(peer: Peer, params: Params) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import pwd
 import secrets
 import shutil
 import stat
@@ -58,6 +59,7 @@ class Live:
         str  # where it answers, to the daemon and to a gate alone: unix:/path, or host:port if its engine chose that
     )
     blocked: tuple[str, ...] = ()  # paths that clients may not ask it for
+    uid: int | None = None  # of the user that its server runs as, where it has one of its own
     hello: Mapping[str, Any] = field(default_factory=dict)
     channel: WorkerChannel | None = None
     connected: asyncio.Event = field(default_factory=asyncio.Event)
@@ -71,7 +73,7 @@ class Live:
     def route(self) -> dict[str, Any]:
         """Of a gate's table, to this worker."""
         named = {"worker": self.id, "revision": self.revision, "address": self.address}
-        return {**named, "blocked": list(self.blocked)} if self.blocked else named
+        return {**named, "blocked": list(self.blocked), "uid": self.uid}
 
     def alive(self) -> bool:
         return self.process.alive
@@ -153,7 +155,11 @@ class Workers:
         address = f"unix:{directory / HTTP_SOCKET}"
         identity = worker.id, worker.service, directory, log_path, process, self._clock()
         live = Live(*identity, worker.kind, worker.revision, address)
-        live.blocked = blocked_paths(model) if model is not None else ()
+        if model is not None:
+            live.blocked = blocked_paths(model)
+        if model is not None and model.user is not None:
+            with contextlib.suppress(KeyError):  # its runner says so
+                live.uid = pwd.getpwnam(model.user).pw_uid
         live.own_stop_s = launch.stop_timeout_s + OWN_STOP_MARGIN_S if launch is not None else 0.0
         self.live[worker.id] = live
         watcher = asyncio.get_running_loop().create_task(self._watch(live))

@@ -238,16 +238,18 @@ class GateFront(Front):
 
     async def drain(self, deadline_s: float, and_close: bool = False, upstream: str | None = None) -> DrainReport:
         """Wait for what is in flight: to one engine, or at all. At the deadline an event stream gets an error event, an
-        unanswered request a 503, anything else its end. A gate that becomes the owner again meanwhile is done with it.
+        unanswered request a 503, anything else its end. A gate that becomes the owner again meanwhile, or is pointed to
+        that engine again, is done with it.
         """
         before, turned_away = self._relay.requests, self._turned_away
         if and_close and self.owner:
             self.turn_away()
         deadline = self._loop.time() + deadline_s
-        owned = self._state.owned
+        owned, table = self._state.owned, self._relay.table
         while self._unfinished(upstream) and self._loop.time() < deadline:
             await asyncio.sleep(DRAIN_POLL_S)
-            if upstream is None and not and_close and self._state.owned != owned:
+            owner_again = upstream is None and not and_close and self._state.owned != owned
+            if owner_again or (self._relay.table is not table and self._relay.serves(upstream)):
                 return DrainReport(self._relay.requests - before, 0)
         finished = self._relay.requests - before
         cut = self._relay.cut_all(upstream)

@@ -101,6 +101,10 @@ class Relay:
         simple = len(able) == 1 and not able[0].match and not able[0].blocked and not table.hold
         self._only = self._upstreams[able[0].worker] if simple else None
 
+    def serves(self, worker: str | None) -> bool:
+        """Requests may begin there."""
+        return self.table.open and any(route.worker == worker and route.weight > 0 for route in self.table.routes)
+
     def _choose(self, exchange: Exchange) -> Upstream | None:
         if self._only is not None and not exchange.unreachable:
             return self._only

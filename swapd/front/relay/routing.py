@@ -35,6 +35,7 @@ class Route:
     weight: float = 1.0  # its share; 0: none
     match: tuple[Match, ...] = ()
     blocked: tuple[bytes, ...] = ()
+    uid: int | None = None  # of the user that a Unix socket's other end must be of
 
     def blocks(self, target: bytes) -> bool:
         """By the path as servers read it: unescaped, without doubled or trailing slashes."""
@@ -101,8 +102,11 @@ def _read_route(route: Mapping[str, Any]) -> Route:
     blocked = route.get("blocked", [])
     if not isinstance(blocked, list) or not all(isinstance(path, str) and path.startswith("/") for path in blocked):
         raise ValueError("routes: blocked must be a list of paths")
+    uid = route.get("uid")
+    if uid is not None and (not isinstance(uid, int) or isinstance(uid, bool)):
+        raise ValueError("routes: uid must be an integer")
     match = tuple(_read_match(match) for match in route.get("match", []))
-    return Route(worker, revision, address, float(weight), match, tuple(path.lower().encode() for path in blocked))
+    return Route(worker, revision, address, float(weight), match, tuple(path.lower().encode() for path in blocked), uid)
 
 
 def _read_match(match: object) -> Match:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,7 @@ CONNECT_S: Final = 5.0
 # is sent on an older connection, and one that must not be sent twice only on a fresh one.
 IDLE_S: Final = 4.0
 FRESH_S: Final = 1.0
+_PEERCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7)
 MAX_REST_BYTES: Final = 1024 * 1024
 HEAD_END: Final = b"\r\n\r\n"
 
@@ -75,6 +77,9 @@ class Upstream:
         address = self.route.address
         if address.startswith("unix:"):  # at once, or not at all
             transport, _ = await self._loop.create_unix_connection(protocol, address[5:])
+            if self.route.uid is not None and _uid_of(transport) != self.route.uid:
+                transport.abort()
+                raise OSError(f"{address} is another user's socket")
         else:
             host, _, port = address.rpartition(":")
             connecting = self._loop.create_connection(protocol, host, int(port))
@@ -93,6 +98,14 @@ class Upstream:
         pool, self._pool = self._pool, []
         for connection in pool:
             connection.transport.abort()
+
+
+def _uid_of(transport: asyncio.Transport) -> int:
+    """Who listens at the other end of a Unix socket, by the kernel's word. In a directory that belongs to an engine's
+    user the name of its socket may lead anywhere, also to sockets that only the gate's user can reach."""
+    sock = transport.get_extra_info("socket")
+    uid: int = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))[1]
+    return uid
 
 
 class UpstreamConnection(asyncio.Protocol):
