@@ -173,6 +173,15 @@ class Swapd:
 
         return self._until(settled, deadline_s, f"swap {swap_id} has settled")
 
+    def wait_no_swap(self, deadline_s: float = 120.0) -> None:
+        """Until no soak is left either: then a swap to the old model is one, and not a return."""
+
+        def over() -> dict[str, Any] | None:
+            status: dict[str, Any] = self.control.call("status")
+            return status if all(service["swap"] is None for service in status["services"]) else None
+
+        self._until(over, deadline_s, "every swap is over")
+
     def _until(self, check: Callable[[], dict[str, Any] | None], deadline_s: float, what: str) -> dict[str, Any]:
         until = time.monotonic() + deadline_s
         while time.monotonic() < until:

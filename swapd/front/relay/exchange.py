@@ -183,9 +183,10 @@ class Exchange:
         """The engine's connection ended before its answer did."""
         self.connection = None
         if self.answered:
+            self.relay.tell(self, "upstream_died", f"in the middle of its answer: {error or 'closed'}")
             self._cut_off(*CUT_OFF)
         elif connection.began or self._kept is None:
-            self.refuse(502, *UPSTREAM_DIED)
+            self._died(error)
         elif _left_unread(connection, error):
             if not connection.reused:  # nor will the next one be taken there
                 self.unreachable += (connection.upstream.route.worker,)
@@ -194,7 +195,11 @@ class Exchange:
             self.tried = True
             self._again()
         else:
-            self.refuse(502, *UPSTREAM_DIED)
+            self._died(error)
+
+    def _died(self, error: Exception | None) -> None:
+        self.relay.tell(self, "upstream_died", f"before it answered: {error or 'closed'}")
+        self.refuse(502, *UPSTREAM_DIED)
 
     def _again(self) -> None:
         """Send it once more, to whoever is there; nobody: it waits. Not on a connection that was idle: when an engine
@@ -212,7 +217,7 @@ class Exchange:
 
     def bad_answer(self, why: str) -> None:
         self.connection = None
-        self.relay.log_bad_answer(self, why)
+        self.relay.tell(self, "bad_answer", why)
         if self.answered:
             self._cut_off(*CUT_OFF)
         else:

@@ -217,10 +217,11 @@ class Relay:
     def refused(self, status: int) -> None:
         self.turned_away += status == 503
 
-    def log_bad_answer(self, exchange: Exchange, why: str) -> None:
+    def tell(self, exchange: Exchange, event: str, why: str) -> None:
         worker = exchange.upstream.route.worker if exchange.upstream is not None else ""
-        request_id = exchange.head.request_id.decode("latin1")
-        log.warning("relay.bad_answer worker=%s request_id=%s why=%s", worker, request_id, why)
+        head = exchange.head
+        ids = f"request_id={head.request_id.decode('latin1')} {head.method.decode()} {head.target[:200].decode('latin1')}"
+        log.warning("relay.%s worker=%s %s why=%s", event, worker, ids, why)
 
     # --- tunnels -----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -53,9 +54,12 @@ class Upstream:
     def take(self, now: float, *, idempotent: bool) -> UpstreamConnection | None:
         """A pooled connection that the engine will not close under the request."""
         pool = self._pool
-        if not pool or now - pool[-1].idle_since > (IDLE_S if idempotent else FRESH_S):
-            return None
-        return pool.pop()
+        while pool and now - pool[-1].idle_since <= (IDLE_S if idempotent else FRESH_S):
+            connection = pool.pop()
+            if not connection.ended:
+                return connection
+            connection.transport.abort()
+        return None
 
     def put(self, connection: UpstreamConnection, now: float) -> None:
         connection.idle_since = now
@@ -114,6 +118,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_buffer",
         "_keep_alive",
         "_paused",
+        "_poll",
         "exchange",
         "idle_since",
         "reused",
@@ -132,6 +137,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._body: Body | None = None
         self._keep_alive = False
         self._paused = False
+        self._poll = select.poll()
 
     def begin(self, exchange: Exchange, request: bytes) -> None:
         self.exchange = exchange
@@ -142,6 +148,12 @@ class UpstreamConnection(asyncio.Protocol):
     def began(self) -> bool:
         """Something of the answer has come."""
         return self._body is not None or bool(self._buffer)
+
+    @property
+    def ended(self) -> bool:
+        """The engine has closed it, or said something, and the loop has not told yet. Asked before each use: what is
+        written after this, and left unread, is answered by a reset, not by an end that looks like any other."""
+        return bool(self._poll.poll(0))
 
     def abort(self) -> None:
         """The exchange is over before its end: the engine sees its client gone."""
@@ -162,6 +174,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLRDHUP)
 
     def pause_writing(self) -> None:
         if self.exchange is not None:
