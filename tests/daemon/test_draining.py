@@ -27,6 +27,7 @@ class Asked:
     address: str = "unix:/run/w/http.sock"
     blocked: tuple = ("/sleep",)
     uid: int | None = None
+    reuse: bool = True
     heard: list = field(default_factory=list)
     channel: object = True
 
@@ -89,7 +90,8 @@ def point(everybody, target):
 def test_a_gate_is_pointed_to_where_the_worker_answers_and_remembers_it():
     gate = Asked("chat-gate-2", Kind.GATE, {"quiesced_at": 1.0})
     assert point({"chat-gate-2": gate, "chat-1": Asked("chat-1")}, "chat-1") == {"quiesced_at": 1.0}
-    route = {"worker": "chat-1", "revision": 7, "address": "unix:/run/w/http.sock", "blocked": ["/sleep"], "uid": None}
+    known = {"worker": "chat-1", "revision": 7, "address": "unix:/run/w/http.sock", "uid": None, "reuse": True}
+    route = {**known, "blocked": ["/sleep"]}
     assert gate.heard == [("point", {"epoch": 5, "hold": False, "routes": [route]})]
     assert gate.upstreams == {"chat-1"}
 

@@ -182,6 +182,8 @@ class Exchange:
     def upstream_lost(self, connection: UpstreamConnection, error: Exception | None) -> None:
         """The engine's connection ended before its answer did."""
         self.connection = None
+        if connection.reused and not connection.began:
+            connection.upstream.be_careful()
         if self.answered:
             self.relay.tell(self, "upstream_died", f"in the middle of its answer: {error or 'closed'}")
             self._cut_off(*CUT_OFF)

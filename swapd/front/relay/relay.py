@@ -220,7 +220,9 @@ class Relay:
     def tell(self, exchange: Exchange, event: str, why: str) -> None:
         worker = exchange.upstream.route.worker if exchange.upstream is not None else ""
         head = exchange.head
-        ids = f"request_id={head.request_id.decode('latin1')} {head.method.decode()} {head.target[:200].decode('latin1')}"
+        ids = (
+            f"request_id={head.request_id.decode('latin1')} {head.method.decode()} {head.target[:200].decode('latin1')}"
+        )
         log.warning("relay.%s worker=%s %s why=%s", event, worker, ids, why)
 
     # --- tunnels -----------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ class Route:
     match: tuple[Match, ...] = ()
     blocked: tuple[bytes, ...] = ()
     uid: int | None = None  # of the user that a Unix socket's other end must be of
+    reuse: bool = True  # its connections may carry one request after the other
 
     def blocks(self, target: bytes) -> bool:
         """By the path as servers read it: unescaped, without doubled or trailing slashes."""
@@ -105,8 +106,13 @@ def _read_route(route: Mapping[str, Any]) -> Route:
     uid = route.get("uid")
     if uid is not None and (not isinstance(uid, int) or isinstance(uid, bool)):
         raise ValueError("routes: uid must be an integer")
+    reuse = route.get("reuse", True)
+    if not isinstance(reuse, bool):
+        raise ValueError("routes: reuse must be true or false")
     match = tuple(_read_match(match) for match in route.get("match", []))
-    return Route(worker, revision, address, float(weight), match, tuple(path.lower().encode() for path in blocked), uid)
+    return Route(
+        worker, revision, address, float(weight), match, tuple(path.lower().encode() for path in blocked), uid, reuse
+    )
 
 
 def _read_match(match: object) -> Match:

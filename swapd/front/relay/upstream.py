@@ -37,7 +37,7 @@ HEAD_END: Final = b"\r\n\r\n"
 class Upstream:
     """One engine, as long as the table names it or anything is in flight there."""
 
-    __slots__ = ("_loop", "_pool", "exchanges", "revision_line", "route", "tunnels")
+    __slots__ = ("_careful", "_loop", "_pool", "exchanges", "revision_line", "route", "tunnels")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, route: Route) -> None:
         self.route = route
@@ -46,6 +46,7 @@ class Upstream:
         self.tunnels: set[Tunnel] = set()
         self._loop = loop
         self._pool: list[UpstreamConnection] = []  # the freshest last
+        self._careful = False
 
     @property
     def in_flight(self) -> int:
@@ -54,6 +55,8 @@ class Upstream:
     def take(self, now: float, *, idempotent: bool) -> UpstreamConnection | None:
         """A pooled connection that the engine will not close under the request."""
         pool = self._pool
+        if self._careful and not idempotent:
+            return None
         while pool and now - pool[-1].idle_since <= (IDLE_S if idempotent else FRESH_S):
             connection = pool.pop()
             if not connection.ended:
@@ -61,7 +64,15 @@ class Upstream:
             connection.transport.abort()
         return None
 
+    def be_careful(self) -> None:
+        """It has closed a kept connection under a request, without a word: none that must not be sent twice goes to it
+        on such a one again."""
+        self._careful = True
+
     def put(self, connection: UpstreamConnection, now: float) -> None:
+        if not self.route.reuse:
+            connection.transport.abort()
+            return
         connection.idle_since = now
         connection.reused = True
         self._pool.append(connection)
