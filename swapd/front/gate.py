@@ -139,10 +139,11 @@ class GateFront(Front):
         return limit == resource.RLIM_INFINITY or used < limit - SPARE_DESCRIPTORS
 
     def _enter(self, client: Held) -> None:
-        self._relay.admit(socket.socket(fileno=client.fd), client.carried(), tried=client.tried)
+        sock = socket.socket(fileno=client.fd)
+        self._relay.admit(sock, client.carried(), tried=client.tried, waits_since=client.since)
 
-    def postpone(self, fd: int, read: bytes, tried: bool) -> None:
-        self._room.postpone(Held(fd, read, tried=tried))
+    def postpone(self, fd: int, waits_since: float | None) -> None:
+        self._room.postpone(Held(fd, waits_since=waits_since))
 
     def settle(self, client: ClientConnection) -> None:
         if not client.waits_to_be_read or client.transport.is_closing():
@@ -150,8 +151,8 @@ class GateFront(Front):
         if client.unflushed:
             client.watch_flush()
             return
-        parked, tried = client.parked, client.parked and client.exchange is not None and client.exchange.tried
-        if self.turning_away and parked:
+        waiting = client.exchange
+        if self.turning_away and waiting is not None:
             client.refuse(503, *STOPPED)
             return
         try:
@@ -159,10 +160,12 @@ class GateFront(Front):
         except OSError:  # no descriptor left
             client.refuse(503, *STOPPED)
             return
-        held = Held(fd, read, tried=tried)
+        held = Held(fd, read)
+        if waiting is not None:
+            held = Held(fd, read, tried=waiting.tried, waits_since=waiting.waits_since)
         if not self._may_read():
             self._follow(held)
-        elif parked:
+        elif waiting is not None:
             self._room.postpone(held)
         else:
             self._room.add(held)

@@ -18,6 +18,7 @@ from typing import Final
 
 from swapd.front.answers import STOPPED, Lingering, answer, unavailable_body
 from swapd.front.idle import EVENTS_A_TURN, HUNG_UP, RawCopy
+from swapd.front.relay.heads import BadHead, parse_request
 from swapd.wire.peer import MAX_HEAD_BYTES
 
 HEAD_END: Final = b"\r\n\r\n"
@@ -27,13 +28,14 @@ LET_IN_A_TURN: Final = 64  # then the loop sees to the others
 
 
 class Held(RawCopy):
-    """One client. `since` is None until its first byte is seen."""
+    """One client. `since` is None until its first byte is seen; `waits_since`: it has waited before, and found no
+    engine when it was let in: its patience goes on."""
 
     __slots__ = ("since", "tried")
 
-    def __init__(self, fd: int, read: bytes = b"", *, tried: bool = False) -> None:
+    def __init__(self, fd: int, read: bytes = b"", *, tried: bool = False, waits_since: float | None = None) -> None:
         super().__init__(fd, read)
-        self.since: float | None = None
+        self.since = waits_since
         self.tried = tried  # an engine has died with the request that waits here
 
     def view(self) -> bytes:
@@ -187,7 +189,8 @@ class Room:
                 return
 
     def _health_request(self, seen: bytes) -> int | None:
-        """The size of the health request at the front of `seen`; 0: it may become one; None: it is none."""
+        """The size of the health request at the front of `seen`; 0: it may become one; None: it is none, or one with a
+        body, which is the model's affair."""
         start = self._health_start
         if not seen.startswith(start[: len(seen)]):
             return None
@@ -198,14 +201,16 @@ class Room:
         end = seen.find(HEAD_END)
         if end < 0:
             return 0 if len(seen) < MAX_HEAD_BYTES else None
-        head = seen[:end].lower()
-        if b"\r\ncontent-length:" in head or b"\r\ntransfer-encoding:" in head:
-            return None  # with a body it is the model's affair
-        return end + len(HEAD_END)
+        size = end + len(HEAD_END)
+        try:
+            return size if parse_request(seen[:size]).length == 0 else None
+        except BadHead:
+            return None
 
     def _wait(self, client: Held, undecided: bool = False) -> None:
         if client.since is None:
             client.since = time.monotonic()
+        if client.fd not in self.waiting:
             if self.turning_away:
                 self._turn_away(client, *STOPPED)
                 return
@@ -264,11 +269,9 @@ class Room:
     def end_waits(self) -> None:
         """Of those who have waited for too long."""
         before = time.monotonic() - self._hold_timeout_s
-        while self.waiting:
-            client = next(iter(self.waiting.values()))
-            if client.since is None or client.since >= before:
-                return
-            self._turn_away(client, "The model did not come back in time.", "hold_timeout")
+        for client in list(self.waiting.values()):
+            if client.since is not None and client.since < before:
+                self._turn_away(client, "The model did not come back in time.", "hold_timeout")
 
     @property
     def oldest_s(self) -> float:

@@ -1,5 +1,6 @@
 import pytest
 from support.front_process import Client, FrontProcess, tcp_listener
+from support.raw_upstream import RawUpstream
 
 
 @pytest.fixture
@@ -44,3 +45,35 @@ def pair(spawn, listener):
     old, new = spawn(1), spawn(2)
     old.adopt(1, main=listener)
     return old, new
+
+
+@pytest.fixture
+def engine(tmp_path):
+    """Starts scripted engines. Whatever they got must have been whole, well-formed requests."""
+    started = []
+
+    def start(address=None):
+        started.append(RawUpstream(address or str(tmp_path / f"engine-{len(started)}.sock")))
+        return started[-1]
+
+    yield start
+    for upstream in started:
+        upstream.close()
+        assert upstream.faults == []
+
+
+@pytest.fixture
+def relaying(spawn, listener):
+    """A gate that relays to the engines given, named chat-1, chat-2 and so on."""
+
+    def start(*engines, **settings):
+        front = spawn(kind="gate", **settings)
+        front.request("point", epoch=1, routes=routes(*engines))
+        front.adopt(1, main=listener)
+        return front
+
+    return start
+
+
+def routes(*engines):
+    return [upstream.route(f"chat-{number}", number) for number, upstream in enumerate(engines, 1)]

@@ -28,6 +28,7 @@ class Request:
     target: str
     headers: list[tuple[str, str]]
     raw_head: bytes
+    early: bytes  # of the body, as it came with the head
     body: bytes = b""
     trailers: list[tuple[str, str]] = field(default_factory=list)
 
@@ -41,7 +42,8 @@ class Request:
 
 class RawUpstream:
     """`answer(request)` gives the bytes to send when a request is whole; `None`: close; a callable: it gets the socket
-    and goes on as it likes (False: close). `on_head(request)`: the same, before the body is read; None: read on."""
+    and goes on as it likes (False: close). `on_head(request)`: the same, before the body is read; None: read on.
+    `on_accept(socket)`: before anything is read; False: close."""
 
     def __init__(self, address):
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
@@ -61,6 +63,7 @@ class RawUpstream:
         """Everything recorded, and the script."""
         self.answer = lambda request: OK
         self.on_head = lambda request: None
+        self.on_accept = lambda sock: True
         self.requests = []  # those whose head has come
         self.whole = []
         self.faults = []
@@ -98,6 +101,8 @@ class RawUpstream:
         self.sockets.add(sock)
         early = b""
         with sock, contextlib.suppress(OSError):
+            if self.on_accept(sock) is False:
+                return
             while (early := self._one(sock, number, early)) is not None:
                 pass
         self.sockets.discard(sock)
@@ -148,7 +153,8 @@ class RawUpstream:
     def _read_head(self, number, raw, event):
         raw_head = raw[: raw.find(b"\r\n\r\n") + 4]
         headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in event.headers]
-        request = Request(number, event.method.decode(), event.target.decode("latin-1"), headers, raw_head)
+        target = event.target.decode("latin-1")
+        request = Request(number, event.method.decode(), target, headers, raw_head, raw[len(raw_head) :])
         if HEAD.fullmatch(raw_head) is None or len(request.values("host")) != 1:
             self.faults.append(("no well-formed head", raw_head))
         if len(request.values("content-length")) + len(request.values("transfer-encoding")) > 1:

@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from swapd.front.answers import LastWords, answer, error_body, unavailable_body
-from swapd.front.relay.exchange import BY_AHEAD, Exchange
+from swapd.front.relay.exchange import BY_AHEAD, BY_UPSTREAM, Exchange
 from swapd.front.relay.heads import BadHead, Via, parse_request
 from swapd.wire.peer import MAX_HEAD_BYTES
 
@@ -27,13 +27,13 @@ _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
 
 class ClientConnection(asyncio.Protocol):
     __slots__ = (
-        *("_buffer", "_paused", "_via", "ending", "exchange", "fd", "gone", "read_at", "relay", "since", "tried"),
-        "transport",
+        *("_buffer", "_full", "_paused", "_via", "ending", "exchange", "fd", "gone", "read_at", "relay", "since"),
+        *("transport", "tried", "waits_since"),
     )
 
     transport: asyncio.Transport
 
-    def __init__(self, relay: Relay, fd: int, read: bytes, tried: bool) -> None:
+    def __init__(self, relay: Relay, fd: int, read: bytes, tried: bool, waits_since: float | None) -> None:
         self.relay = relay
         self.fd = fd
         self.exchange: Exchange | None = None
@@ -42,7 +42,9 @@ class ClientConnection(asyncio.Protocol):
         self.since = relay.now  # idle since
         self.read_at = relay.now
         self.tried = tried  # an engine has died with the request that waits in `read`
+        self.waits_since = waits_since  # that request, if it has waited
         self._buffer = read
+        self._full = False  # more is written than the client has taken
         self._paused = 0
         self._via: Via | None = None
 
@@ -142,7 +144,7 @@ class ClientConnection(asyncio.Protocol):
             self._next()
         elif exchange.begun and not exchange.whole:
             self._body_came()
-        elif len(self._buffer) > MAX_AHEAD_BYTES:
+        if len(self._buffer) > MAX_AHEAD_BYTES:
             self.pause(BY_AHEAD)
 
     def _body_came(self) -> None:
@@ -154,15 +156,19 @@ class ClientConnection(asyncio.Protocol):
             exchange.refuse(error.status, str(error), error.code)
 
     def pause_writing(self) -> None:
+        self._full = True
         exchange = self.exchange
         if exchange is not None and exchange.connection is not None:
             exchange.connection.pause_reading()
 
     def resume_writing(self) -> None:
+        self._full = False
         exchange = self.exchange
-        if exchange is not None and exchange.connection is not None:
+        if exchange is None:
+            self._next()
+        elif exchange.connection is not None:
             exchange.connection.resume_reading()
-        if not self.gone and (self.parked or not self.relay.open):
+        elif self.parked:
             self.relay.settle(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -175,11 +181,22 @@ class ClientConnection(asyncio.Protocol):
     # --- requests ----------------------------------------------------------------------------------------------
 
     def _next(self) -> None:
-        """Begin with the request whose head is in the buffer, if it is whole."""
+        self._begin_next()
+        self.read_on()
+
+    def read_on(self) -> None:
+        """What came ahead of its turn is less now, perhaps."""
+        if self._paused & BY_AHEAD and len(self._buffer) <= MAX_AHEAD_BYTES:
+            self.resume(BY_AHEAD)
+
+    def _begin_next(self) -> None:
+        """Begin with the request whose head is in the buffer, if it is whole, and the answers before it are taken."""
         relay = self.relay
         while self.exchange is None and not (self.gone or self.ending):
             if not relay.open:
                 relay.settle(self)
+                return
+            if self._full:
                 return
             if self._buffer[:2] == b"\r\n":  # RFC 9112 2.2: empty lines before a request mean nothing
                 self._buffer = _EMPTY_LINES.sub(b"", self._buffer, 1)
@@ -197,8 +214,8 @@ class ClientConnection(asyncio.Protocol):
                 return
             if relay.answers_itself(self, head):
                 continue
-            tried, self.tried = self.tried, False
-            self.exchange = Exchange(relay, self, raw, head, tried)
+            self.exchange = Exchange(relay, self, raw, head)
+            self.tried, self.waits_since = False, None
             relay.begin(self.exchange)
             return
 
@@ -218,8 +235,8 @@ class ClientConnection(asyncio.Protocol):
             self.end()
             return
         self.since = self.read_at = self.relay.now
-        self.resume(self._paused)
-        if self._buffer or not self.relay.open:
+        self.resume(BY_UPSTREAM)
+        if self._buffer or self._paused or not self.relay.open:
             self._next()
 
     # --- the end -----------------------------------------------------------------------------------------------
@@ -243,8 +260,6 @@ class ClientConnection(asyncio.Protocol):
         exchange = self.exchange
         if exchange is None:
             self.refuse(408, "The request's head did not come in time.", "head_timeout")
-        elif exchange.answered:
-            self.abort()
         else:
             exchange.refuse(408, "The request's body did not come in time.", "body_timeout")
 

@@ -31,15 +31,15 @@ CUT_OFF: Final = ("The model server ended in the middle of its answer.", "upstre
 class Exchange:
     __slots__ = (
         *("_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered", "began_at", "client"),
-        *("connection", "fresh", "head", "relay", "sent", "tried", "unreachable", "upstream"),
+        *("connection", "head", "relay", "sent", "tried", "unreachable", "upstream", "waits_since"),
     )
 
-    def __init__(self, relay: Relay, client: ClientConnection, raw: bytes, head: RequestHead, tried: bool) -> None:
+    def __init__(self, relay: Relay, client: ClientConnection, raw: bytes, head: RequestHead) -> None:
         self.relay = relay
         self.client = client
         self.head = head
-        self.tried = tried  # an engine has died with it: it is not sent a third time
-        self.fresh = False  # to be sent on a new connection only
+        self.tried = client.tried  # an engine has died with it: it is not sent a third time
+        self.waits_since = client.waits_since
         self.unreachable: tuple[str, ...] = ()  # engines that did not take it
         self.upstream: Upstream | None = None
         self.connection: UpstreamConnection | None = None
@@ -100,6 +100,7 @@ class Exchange:
             raise BadHead(400, "bad_request", f"The request's body is not valid HTTP: {error}.") from None
         if rest:
             self.client.put_back(rest)
+        self.client.read_on()
         self._keep(data[: len(data) - len(rest)] if rest else data)
         self.sent = self._body.done
         out = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -130,7 +131,8 @@ class Exchange:
     # --- the answer --------------------------------------------------------------------------------------------
 
     def interim(self, head: AnswerHead) -> None:
-        """1xx: for clients that know of it (RFC 9110 15.2)."""
+        """1xx: for clients that know of it (RFC 9110 15.2). The engine has begun, and must not be asked twice."""
+        self.tried = True
         if not self.head.http_1_0:
             self.client.transport.write(build_answer(head, b"", chunked=False, close=False))
 
@@ -145,9 +147,9 @@ class Exchange:
         first = self._begin_answer(head) if head is not None else b""
         last = last_chunk(trailers) if self._chunked else b""
         out = first + self._framed(pieces) + last
+        self.connection = None  # its engine's next exchange is not slowed down by this one's client
         if out:
             self.client.transport.write(out)
-        self.connection = None
         self.relay.ended(self)
         self.client.exchange_done(close=self._close)
 
@@ -226,17 +228,17 @@ class Exchange:
             self.refuse(502, *UPSTREAM_BROKE)
 
     def refuse(self, status: int, message: str, code: str) -> None:
-        """Our own answer in place of the engine's; the connection ends with it."""
+        """Our own answer in place of the engine's, unless that has begun; the connection ends with it."""
+        if self.answered:
+            self._cut_off(message, code)
+            return
         self._let_go()
         self.relay.ended(self)
         self.client.refuse(status, message, code)
 
     def cut(self, message: str, code: str) -> None:
         """The time to finish is over."""
-        if self.answered:
-            self._cut_off(message, code)
-        else:
-            self.refuse(503, message, code)
+        self.refuse(503, message, code)
 
     def _cut_off(self, message: str, code: str) -> None:
         """In the middle of an answer: an event stream is told so in its language; of another, the missing end tells."""

@@ -58,6 +58,10 @@ class RequestHead:
     way: dict[bytes, bytes]  # what it says of where it came from: WAY
 
     @property
+    def all_headers(self) -> list[Header]:
+        return [*self.headers, (b"host", self.host), (b"x-request-id", self.request_id), *self.way.items()]
+
+    @property
     def idempotent(self) -> bool:
         """May be sent twice: RFC 9110 9.2.2."""
         return self.method in (b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE")

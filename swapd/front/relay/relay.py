@@ -38,8 +38,8 @@ class Gate(Protocol):
     def settle(self, client: ClientConnection) -> None:
         """Nothing can begin on this connection now: it waits for an engine, or moves, as soon as it can."""
 
-    def postpone(self, fd: int, read: bytes, tried: bool) -> None:
-        """A connection whose request found no engine waits for one. The descriptor is the gate's from here on."""
+    def postpone(self, fd: int, waits_since: float | None) -> None:
+        """A connection that found no engine waits for one. The descriptor is the gate's from here on."""
 
     def health(self, *, head_only: bool, close: bool) -> bytes: ...
 
@@ -90,7 +90,7 @@ class Relay:
             if upstream is None:
                 self._upstreams[route.worker] = Upstream(self._loop, route)
             else:
-                upstream.route = route
+                upstream.point(route)
         named = {route.worker for route in table.routes}
         for worker, upstream in list(self._upstreams.items()):
             if worker not in named:
@@ -109,17 +109,17 @@ class Relay:
         if self._only is not None and not exchange.unreachable:
             return self._only
         in_flight = {worker: upstream.in_flight for worker, upstream in self._upstreams.items()}
-        route = choose(self.table, in_flight, exchange.unreachable, exchange.head.headers)
+        route = choose(self.table, in_flight, exchange.unreachable, exchange.head.all_headers)
         return self._upstreams[route.worker] if route is not None else None
 
     # --- clients -----------------------------------------------------------------------------------------------
 
-    def admit(self, sock: socket.socket, read: bytes, *, tried: bool = False) -> None:
+    def admit(self, sock: socket.socket, read: bytes, *, tried: bool = False, waits_since: float | None = None) -> None:
         """A connection that may have a request: give it a transport. Takes over `sock`."""
         if self.tcp:
             self._task(self._admit_tcp(sock))
             return
-        client = ClientConnection(self, sock.fileno(), read, tried)
+        client = ClientConnection(self, sock.fileno(), read, tried, waits_since)
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: client, sock))
         self._building[task] = client
         task.add_done_callback(self._built)
@@ -145,6 +145,8 @@ class Relay:
     def take_back(self, client: ClientConnection) -> tuple[int, bytes]:
         """The connection as a bare descriptor, with what was read of it and went nowhere. Raises OSError."""
         fd = os.dup(client.fd)
+        if client.exchange is not None:
+            self.left(client.exchange)  # a connection for it may be on its way
         read = client.take_unread()
         client.release()
         self.clients.discard(client)
@@ -187,7 +189,7 @@ class Relay:
 
     def connected(self, exchange: Exchange, upstream: Upstream, connection: UpstreamConnection) -> None:
         if exchange not in upstream.exchanges:  # its client has gone meanwhile
-            upstream.put(connection, self.now)
+            connection.abort()
             return
         exchange.client.resume(BY_CONNECT)
         exchange.begin(connection)
@@ -265,7 +267,7 @@ class Relay:
                 tunnel.abort()
                 sock.close()
             return
-        self._gate.postpone(sock.detach(), b"", False)
+        self._gate.postpone(sock.detach(), None)
 
     def tunnel_ended(self, tunnel: Tunnel) -> None:
         tunnel.upstream.tunnels.discard(tunnel)
@@ -328,6 +330,7 @@ class Relay:
         for worker, upstream in list(self._upstreams.items()):
             upstream.sweep(self.now)
             if not upstream.in_flight and all(route.worker != worker for route in self.table.routes):
+                upstream.close()
                 del self._upstreams[worker]
         return resting
 

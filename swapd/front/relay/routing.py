@@ -39,11 +39,18 @@ class Route:
     reuse: bool = True  # its connections may carry one request after the other
 
     def blocks(self, target: bytes) -> bool:
-        """By the path as servers read it: unescaped, without doubled or trailing slashes."""
+        """By the path as the most generous server reads it: unescaped, without doubled or trailing slashes, steps up,
+        and parameters."""
         if not self.blocked:
             return False
-        path = b"/" + b"/".join(part for part in unquote_to_bytes(target.partition(b"?")[0]).split(b"/") if part)
-        return path.lower() in self.blocked
+        parts: list[bytes] = []
+        for part in unquote_to_bytes(target.partition(b"?")[0]).replace(b"\\", b"/").split(b"/"):
+            part = part.partition(b";")[0].partition(b"\0")[0]
+            if part == b"..":
+                del parts[-1:]
+            elif part not in (b"", b"."):
+                parts.append(part)
+        return b"/" + b"/".join(parts).lower() in self.blocked
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
-import socket
-import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -29,8 +26,7 @@ CONNECT_S: Final = 5.0
 # is sent on an older connection, and one that must not be sent twice only on a fresh one.
 IDLE_S: Final = 4.0
 FRESH_S: Final = 1.0
-_PEERCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7)
-MAX_REST_BYTES: Final = 1024 * 1024
+REST_BYTES: Final = 64 * 1024
 HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -39,14 +35,22 @@ class Upstream:
 
     __slots__ = ("_careful", "_loop", "_pool", "exchanges", "revision_line", "route", "tunnels")
 
+    revision_line: bytes
+
     def __init__(self, loop: asyncio.AbstractEventLoop, route: Route) -> None:
         self.route = route
-        self.revision_line = b"x-swapd-revision: %d\r\n" % route.revision
         self.exchanges: set[Exchange] = set()
         self.tunnels: set[Tunnel] = set()
         self._loop = loop
         self._pool: list[UpstreamConnection] = []  # the freshest last
-        self._careful = False
+        self.point(route)
+
+    def point(self, route: Route) -> None:
+        """Its route in the next table: the engine may be elsewhere now."""
+        if route.address != self.route.address:
+            self.close()
+        self.route = route
+        self.revision_line = b"x-swapd-revision: %d\r\n" % route.revision
 
     @property
     def in_flight(self) -> int:
@@ -70,7 +74,7 @@ class Upstream:
         self._careful = True
 
     def put(self, connection: UpstreamConnection, now: float) -> None:
-        if not self.route.reuse:
+        if connection.address != self.route.address:
             connection.transport.abort()
             return
         connection.idle_since = now
@@ -125,15 +129,7 @@ def _uid_of(transport: asyncio.Transport) -> int:
 
 class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
-        "_body",
-        "_buffer",
-        "_keep_alive",
-        "_paused",
-        "_poll",
-        "exchange",
-        "idle_since",
-        "reused",
-        "transport",
+        *("_body", "_buffer", "_keep_alive", "_paused", "address", "exchange", "idle_since", "transport"),
         "upstream",
     )
 
@@ -141,6 +137,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
+        self.address = upstream.route.address
         self.exchange: Exchange | None = None
         self.idle_since = 0.0
         self.reused = False  # it has been idle
@@ -154,6 +151,11 @@ class UpstreamConnection(asyncio.Protocol):
         self.exchange = exchange
         self._body = None
         self.transport.write(request)
+
+    @property
+    def _writing(self) -> bool:
+        """Or was, when it broke."""
+        return self.transport.is_closing() or self.transport.get_write_buffer_size() > 0
 
     @property
     def began(self) -> bool:
@@ -217,7 +219,7 @@ class UpstreamConnection(asyncio.Protocol):
             exchange.answer(head, pieces)
             return
         self.exchange = None
-        if self._keep_alive and exchange.sent and not rest and not self.transport.is_closing():
+        if self._keep_alive and exchange.sent and not (rest or self._writing):
             self.upstream.put(self, exchange.relay.now)
         else:
             self.transport.abort()
@@ -246,20 +248,20 @@ class UpstreamConnection(asyncio.Protocol):
             return None, b""
         return head, data
 
-    def _rest(self) -> bytes:
-        """What the engine has said before it closed: a write that failed by that close leaves it unread."""
-        rest = b""
+    def _read_rest(self) -> None:
+        """Writing failed: the engine closed with a part of the request unread. What it had said before is still there
+        (a 413, for example), and the loop will not read it any more."""
+        fd = self.transport.get_extra_info("socket").fileno()
         with contextlib.suppress(OSError):
-            fd = os.dup(self.transport.get_extra_info("socket").fileno())
-            with socket.socket(fileno=fd) as copy:
-                while len(rest) < MAX_REST_BYTES and (more := copy.recv(65536, socket.MSG_DONTWAIT)):
-                    rest += more
-        return rest
+            while self.exchange is not None and (data := os.read(fd, REST_BYTES)):
+                self.data_received(data)
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and self.exchange is not None:
+            self._read_rest()
         self.upstream.forget(self)
         if isinstance(exc, ConnectionError) and self.exchange is not None and (rest := self._rest()):
             self.data_received(rest)

@@ -303,10 +303,8 @@ def test_an_early_answer_arrives_though_the_body_is_not_wanted(connect, upstream
             upstream.on_head = lambda request, say=say: say
             client = connect()
             client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-            status, headers, got = client.answer()
+            status, _, got = client.answer()
             assert (status, got) == (413, b"no")
-            if headers.get("connection") == "close":  # else the body was read to its end, for nobody
-                assert client.rest() == b""
 
 
 # --- upgrades ----------------------------------------------------------------------------------------------------
