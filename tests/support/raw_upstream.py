@@ -80,8 +80,14 @@ class RawUpstream:
         wait_until(lambda: len(self.requests) >= count, f"{count} requests, have {self.requests}")
         return self.requests[count - 1]
 
-    def close(self):
+    def refuse(self):
+        """Nobody connects any more."""
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)  # accept() on its thread would keep it alive
         self.listener.close()
+
+    def close(self):
+        self.refuse()
         for sock in list(self.sockets):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)

@@ -59,7 +59,9 @@ class Upstream:
     def take(self, now: float, *, idempotent: bool) -> UpstreamConnection | None:
         """A pooled connection that the engine will not close under the request."""
         pool = self._pool
-        if self._careful and not idempotent:
+        while pool and pool[-1].transport.is_closing():
+            pool.pop()  # its end has come, and it hears of it in the loop's next turn
+        if not pool or now - pool[-1].idle_since > (IDLE_S if idempotent else FRESH_S):
             return None
         while pool and now - pool[-1].idle_since <= (IDLE_S if idempotent else FRESH_S):
             connection = pool.pop()
