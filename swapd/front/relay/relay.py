@@ -117,7 +117,7 @@ class Relay:
     def admit(self, sock: socket.socket, read: bytes, *, tried: bool = False, waits_since: float | None = None) -> None:
         """A connection that may have a request: give it a transport. Takes over `sock`."""
         if self.tcp:
-            self._task(self._admit_tcp(sock))
+            self._task(self._admit_tcp(sock, waits_since))
             return
         client = ClientConnection(self, sock.fileno(), read, tried, waits_since)
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: client, sock))
@@ -246,7 +246,7 @@ class Relay:
         if early:
             connection.transport.write(early)
 
-    async def _admit_tcp(self, sock: socket.socket) -> None:
+    async def _admit_tcp(self, sock: socket.socket, waits_since: float | None) -> None:
         in_flight = {worker: upstream.in_flight for worker, upstream in self._upstreams.items()}
         unreachable: tuple[str, ...] = ()
         while (route := choose(self.table, in_flight, unreachable)) is not None:
@@ -267,7 +267,7 @@ class Relay:
                 tunnel.abort()
                 sock.close()
             return
-        self._gate.postpone(sock.detach(), None)
+        self._gate.postpone(sock.detach(), waits_since)
 
     def tunnel_ended(self, tunnel: Tunnel) -> None:
         tunnel.upstream.tunnels.discard(tunnel)
