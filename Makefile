@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Recipes quote their paths: a clone may lie below a folder with a space in its name.
 
-.PHONY: demo demo-llm test check tests bench soak clean
+.PHONY: demo test check tests bench soak fuzz clean
 
 demo: $(VENV)/.demo          ## swap two real models under load, both ways, and draw what the clients saw
 	"$(BIN)/python" -m demo.run
@@ -28,6 +28,9 @@ bench: $(VENV)/.dev          ## the slow, loud proofs of speed; results in bench
 
 soak: $(VENV)/.dev           ## hand-overs and swaps for an hour (SOAK_MINUTES) under load
 	"$(BIN)/python" -m bench.soak
+
+fuzz: $(VENV)/.dev           ## mutated requests at a real gate for ten minutes (FUZZ_SECONDS)
+	"$(BIN)/python" tests/fuzz_relay.py $(or $(FUZZ_SECONDS),600)
 
 $(VENV)/.venv:
 	"$(PYTHON)" -m venv "$(VENV)"

@@ -4,7 +4,6 @@ What HAProxy refuses and the gate passes on, and every request that the engine s
 is listed here with its reason. Being stricter is no difference, if it is for a reason that is listed too.
 """
 
-import random
 import re
 import select
 import socket
@@ -12,81 +11,13 @@ import socket
 import pytest
 from support.front_process import FrontProcess, tcp_listener
 from support.haproxy import WHY_NOT, started
+from support.http_cases import WRITTEN, mutated
 from support.raw_upstream import RawUpstream
-
-from .test_conformance import ACCEPTED, BAD_CHUNKS, CHUNKED, POST, REFUSED
 
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=WHY_NOT or "")
 
 QUIET_S = 0.15  # after that long without an answer, nothing more is answered
 LAST = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-BODY = b"0\r\n\r\nGET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
-SMUGGLING = [
-    first + b"\r\n" + second + b"\r\n\r\n" + BODY
-    for lengths in (b"Content-Length: 5", b"Content-Length: 44", b"Content-Length: 0")
-    for codings in (
-        b"Transfer-Encoding: chunked",
-        b"Transfer-Encoding : chunked",
-        b"Transfer-Encoding\t:chunked",
-        b"Transfer-Encoding:\tchunked",
-        b"Transfer-Encoding: Chunked",
-        b"Transfer-Encoding: \x0bchunked",
-        b"Transfer-Encoding: chunked\x0c",
-        b"Transfer-Encoding:\r\n chunked",
-        b"X: y\r\n Transfer-Encoding: chunked",
-        b"X: y\nTransfer-Encoding: chunked",
-        b"X: y\rTransfer-Encoding: chunked",
-        b"X: y\0\r\nTransfer-Encoding: chunked",
-        b"Transfer-Encoding: identity",
-        b"Transfer-Encoding: identity, chunked",
-        b"Transfer-Encoding: chunked, identity",
-        b"Transfer-Encoding: cow\r\nTransfer-Encoding: chunked",
-        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: cow",
-        b"Transfer_Encoding: chunked",
-        b"Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked",
-        b"Connection: Content-Length\r\nX: y",
-        b"Content-Length: 7",
-        b"Content_Length: 7",
-        b"Content-Length : 7",
-        b"Content-Length: 7, 7",
-        b"Content-Length: +7",
-        b"X: y",
-    )
-    for first, second in ((POST + lengths, codings), (POST + codings, lengths))
-]
-WRITTEN = [
-    *SMUGGLING,
-    *(data for data, _ in REFUSED.values()),
-    *(data for data, _, _ in ACCEPTED.values()),
-    *(CHUNKED + body for body in BAD_CHUNKS.values()),
-]
-PIECES = [
-    b"\r",
-    b"\n",
-    b"\r\n",
-    b"\r\n\r\n",
-    b"\0",
-    b" ",
-    b"\t",
-    b",",
-    b":",
-    b";",
-    b"0",
-    b"5",
-    b"f",
-    b"\x0b",
-    b"\x85",
-    b"#",
-]
-PIECES += [
-    b"Content-Length: 5\r\n",
-    b"Transfer-Encoding: chunked\r\n",
-    b"Host: b\r\n",
-    b"0\r\n\r\n",
-    b"HTTP/1.0",
-    b"%00",
-]
-
 # Why the gate may refuse what HAProxy passes on: the beginnings of its messages.
 STRICTER = re.compile(
     r"The request is not valid HTTP: |The request line is not valid HTTP|The request's lines must end in CRLF|"
@@ -104,27 +35,6 @@ EXCEPTIONS = {
     ),
     "HAProxy refuses more than 101 header fields; the gate more than 256": lambda data: data.count(b"\r\n") > 101,
 }
-
-
-def mutated(count, seed=7):
-    rng = random.Random(seed)
-    valid = [data for data, _, _ in ACCEPTED.values() if len(data) < 400]
-    any_ = [data for data in WRITTEN if len(data) < 400]
-    for _ in range(count):
-        data = bytearray(rng.choice(valid if rng.random() < 0.8 else any_))
-        for _ in range(rng.randint(1, 3)):
-            at, piece = rng.randrange(len(data) + 1), rng.choice(PIECES)
-            kind = rng.randrange(4)
-            if kind == 0:
-                data[at:at] = piece
-            elif kind == 1:
-                del data[at : at + rng.randint(1, 4)]
-            elif kind == 2:
-                data[at : at + len(piece)] = piece
-            else:
-                begin = rng.randrange(len(data) + 1)
-                data[at:at] = data[begin : begin + rng.randint(1, 40)]
-        yield bytes(data)
 
 
 class Side:
