@@ -165,3 +165,30 @@ def test_two_thousand_wait_and_are_answered(spawn, listener, engines, connect):
         if number % 10:
             assert client.answer()[2] == b"1"
     gate.wait_stats(held=0, in_flight=0, requests=1800)
+
+
+def test_a_request_that_is_held_while_it_is_being_sent_is_sent_once(relaying, engine, connect):
+    """A hold comes between a request and the connection that is being made for it."""
+    upstream = engine()
+    gate = relaying(upstream)
+
+    def answer_and_close(sock):
+        sock.sendall(OK)
+        return False
+
+    upstream.answer = lambda request: answer_and_close
+    clients = [connect() for _ in range(16)]
+
+    def ask(number):
+        for turn in range(60):
+            assert clients[number].get(f"/{number}-{turn}", "POST")[0] == 200
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(clients))]
+    for thread in threads:
+        thread.start()
+    for epoch in itertools.count(2):
+        hold = epoch % 2 == 0
+        gate.request("point", epoch=epoch, routes=[] if hold else [upstream.route()], hold=hold)
+        if not hold and not any(thread.is_alive() for thread in threads):
+            break
+    assert sorted(upstream.lines) == sorted(f"POST /{number}-{turn}" for number in range(16) for turn in range(60))

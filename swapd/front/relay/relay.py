@@ -180,7 +180,9 @@ class Relay:
         else:
             exchange.upstream = upstream
             upstream.exchanges.add(exchange)
-            connection = None if exchange.fresh else upstream.take(self.now, idempotent=exchange.head.idempotent)
+            connection = None  # a second time on a new one: others in the pool may be as dead as the first
+            if not exchange.tried:
+                connection = upstream.take(self.now, idempotent=exchange.head.idempotent)
             if connection is not None:
                 exchange.begin(connection)
             else:
