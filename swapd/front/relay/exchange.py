@@ -31,7 +31,7 @@ CUT_OFF: Final = ("The model server ended in the middle of its answer.", "upstre
 class Exchange:
     __slots__ = (
         *("_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered", "began_at", "client"),
-        *("connection", "head", "relay", "sent", "tried", "unreachable", "upstream", "waits_since"),
+        *("connection", "fresh", "head", "relay", "sent", "tried", "unreachable", "upstream", "waits_since"),
     )
 
     def __init__(self, relay: Relay, client: ClientConnection, raw: bytes, head: RequestHead) -> None:
@@ -39,6 +39,7 @@ class Exchange:
         self.client = client
         self.head = head
         self.tried = client.tried  # an engine has died with it: it is not sent a third time
+        self.fresh = self.tried  # to be sent on a new connection only
         self.waits_since = client.waits_since
         self.unreachable: tuple[str, ...] = ()  # engines that did not take it
         self.upstream: Upstream | None = None
@@ -132,7 +133,7 @@ class Exchange:
 
     def interim(self, head: AnswerHead) -> None:
         """1xx: for clients that know of it (RFC 9110 15.2). The engine has begun, and must not be asked twice."""
-        self.tried = True
+        self._kept = None
         if not self.head.http_1_0:
             self.client.transport.write(build_answer(head, b"", chunked=False, close=False))
 

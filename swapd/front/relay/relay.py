@@ -180,9 +180,7 @@ class Relay:
         else:
             exchange.upstream = upstream
             upstream.exchanges.add(exchange)
-            connection = None  # a second time on a new one: others in the pool may be as dead as the first
-            if not exchange.tried:
-                connection = upstream.take(self.now, idempotent=exchange.head.idempotent)
+            connection = None if exchange.fresh else upstream.take(self.now, idempotent=exchange.head.idempotent)
             if connection is not None:
                 exchange.begin(connection)
             else:
@@ -224,10 +222,9 @@ class Relay:
     def tell(self, exchange: Exchange, event: str, why: str) -> None:
         worker = exchange.upstream.route.worker if exchange.upstream is not None else ""
         head = exchange.head
-        ids = (
-            f"request_id={head.request_id.decode('latin1')} {head.method.decode()} {head.target[:200].decode('latin1')}"
-        )
-        log.warning("relay.%s worker=%s %s why=%s", event, worker, ids, why)
+        what = f"{head.method.decode()} {head.target[:200].decode('latin1')}"
+        request_id = head.request_id.decode("latin1")
+        log.warning("relay.%s worker=%s request_id=%s %s why=%s", event, worker, request_id, what, why)
 
     # --- tunnels -----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
+import socket
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +30,7 @@ CONNECT_S: Final = 5.0
 IDLE_S: Final = 4.0
 FRESH_S: Final = 1.0
 REST_BYTES: Final = 64 * 1024
+_PEERCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7)
 HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -43,6 +47,7 @@ class Upstream:
         self.tunnels: set[Tunnel] = set()
         self._loop = loop
         self._pool: list[UpstreamConnection] = []  # the freshest last
+        self._careful = False
         self.point(route)
 
     def point(self, route: Route) -> None:
@@ -58,11 +63,9 @@ class Upstream:
 
     def take(self, now: float, *, idempotent: bool) -> UpstreamConnection | None:
         """A pooled connection that the engine will not close under the request."""
-        pool = self._pool
-        while pool and pool[-1].transport.is_closing():
-            pool.pop()  # its end has come, and it hears of it in the loop's next turn
-        if not pool or now - pool[-1].idle_since > (IDLE_S if idempotent else FRESH_S):
+        if self._careful and not idempotent:
             return None
+        pool = self._pool
         while pool and now - pool[-1].idle_since <= (IDLE_S if idempotent else FRESH_S):
             connection = pool.pop()
             if not connection.ended:
@@ -76,7 +79,7 @@ class Upstream:
         self._careful = True
 
     def put(self, connection: UpstreamConnection, now: float) -> None:
-        if connection.address != self.route.address:
+        if connection.address != self.route.address or not self.route.reuse:
             connection.transport.abort()
             return
         connection.idle_since = now
@@ -131,8 +134,8 @@ def _uid_of(transport: asyncio.Transport) -> int:
 
 class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
-        *("_body", "_buffer", "_keep_alive", "_paused", "address", "exchange", "idle_since", "transport"),
-        "upstream",
+        *("_body", "_buffer", "_keep_alive", "_paused", "_poll", "address", "exchange", "idle_since", "reused"),
+        *("transport", "upstream"),
     )
 
     transport: asyncio.Transport
@@ -168,7 +171,7 @@ class UpstreamConnection(asyncio.Protocol):
     def ended(self) -> bool:
         """The engine has closed it, or said something, and the loop has not told yet. Asked before each use: what is
         written after this, and left unread, is answered by a reset, not by an end that looks like any other."""
-        return bool(self._poll.poll(0))
+        return self.transport.is_closing() or bool(self._poll.poll(0))
 
     def abort(self) -> None:
         """The exchange is over before its end: the engine sees its client gone."""
@@ -265,8 +268,6 @@ class UpstreamConnection(asyncio.Protocol):
         if exc is not None and self.exchange is not None:
             self._read_rest()
         self.upstream.forget(self)
-        if isinstance(exc, ConnectionError) and self.exchange is not None and (rest := self._rest()):
-            self.data_received(rest)
         exchange, self.exchange = self.exchange, None
         if exchange is None:
             return
