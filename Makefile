@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Recipes quote their paths: a clone may lie below a folder with a space in its name.
 
-.PHONY: demo test check tests bench soak fuzz clean
+.PHONY: demo demo-llm test check tests bench soak fuzz clean
 
 demo: $(VENV)/.demo          ## swap two real models under load, both ways, and draw what the clients saw
 	"$(BIN)/python" -m demo.run
