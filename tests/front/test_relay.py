@@ -243,3 +243,23 @@ def test_a_head_that_drips_has_an_end(relaying, engine, connect):
             break
         client.send(b"y")
     assert client.answer()[0] == 408
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_let_go(relaying, engine, connect):
+    upstream, gone = engine(), threading.Event()
+    relaying(upstream, answer_stall_s=1.0)
+
+    def stream(sock):
+        sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while True:
+                sock.sendall(b"y" * MIB)
+        gone.set()
+        return False
+
+    upstream.answer = lambda request: stream
+    deaf, other = connect(), connect()
+    deaf.send_request()
+    assert gone.wait(20), "the engine works on for nobody"
+    upstream.answer = lambda request: OK
+    assert other.get()[2] == b"ok"

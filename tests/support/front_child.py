@@ -123,6 +123,7 @@ class Child:
         self.stopped = asyncio.Event()
         settings = self.settings
         relay_module.REQUEST_STALL_S = settings.get("stall_s", relay_module.REQUEST_STALL_S)
+        relay_module.ANSWER_STALL_S = settings.get("answer_stall_s", relay_module.ANSWER_STALL_S)
         if settings["kind"] == "gate":
             self.front = GateFront(
                 self.loop,
