@@ -169,6 +169,7 @@ class Client:
         elif self.parts:
             outcome, detail = CODE["wrong_body"], "answered before the upload had ended"
         elif load.answers:
+            revision = revision or load.number_of(reader.body)
             detail = load.judge(self.key, revision, reader.body)
             if detail:
                 outcome = CODE["wrong_body"]
@@ -323,6 +324,9 @@ class Load:
             for label, body in labels.items()
         }
         self.labels: dict[int, str] = {}  # revision -> label of its first answer
+        # where answers need no revision, each label counts as one: 1, 2, ... in their alphabetical order
+        labels = sorted({label for labels in spec["answers"].values() for label in labels})
+        self.label_numbers = {label: number for number, label in enumerate(labels, 1)}
         self.groups = [Group(code, group) for code, group in enumerate(spec["groups"])]
         self.records = Records([group.name for group in self.groups])
         self.records_path = Path(spec["records"])
@@ -354,6 +358,11 @@ class Load:
             gc.collect()
             gc.freeze()
             say({"event": "ready"})
+
+    def number_of(self, body: bytes) -> int:
+        """What stands for the revision of an answer that names none: which model says that."""
+        found = self.answers.get(body)
+        return self.label_numbers[found[1]] if found else 0
 
     def judge(self, key: str, revision: int, body: bytes) -> str:
         """What is wrong with this answer; empty if nothing."""
@@ -387,6 +396,11 @@ class Load:
                 client.finish(CODE["timed_out"], f"nothing complete within {self.timeout_s:g} s")
         if not self.done.is_set():
             self.loop.call_later(SWEEP_S, self._sweep)
+
+    def ask(self, key: str) -> None:
+        """From now on everybody asks this."""
+        for group in self.groups:
+            group.keys = [key]
 
     def stop(self) -> None:
         """No new requests; those under way are finished (or time out)."""
@@ -435,6 +449,9 @@ async def serve(spec: dict[str, Any]) -> None:
         data = os.read(0, 4096)
         for _ in range(data.count(b"report\n")):
             say({"event": "report", **load.summary()})
+        for line in data.split(b"\n"):
+            if line.startswith(b"ask "):
+                load.ask(line[4:].decode())
         if not data or b"stop\n" in data:  # no data: our parent is gone
             loop.remove_reader(0)
             load.stop()

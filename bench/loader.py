@@ -118,6 +118,11 @@ class LoadProcess:
                     pipe.close()
         self._folder.cleanup()
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def wait_ready(self, deadline_s: float = 60.0) -> None:
         """Returns once each client has had its first answer (or failure)."""
         self._event("ready", deadline_s)
@@ -125,6 +130,10 @@ class LoadProcess:
     def report(self) -> dict[str, Any]:
         self._say("report")
         return self._event("report", 30.0)
+
+    def ask(self, key: str) -> None:
+        """All clients send the request of that key from now on."""
+        self._say(f"ask {key}")
 
     def stop(self) -> LoadReport:
         """Lets the requests under way end; returns everything that was seen."""

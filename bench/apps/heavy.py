@@ -22,6 +22,21 @@ def answer(model: str) -> bytes:
     return json.dumps({"model": model}).encode()
 
 
+def read_weights(path: Path) -> tuple[bytearray, str]:
+    """The file's bytes, and a digest of them: it stands for what a loader does with the bytes (unpack, convert)."""
+    weights = bytearray(path.stat().st_size)
+    view, at = memoryview(weights), 0
+    digest = hashlib.blake2b(digest_size=8)
+    with path.open("rb", buffering=0) as file:
+        while True:
+            got = file.readinto(view[at : at + BLOCK])
+            if not got:
+                break
+            digest.update(view[at : at + got])
+            at += got
+    return weights, digest.hexdigest()
+
+
 class Engine:
     def __init__(self) -> None:
         self.weights = bytearray()
@@ -30,18 +45,7 @@ class Engine:
 
     def load(self, progress: Callable[..., None] | None = None) -> None:
         begun = time.monotonic()
-        path = Path(os.environ["WEIGHTS"])
-        self.weights = bytearray(path.stat().st_size)
-        view, at = memoryview(self.weights), 0
-        digest = hashlib.blake2b(digest_size=8)  # stands for what a loader does with the bytes: unpack, convert
-        with path.open("rb", buffering=0) as file:
-            while True:
-                got = file.readinto(view[at : at + BLOCK])
-                if not got:
-                    break
-                digest.update(view[at : at + got])
-                at += got
-        self.digest = digest.hexdigest()
+        self.weights, self.digest = read_weights(Path(os.environ["WEIGHTS"]))
         self.load_s = time.monotonic() - begun
 
     async def app(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
