@@ -40,9 +40,8 @@ class Request:
     body: bytes | None = None
 
     def raw(self) -> bytes:
-        return http_request(
-            self.method, self.path, self.body, {"Content-Type": "application/json"} if self.body else None
-        )
+        headers = {"Content-Type": "application/json"} if self.body else {}
+        return http_request(self.method, self.path, self.body, headers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ the end of a long answer that began before says nothing of those who ask now.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +67,21 @@ def look(records: Records, labels: Mapping[int, str], change: Change, streams: S
     )
 
 
+def until_good(records: Records, groups: Sequence[str], windows: Sequence[tuple[float, float]]) -> list[float]:
+    """Like Records.latencies, but a lost request counts until the next good answer to anybody of these groups: as long
+    as a client waits that tries again until it gets one. Else the losses of an outage would make it look short.
+    """
+    wanted = {code for code, name in enumerate(records.groups) if name in groups}
+    rows = zip(records.start, records.end, records.outcome, records.group, strict=True)
+    mine = sorted((end, start, outcome == OK) for start, end, outcome, group in rows if group in wanted)
+    out, next_good = [], math.inf
+    for end, start, good in reversed(mine):
+        next_good = end if good else next_good
+        if any(low <= start <= high for low, high in windows) and next_good < math.inf:
+            out.append(next_good - start)
+    return sorted(out)
+
+
 def summary(
     records: Records,
     labels: Mapping[int, str],
@@ -90,6 +106,7 @@ def summary(
         "engine_load_median_s": round(statistics.median(loads), 4) if loads else None,
         "calm_ms": milliseconds(records.latencies(["open loop"], outside(around, *span))),
         "around_changes_ms": milliseconds(records.latencies(["open loop"], around)),
+        "around_changes_until_good_ms": milliseconds(until_good(records, ["open loop"], around)),
         "changes": [
             {
                 "to": change.to,

@@ -1,6 +1,6 @@
 """llama-server with two tiny language models: its own router, which swaps on the request's `model`, and swapd.
 
-The models are random, some hundred kB: gibberish, but each time the same, and another for each model. So the answers
+The models are random, half a MB: gibberish, but each time the same, and another for each model. So the answers
 can be compared byte for byte. The router changes models because clients ask for the other one; all of them at once,
 here. (Clients that ask for both in turns make it load for each request.) With swapd they all ask for `chat`.
 """

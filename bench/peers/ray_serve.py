@@ -20,6 +20,11 @@ from bench.harness import ROOT
 from bench.peers.contender import Contender, until
 from bench.peers.reloads import need
 
+ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all of its many ports on 127.0.0.1, on Linux too, not on every interface
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
 
 class RayServe(Contender):
     name = "ray"
@@ -31,7 +36,7 @@ class RayServe(Contender):
 
     def start(self) -> None:
         self.deployed = 0
-        own = self.site.environment(RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0", PYTHONPATH=str(ROOT))
+        own = self.site.environment(PYTHONPATH=str(ROOT), **ENVIRONMENT)
         command = [sys.executable, "-m", "bench.peers.ray_serve", str(self.site.port), str(self.site.folder)]
         self.driver = self.spawn("ray", command, env=own, cwd=ROOT, stdin=subprocess.PIPE)
         self.change("a")
