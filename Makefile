@@ -23,7 +23,7 @@ check: $(VENV)/.dev
 tests: $(VENV)/.dev
 	"$(BIN)/python" -m pytest
 
-bench: $(VENV)/.dev          ## the slow, loud proofs of speed; results in bench/results
+bench: $(VENV)/.bench        ## the slow, loud proofs of speed; results in bench/results
 	"$(BIN)/python" -m bench
 
 soak: $(VENV)/.dev           ## hand-overs and swaps for an hour (SOAK_MINUTES) under load
@@ -39,6 +39,10 @@ $(VENV)/.venv:
 
 $(VENV)/.dev: $(VENV)/.venv pyproject.toml
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --editable . --group test --group check
+	touch "$@"
+
+$(VENV)/.bench: $(VENV)/.dev
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --group bench
 	touch "$@"
 
 $(VENV)/.demo: $(VENV)/.venv pyproject.toml

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ from typing import Any
 from bench.harness import RESULTS, facts, write_result
 from bench.loader import LoadProcess, LoadSpec
 from bench.peers import llama, ours, ray_serve, reloads
-from bench.peers.contender import Contender, Memory, Site, adopt_orphans, end_what_is_left
+from bench.peers.contender import Bare, Contender, Memory, Site, adopt_orphans, end_what_is_left
 from bench.peers.figures import AFTER_S, BEFORE_S, Change, summary
 from bench.peers.verdict import draw, judge, line
 
@@ -65,16 +66,39 @@ def main() -> int:
         with weights.open("wb") as file:
             for _ in range(size_mib):
                 file.write(os.urandom(MIB))
+        alone = server_alone(weights)
+        print(f"  the server by itself: {alone}", flush=True)
         for contender in wanted:
             results[contender.name] = one(contender, weights, pairs)
             print(f"  {line(contender.name, results[contender.name])}", flush=True)
-    verdict = judge(results)
-    result = {"weights_bytes": size_mib * MIB, "changes_each": 2 * pairs, "contenders": results, **verdict}
+    verdict = judge(results, alone)
+    result = {
+        "weights_bytes": size_mib * MIB,
+        "changes_each": 2 * pairs,
+        "server_alone": alone,
+        "contenders": results,
+        **verdict,
+    }
     part = chosen.quick or chosen.only is not None
     path = write_result("peers", result, host, part)
     draw(path.parent if part else RESULTS, results)
     print(f"  {verdict}\n{path}")
     return 0 if all(verdict["met"].values()) and not any("failed" in each for each in results.values()) else 1
+
+
+def server_alone(weights: Path, times: int = 3) -> dict[str, float]:
+    """How long the server as it is takes to start (until it answers) and to end, with nobody there; medians."""
+    starts, ends = [], []
+    with tempfile.TemporaryDirectory(prefix="peer-", dir="/tmp") as folder:
+        for _ in range(times):
+            here = Bare(Site(Path(folder), weights))
+            begun = time.monotonic()
+            here.start()
+            answered = time.monotonic()
+            here.stop()
+            starts.append(answered - begun)
+            ends.append(time.monotonic() - answered)
+    return {"start_s": round(statistics.median(starts), 4), "end_s": round(statistics.median(ends), 4)}
 
 
 def one(contender: type[Contender], weights: Path, pairs: int) -> dict[str, Any]:

@@ -146,6 +146,18 @@ class Contender:
         return None if answer is None else float(json.loads(answer)["load_s"])
 
 
+class Bare(Contender):
+    """The server as it is, and nothing else."""
+
+    name = "bare"
+    title = "uvicorn"
+
+    def start(self) -> None:
+        address = ["--host", "127.0.0.1", "--port", str(self.site.port)]
+        self.spawn("bare", [*self.site.uvicorn, *address], env=self.site.environment(MODEL="a"))
+        self.until_answers("a")
+
+
 def until(condition: Callable[[], bool], what: str, deadline_s: float = PATIENCE_S) -> None:
     ends = time.monotonic() + deadline_s
     while not condition():

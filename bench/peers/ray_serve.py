@@ -21,7 +21,7 @@ from bench.peers.contender import Contender, until
 from bench.peers.reloads import need
 
 ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all of its many ports on 127.0.0.1, on Linux too, not on every interface
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its many ports on 127.0.0.1 alone, on Linux too
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 

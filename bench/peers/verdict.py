@@ -11,27 +11,31 @@ from bench.picture import Bar, bars, duration
 
 MIB = 1 << 20
 SHORTER, OF_FLOOR = 5.0, 1.25
-SCRIPT, IN_PLACE = "script-in-place", ("swapd-in-place", "swapd-uvicorn-in-place")
+SCRIPT, DIRECT, GATED = "script-in-place", "swapd-in-place", "swapd-uvicorn-in-place"
 FAULTS = ("errors_total", "late_old_answers", "unasked_bytes", "forced_reconnects")
 
 
-def judge(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def judge(results: Mapping[str, Mapping[str, Any]], alone: Mapping[str, float]) -> dict[str, Any]:
     """The goals; and of the in-place swaps, how near they came to the floor, which is what none can do without.
 
-    It is the time for the streams in flight to end, and then for the model to load. A script that is not five times
-    slower than the floor cannot be beaten five times by anything that loads after the old model has gone.
+    It is the time for the streams in flight to end, and then for the model to load: in swapd's own worker, whose
+    interpreter runs before, the load alone; of a server as it is, its end and its start (`alone`: what they take when
+    nobody is there). What takes the script less than five times the floor, nothing that loads after the old model has
+    gone can beat five times. The script waits for the streams too; the rest of its outage is its polling.
     """
     measured = {name: each for name, each in results.items() if "outage_median_s" in each}
     met = {f"{name} loses nothing": not any(each[f] for f in FAULTS) for name, each in measured.items() if each["ours"]}
     in_place: dict[str, Any] = {}
-    for name in IN_PLACE:
+    for name in (DIRECT, GATED):
         if name not in measured or SCRIPT not in measured:
             continue
         own, script = measured[name], measured[SCRIPT]["outage_median_s"]
         outage = own["outage_median_s"]
-        floor = statistics.median(c["steps_s"].get("drain", 0.0) + c["engine_load_s"] for c in own["changes"])
+        drain = statistics.median(c["steps_s"]["drain"] for c in own["changes"])
+        floor = drain + (own["engine_load_median_s"] if name == DIRECT else alone["end_s"] + alone["start_s"])
         in_place[name] = {
             "outage_s": outage,
+            "streams_end_s": round(drain, 4),
             "floor_s": round(floor, 4),
             "of_its_floor": round(outage / floor, 3),
             "beyond_its_floor_s": round(outage - floor, 4),

@@ -128,6 +128,19 @@ def run_load(
         return load.stop()
 
 
+def load_without_revisions(address: str) -> LoadReport:
+    """Asks `x` ten times and more, then `big` ten times and more, of something that is not swapd."""
+    requests = {"x": http_request("GET", "/x"), "big": http_request("POST", "/x", b"u" * 1000)}
+    answers = {"x": {"a": GOOD, "b": NEWER}, "big": {"a": b"uploaded"}}
+    spec = LoadSpec(address, [ClientGroup("closed", ["x"])], requests, answers, require_revision=False)
+    with LoadProcess(spec) as load:
+        for key, until in (("x", 10), ("big", 20)):
+            load.ask(key)
+            while load.report()["requests"] < until:
+                threading.Event().wait(0.02)
+        return load.stop()
+
+
 def only(report: LoadReport, **expected: int) -> None:
     """These errors and no others."""
     assert report.summary["errors"] == {name: expected.get(name, 0) for name in OUTCOMES[1:]}, report.summary["notes"]
@@ -170,6 +183,21 @@ def test_each_lost_request_is_counted_as_what_it_was(act: bytes | str, kind: str
         assert report.lost == 3
         assert report.summary["requests"] == server.requests  # nothing was sent twice
         assert [note["kind"] for note in report.summary["notes"]] == [kind] * 3
+
+
+def test_without_revisions_models_are_told_apart_by_what_they_say() -> None:
+    with BadMannered(lambda n: answer(NEWER if n % 2 else GOOD, None)) as server:
+        report = load_without_revisions(server.address)
+    assert report.summary["labels"] == {"1": "a", "2": "b"}
+    assert set(report.records.revision[:10]) == {1, 2}
+    assert list(report.records.outcome[:10]) == [0] * 10
+
+
+def test_clients_told_to_ask_for_something_else_do_so() -> None:
+    with BadMannered(lambda n: answer(revision=None)) as server:
+        report = load_without_revisions(server.address)
+    wrong = report.summary["errors"]["wrong_body"]  # GOOD is no answer to `big`
+    assert 0 < wrong < report.summary["requests"]
 
 
 def test_a_request_without_an_answer_times_out() -> None:
