@@ -87,18 +87,24 @@ def main() -> int:
 
 
 def server_alone(weights: Path, times: int = 3) -> dict[str, float]:
-    """How long the server as it is takes to start (until it answers) and to end, with nobody there; medians."""
-    starts, ends = [], []
+    """How long the server as it is takes to start (beside its load) and to end, with nobody there; medians."""
+    starts, loads, ends = [], [], []
     with tempfile.TemporaryDirectory(prefix="peer-", dir="/tmp") as folder:
         for _ in range(times):
             here = Bare(Site(Path(folder), weights))
             begun = time.monotonic()
             here.start()
-            answered = time.monotonic()
+            starts.append(time.monotonic() - begun)
+            loads.append(here.load_s() or 0.0)
+            begun = time.monotonic()
             here.stop()
-            starts.append(answered - begun)
-            ends.append(time.monotonic() - answered)
-    return {"start_s": round(statistics.median(starts), 4), "end_s": round(statistics.median(ends), 4)}
+            ends.append(time.monotonic() - begun)
+    beside = statistics.median(start - load for start, load in zip(starts, loads, strict=True))
+    return {
+        "load_s": round(statistics.median(loads), 4),
+        "start_beside_load_s": round(beside, 4),
+        "end_s": round(statistics.median(ends), 4),
+    }
 
 
 def one(contender: type[Contender], weights: Path, pairs: int) -> dict[str, Any]:

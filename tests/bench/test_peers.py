@@ -77,7 +77,7 @@ def contender(outage_s: float, *, ours: bool = True, errors: int = 0) -> dict[st
     return {"ours": ours, "outage_median_s": outage_s, "engine_load_median_s": 1.8, "changes": changes, **faults}
 
 
-ALONE = {"start_s": 2.0, "end_s": 0.2}
+ALONE = {"load_s": 1.8, "start_beside_load_s": 0.2, "end_s": 0.1}
 
 
 @pytest.mark.parametrize(("script_s", "own_s", "met"), [(4.0, 2.5, True), (4.0, 2.8, False), (15.0, 2.9, True)])
@@ -86,6 +86,14 @@ def test_an_in_place_swap_beats_the_script_or_comes_near_the_floor(script_s: flo
     verdict = judge(results, ALONE)
     assert verdict["in_place"]["swapd-in-place"]["floor_s"] == pytest.approx(2.2)
     assert list(verdict["met"].values()) == [True, met]
+
+
+def test_a_server_as_it_is_has_its_own_end_and_start_to_wait_for() -> None:
+    results = {"swapd-uvicorn-in-place": contender(2.6), "script-in-place": contender(4.0, ours=False)}
+    figures = judge(results, ALONE)["in_place"]["swapd-uvicorn-in-place"]
+    assert figures["floor_s"] == pytest.approx(2.5)
+    assert figures["script_polling_s"] == pytest.approx(1.5)
+    assert figures["shortest_possible"] == pytest.approx(1.6)
 
 
 def test_a_lost_request_of_swapd_is_a_goal_missed_and_one_of_a_peer_is_not() -> None:
