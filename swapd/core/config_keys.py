@@ -131,7 +131,7 @@ SERVICE: Final = (
     Key("devices", read.device_names, show=list),
     Key("strategy", read.strategy, NOW),
     Key("replicas", read.integer(1, 256)),
-    Key("front", read.choice("direct", "gate")),
+    Key("front", read.choice("direct", "gate"), NOW),
     Key("protocol", read.choice("http", "tcp"), RESTART),
     _timeout("drain_timeout", NOW),
     _timeout("hold_timeout", NOW, 1.0),
@@ -140,7 +140,7 @@ SERVICE: Final = (
     Key("health_path", request.health_path),
     _timeout("keep_alive", NEXT_SWAP, 1.0, 86400.0),
     Key("queue_limit", read.integer(1, 100_000)),
-    Key("trust_forwarded", read.flag),
+    Key("trust_forwarded", read.flag, NOW),
 )
 SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "daemon": DAEMON,

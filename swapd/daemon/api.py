@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from swapd.core.states import Phase
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop
 from swapd.daemon.reading import Reading
-from swapd.daemon.workers import RETRY_AFTER_S
+from swapd.daemon.workers import front_settings
 from swapd.host.clock import wall_s as now
 from swapd.host.config_file import load_config
 from swapd.host.control_socket import Peer
@@ -281,9 +282,8 @@ def service_settings(config: Config, service: ServiceConfig) -> ServiceSettings:
 
 def _gate_digest(service: ServiceConfig) -> str:
     """Of all that a gate is started with: one of another digest is replaced. Its code counts by its version."""
-    settings = (service.health_path, service.hold_timeout_s, service.queue_limit, service.keep_alive_s)
-    made_of = (swapd.__version__, service.protocol, RETRY_AFTER_S, *settings)
-    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:DIGEST_DIGITS]
+    made_of = json.dumps([swapd.__version__, front_settings(service)], sort_keys=True)
+    return hashlib.sha256(made_of.encode()).hexdigest()[:DIGEST_DIGITS]
 
 
 def _gpu_bytes(readings: Sequence[DeviceReading], device: str) -> int | None:

@@ -276,8 +276,15 @@ def _spec(worker: Worker, service: ServiceConfig, model: ModelConfig | None, non
         "model": model.name if model is not None else "",
         "app": model.app if model is not None else "",
         "directory": model.directory if model is not None else "",
-        "health_path": service.health_path,
         "daemon_uid": os.getuid(),
+        **front_settings(service),
+    }
+
+
+def front_settings(service: ServiceConfig) -> dict[str, Any]:
+    """What the front in a worker, or a gate, is started with. A gate of other settings is replaced by a new one."""
+    return {
+        "health_path": service.health_path,
         "hold_timeout_s": service.hold_timeout_s,
         "queue_limit": service.queue_limit,
         "keep_alive_s": service.keep_alive_s,

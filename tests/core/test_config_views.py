@@ -103,6 +103,8 @@ def test_the_redacted_view_of_a_file_without_secrets_is_a_file_with_the_same_mea
         (((*CHAT, "drain_timeout"), "1m"), "services.chat.drain_timeout", None),  # the default, written otherwise
         (((*CHAT, "drain_timeout"), "2m"), "services.chat.drain_timeout", NOW),
         (((*CHAT, "max_outage"), "0s"), "services.chat.max_outage", NOW),
+        (((*CHAT, "front"), "gate"), "services.chat.front", NOW),
+        (((*CHAT, "trust_forwarded"), True), "services.chat.trust_forwarded", NOW),
         (((*CHAT, "keep_alive"), "5s"), "services.chat.keep_alive", NEXT_SWAP),
         (((*CHAT, "listen"), "127.0.0.1:9000"), "services.chat.listen", RESTART),
         ((("daemon", "log_level"), "debug"), "daemon.log_level", NOW),

@@ -1,14 +1,16 @@
 """What the control socket's methods do when the journal cannot be written."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from swapd.core import errors, events
+from swapd.core.config import ServiceConfig
 from swapd.core.errors import SwapdError
 from swapd.core.model import Revision, ServiceSettings, State
-from swapd.daemon.api import Api
+from swapd.daemon.api import Api, service_settings
 from swapd.daemon.loop import Loop
 from swapd.daemon.reading import Reading
 from swapd.host.control_socket import Peer
@@ -62,3 +64,23 @@ def test_a_swap_is_refused_while_the_journal_cannot_be_written(world):
     with pytest.raises(SwapdError, match="No swap is begun") as caught:
         world.api._begin(request, None, {"service": "chat"})
     assert caught.value.code == errors.JOURNAL_FAILED
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"health_path": "/health"},
+        {"hold_timeout_s": 1.0},
+        {"queue_limit": 1},
+        {"keep_alive_s": 1.0},
+        {"trust_forwarded": True},
+        {"protocol": "tcp"},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_gate_is_another_one_with_any_setting_that_it_is_started_with(changed):
+    config = SimpleNamespace(daemon=SimpleNamespace(restart_backoff_max_s=30.0))
+    service = ServiceConfig(name="chat", listen=("127.0.0.1:8000",), model="a", front="gate")
+    gate = service_settings(config, service).gate
+    assert service_settings(config, replace(service, model="b", soak_s=1.0)).gate == gate
+    assert service_settings(config, replace(service, **changed)).gate != gate
