@@ -2,8 +2,9 @@
 
 While the other services drain, and until the daemon itself has ended, clients still find the listener open. Without
 an answer they would wait in its queue, and be reset with it. A gate that turns everybody away, here in the daemon, is
-all it takes: it holds nobody, and no request waits for the daemon's loop but to be refused. A listener that systemd
-passed is only let go of: its queue, and whoever waits there, is for the next start.
+all it takes: it holds nobody, and no request waits for the daemon's loop but to be refused. Clients of a tcp service,
+who understand no 503, are only let go of. So is a listener that systemd passed: its queue, and whoever waits there, is
+for the next start.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Collection, Mapping
 
 from swapd.core.config import Config
 from swapd.core.model import State
-from swapd.daemon.workers import RETRY_AFTER_S
+from swapd.daemon.workers import front_settings
 from swapd.front.gate import GateFront
 from swapd.host import listeners as listening
 
@@ -48,14 +49,7 @@ class Closing:
                     log.warning("daemon.cannot_turn_away service=%s error=%s", service.name, error)
 
     def _begin(self, name: str) -> GateFront:
-        service = self._config.services[name]
-        gate = GateFront(
-            asyncio.get_running_loop(),
-            health_path=service.health_path,
-            hold_timeout_s=service.hold_timeout_s,
-            queue_limit=service.queue_limit,
-            retry_after_s=RETRY_AFTER_S,
-        )
+        gate = GateFront(asyncio.get_running_loop(), **front_settings(self._config.services[name]))
         gate.turn_away()
         ours = {a: sock for a, sock in self._listeners[name].items() if sock not in self._inherited}
         gate.adopt(1, {address: sock.dup() for address, sock in ours.items()})
