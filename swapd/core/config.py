@@ -19,7 +19,6 @@ HIDDEN_SUFFIX: Final = ".full"  # the daemon's own sockets are moved aside under
 MAX_COUNTER_DIGITS: Final = 7  # of a worker id: ten million workers of one service before a path grows longer
 CONTROL_SOCKET: Final = "control.sock"
 HTTP_SOCKET: Final = "http.sock"
-ENGINE_SOCKET: Final = "engine/http.sock"  # of a server that swapd has not written; its directory is that server's own
 
 MIB: Final = 1024 * 1024
 

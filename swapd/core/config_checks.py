@@ -105,7 +105,8 @@ def _listeners(config: Config) -> Iterator[Fault]:
 def _socket_paths(config: Config) -> Iterator[Fault]:
     """The longest path that a worker of any service will bind, a gate's with a counter of many digits.
 
-    Longer than the control socket's own default path, and than an engine's own socket, so those need no check here.
+    Longer than the control socket's own default path, and than that of an engine's own socket (`worker.spec`), so those
+    need no check here.
     """
     if not config.services:
         return

@@ -22,7 +22,7 @@ CONTROL_NAME: Final = "control.sock"
 HTTP_NAME: Final = "http.sock"
 MAX_SPEC_BYTES: Final = 1024 * 1024
 KINDS: Final = ("asgi", "gate", "engine")
-ENGINE_SOCKET: Final = "engine/http.sock"  # as in core.config, which is not this side's
+ENGINE_SOCKET: Final = "engine/http.sock"  # of a server that swapd has not written, in a directory of its own
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from swapd.core.errors import BAD_REQUEST, SwapdError
-from swapd.worker.spec import read_spec
+from swapd.worker.spec import ENGINE_SOCKET, read_spec
 
 WHOLE = {
     **{"protocol": 1, "worker_id": "chat-3", "nonce": "ab", "kind": "asgi", "service": "chat", "revision": 3},
@@ -102,3 +102,8 @@ def test_what_is_wrong_with_a_server_is_named(tmp_path, server, message):
     with pytest.raises(SwapdError) as error:
         read(tmp_path, {**ENGINE, "server": server})
     assert message in error.value.message
+
+
+def test_a_servers_own_socket_fits_where_the_control_socket_of_a_gate_does():
+    """Whose path is the one that `core.config_checks` measures."""
+    assert len(f"s-9999999/{ENGINE_SOCKET}") <= len("s-gate-9999999/control.sock")
