@@ -207,7 +207,7 @@ def _let_go(d: Draft, service: Service, leaving: Worker, *, forward: bool) -> No
         d.stop(leaving, force=not leaving.connected, step=f"{prefix}stop")
 
 
-# --- 3. whoever is no longer wanted ----------------------------------------------------------------------------
+# --- 4. whoever is no longer wanted ----------------------------------------------------------------------------
 
 
 def _retire(d: Draft, name: str, goal: Revision | None) -> None:

@@ -1,6 +1,6 @@
 """The state being built by one step, and the effects that come with it.
 
-Only `core.rollout` and `core.advance` use it; outside a step the state is frozen.
+Only `core.rollout` and the modules that carry out a step for it use it; outside a step the state is frozen.
 """
 
 from __future__ import annotations

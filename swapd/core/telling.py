@@ -9,7 +9,7 @@ from typing import Any
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Event, WorkerExited
-from swapd.core.model import State, Swap
+from swapd.core.model import State, Swap, Worker
 from swapd.core.states import WorkerState
 
 
@@ -28,10 +28,10 @@ def tell(d: Draft) -> None:
             old_swap = None
         if swap is not None:
             _tell_swap(d, swap, old_swap)
-        server, was = d.server_of(name), d.before.server_of(name)
-        told = service.owner, server.id if server is not None else None, service.failures, service.problem
-        if old is None or told != (old.owner, was.id if was is not None else None, old.failures, old.problem):
-            d.publish("service.changed", service=name, owner=told[0], server=told[1], failures=service.failures)
+        server, server_before = _id(d.server_of(name)), _id(d.before.server_of(name))
+        told = service.owner, server, service.failures, service.problem
+        if old is None or told != (old.owner, server_before, old.failures, old.problem):
+            d.publish("service.changed", service=name, owner=service.owner, server=server, failures=service.failures)
     for worker in d.workers.values():
         was = d.before.worker(worker.id)
         if was is None or was.state is not worker.state:
@@ -39,6 +39,10 @@ def tell(d: Draft) -> None:
     for gone in d.before.workers:
         if gone.id not in d.workers:
             d.publish("worker.state", worker=gone.id, service=gone.service, state=WorkerState.GONE.value)
+
+
+def _id(worker: Worker | None) -> str | None:
+    return worker.id if worker is not None else None
 
 
 def _tell_swap(d: Draft, swap: Swap, before: Swap | None) -> None:
