@@ -76,9 +76,8 @@ def stream_error(message: str, code: str) -> bytes:
 class Lingering:
     """Bare descriptors on their way out: answered, FIN sent, read and discarded until the client is done."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_close: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._on_close = on_close
         self._left: dict[int, int] = {}  # bytes still to discard
         self._timers: dict[int, asyncio.TimerHandle] = {}
 
@@ -90,9 +89,8 @@ class Lingering:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)  # the family matters to addresses only
         try:
             with contextlib.suppress(OSError):
-                sock.send(
-                    data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-                )  # a few hundred bytes: they fit, or all is lost
+                # A few hundred bytes: they fit, or all is lost.
+                sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
                 sock.shutdown(socket.SHUT_WR)
         finally:
             sock.detach()
@@ -129,7 +127,6 @@ class Lingering:
         self._timers.pop(fd).cancel()
         self._loop.remove_reader(fd)
         os.close(fd)
-        self._on_close()
 
 
 class LastWords(asyncio.Protocol):

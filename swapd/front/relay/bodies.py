@@ -32,9 +32,6 @@ class Body(Protocol):
     def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
         """(pieces of the body, bytes after it). Raises BadBody."""
 
-    def end(self) -> None:
-        """The connection has ended. Raises BadBody if the body had not."""
-
 
 def body_of(length: int) -> Body:
     """Of a head's `length`: bytes, -1 for chunked, -2 for until the end of the connection."""
@@ -55,12 +52,10 @@ class Counted:
         self.done = self._left == 0
         return [piece] if piece else [], rest
 
-    def end(self) -> None:
-        if not self.done:
-            raise BadBody(f"{self._left} bytes of it did not come")
-
 
 class UntilClose:
+    """Never done: who reads it hears of the connection's end."""
+
     __slots__ = ("done", "trailers")
 
     def __init__(self) -> None:
@@ -69,9 +64,6 @@ class UntilClose:
 
     def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
         return [data] if data else [], b""
-
-    def end(self) -> None:
-        self.done = True
 
 
 class Chunked:
@@ -143,10 +135,6 @@ class Chunked:
         name = field[1].lower()
         if name not in _NOT_IN_TRAILERS:
             self.trailers.append((name, field[2].rstrip(b" \t")))
-
-    def end(self) -> None:
-        if not self.done:
-            raise BadBody("its last chunk did not come")
 
 
 def chunk(data: bytes) -> bytes:

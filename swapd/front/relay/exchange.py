@@ -9,7 +9,6 @@ tells by ECONNRESET.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
 from swapd.front.answers import stream_error
@@ -67,10 +66,6 @@ class Exchange:
     def whole(self) -> bool:
         """The client has sent all of it."""
         return self._body.done
-
-    @property
-    def streaming(self) -> bool:
-        return self.answered
 
     def begin(self, connection: UpstreamConnection) -> None:
         """Send what there is of it."""
@@ -278,7 +273,7 @@ async def connect(exchange: Exchange, upstream: Upstream) -> None:
     """A new connection for an exchange that is waiting for one."""
     try:
         connection = await upstream.connect()
-    except (OSError, asyncio.TimeoutError):
+    except OSError:
         exchange.relay.unreachable(exchange, upstream)
         return
     exchange.relay.connected(exchange, upstream, connection)

@@ -255,7 +255,7 @@ class Relay:
             upstream.tunnels.add(tunnel)
             try:
                 await upstream.open(lambda tunnel=tunnel: tunnel.engine)  # type: ignore[misc]
-            except (OSError, asyncio.TimeoutError):
+            except OSError:
                 upstream.tunnels.discard(tunnel)
                 unreachable += (route.worker,)
                 continue
