@@ -27,6 +27,7 @@ from swapd.front.reports import Copy, FrontStats, Giving
 from swapd.wire import peer as wire
 
 BEAT_S: Final = 0.1
+DRAIN_POLL_S: Final = 0.02  # what is in flight has too many ends to wait on each
 DESCRIPTORS: Final = 16384  # 128 KiB of kernel memory
 
 

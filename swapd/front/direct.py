@@ -24,13 +24,13 @@ from swapd.core.handover import Phase
 from swapd.front.accept import Acceptor
 from swapd.front.answers import LAST_CALL_S, LINGER_S, REPLACED, STOPPED, HangUpWatch
 from swapd.front.base import Copy, DrainReport, Front, FrontStats
+from swapd.front.common import DRAIN_POLL_S
 from swapd.front.connections import Group, HttpConnection
 from swapd.front.idle import IdlePool
 
 READ_BYTES: Final = 65536
 HEAD_TIMEOUT_S: Final = 60.0  # a request's head must be complete by then (nginx: client_header_timeout 60 s)
 BEATS_A_SWEEP: Final = 10
-DRAIN_POLL_S: Final = 0.02
 CUT_GRACE_S: Final = 3.0  # for last words and the applications' own clean-up
 
 

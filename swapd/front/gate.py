@@ -20,8 +20,9 @@ from swapd.core.errors import BAD_REQUEST, SwapdError
 from swapd.core.handover import Phase
 from swapd.front.answers import LAST_CALL_S, STOPPED, answer
 from swapd.front.base import Copy, DrainReport, Front, FrontStats
+from swapd.front.common import DRAIN_POLL_S
 from swapd.front.relay.client import ClientConnection
-from swapd.front.relay.relay import DRAIN_POLL_S, Relay
+from swapd.front.relay.relay import Relay
 from swapd.front.relay.routing import Table
 from swapd.front.room import Held, Room
 

@@ -18,10 +18,9 @@ from typing import Final
 
 from swapd.front.answers import STOPPED, Lingering, answer, unavailable_body
 from swapd.front.idle import EVENTS_A_TURN, HUNG_UP, RawCopy
-from swapd.front.relay.heads import BadHead, parse_request
+from swapd.front.relay.heads import HEAD_END, BadHead, parse_request
 from swapd.wire.peer import MAX_HEAD_BYTES
 
-HEAD_END: Final = b"\r\n\r\n"
 ARRIVALS: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET  # told once for each arrival
 DEPARTURES: Final = select.EPOLLRDHUP
 LET_IN_A_TURN: Final = 64  # then the loop sees to the others

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 from swapd.front.answers import LastWords, answer, error_body, unavailable_body
 from swapd.front.relay.exchange import BY_AHEAD, BY_UPSTREAM, Exchange
-from swapd.front.relay.heads import BadHead, Via, parse_request
+from swapd.front.relay.heads import HEAD_END, BadHead, Via, parse_request
 from swapd.wire.peer import MAX_HEAD_BYTES
 
 if TYPE_CHECKING:
     from swapd.front.relay.relay import Relay
 
 MAX_AHEAD_BYTES: Final = 64 * 1024
-HEAD_END: Final = b"\r\n\r\n"
 _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
 
 
@@ -84,7 +83,7 @@ class ClientConnection(asyncio.Protocol):
         return not (self.gone or self.ending) and (self.exchange is None or not self.exchange.begun)
 
     @property
-    def parked(self) -> bool:
+    def without_engine(self) -> bool:
         """Its request has found no engine."""
         return self.exchange is not None and self.exchange.upstream is None
 
@@ -192,7 +191,7 @@ class ClientConnection(asyncio.Protocol):
             self._next()
         elif exchange.connection is not None:
             exchange.connection.resume_reading()
-        elif self.parked:
+        elif self.without_engine:
             self.relay.settle(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -251,7 +250,7 @@ class ClientConnection(asyncio.Protocol):
             raise BadHead(400, "bad_request", "The request's lines must end in CRLF.")
 
     def exchange_done(self, *, close: bool) -> None:
-        """The answer is out. An exchange of before may be told of late: this is about the newest."""
+        """The answer is out. `close`: the connection ends with it."""
         self.exchange = None
         if self.gone or self.ending:
             return

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 KEPT_BYTES: Final = 64 * 1024
 MAX_ID_BYTES: Final = 200
+# Why reading from a client is paused.
+BY_UPSTREAM: Final = 1  # the engine does not take more of the request's body yet
+BY_CONNECT: Final = 2  # nobody has the request yet
+BY_AHEAD: Final = 4  # it has sent too much of the requests to come
 UPSTREAM_DIED: Final = ("The model server ended before it answered. Try again.", "upstream_died")
 UPSTREAM_BROKE: Final = ("The model server's answer is no valid HTTP.", "upstream_bad_answer")
 CUT_OFF: Final = ("The model server ended in the middle of its answer.", "upstream_died")
@@ -255,12 +259,6 @@ class Exchange:
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.abort()
-
-
-# Why reading from a client is paused.
-BY_UPSTREAM: Final = 1  # the engine does not take more of the request's body yet
-BY_CONNECT: Final = 2  # nobody has the request yet
-BY_AHEAD: Final = 4  # it has sent too much of the requests to come
 
 
 def _left_unread(connection: UpstreamConnection, error: Exception | None) -> bool:

@@ -14,6 +14,7 @@ from typing import Final
 
 import httptools
 
+HEAD_END: Final = b"\r\n\r\n"
 MAX_HEADERS: Final = 256
 MAX_LENGTH: Final = 2**62
 # RFC 9110 7.6.1: of this connection, not of the message. `Connection` names further ones.
@@ -27,6 +28,7 @@ _OF_ANSWERS: Final = FRAMING | {b"x-request-id", b"x-swapd-revision"}
 _REQUEST_LINE: Final = re.compile(rb"[A-Z-]+ [^ \r\n]+ HTTP/1\.[01]\r\n")
 _HOST: Final = re.compile(rb"[^\s/?#@\\,\"<>]+")
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#@]+)([/?].*)?", re.IGNORECASE)
+_NO_TOKENS: Final[frozenset[bytes]] = frozenset()
 
 Header = tuple[bytes, bytes]
 
@@ -170,10 +172,7 @@ def _sorted(headers: list[Header], special: frozenset[bytes]) -> tuple[list[Head
 def _tokens(special: dict[bytes, bytes]) -> frozenset[bytes]:
     """What `Connection` says, in lower case."""
     said = special.get(b"connection")
-    return _NONE if said is None else frozenset(token.strip().lower() for token in said.split(b","))
-
-
-_NONE: Final[frozenset[bytes]] = frozenset()
+    return _NO_TOKENS if said is None else frozenset(token.strip().lower() for token in said.split(b","))
 
 
 def _without(headers: list[Header], tokens: frozenset[bytes]) -> list[Header]:

@@ -23,7 +23,6 @@ from swapd.front.relay.upstream import Upstream, UpstreamConnection
 
 log = logging.getLogger("swapd.relay")
 
-DRAIN_POLL_S: Final = 0.02
 ANSWER_STALL_S: Final = 60.0  # without a byte of it being taken (nginx: send_timeout)
 REQUEST_STALL_S: Final = 60.0  # between two parts of a request (nginx: client_header_timeout, client_body_timeout)
 NOT_FOUND: Final = ("This path is not for clients.", "not_found")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from swapd.front.relay.bodies import BadBody, Body, Counted, UntilClose, body_of
-from swapd.front.relay.heads import AnswerHead, BadAnswer, parse_answer
+from swapd.front.relay.heads import HEAD_END, AnswerHead, BadAnswer, parse_answer
 from swapd.front.relay.routing import Route
 from swapd.wire.peer import MAX_HEAD_BYTES
 
@@ -31,7 +31,6 @@ IDLE_S: Final = 4.0
 FRESH_S: Final = 1.0
 REST_BYTES: Final = 64 * 1024
 _PEERCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7)
-HEAD_END: Final = b"\r\n\r\n"
 
 
 class Upstream:
