@@ -104,11 +104,11 @@ def test_http_1_0_and_connection_close_end_the_connection(front, connect):
 
 
 def test_drain_waits_for_what_is_in_flight(front, connect, spawn):
-    client, stream = connect(), connect()
-    client.send_request("/slow?s=0.3")
-    stream.send_request("/stream?n=10&gap=0.03")
+    client, stream, successor = connect(), connect(), spawn(8)  # which takes its time: before what must not end yet
+    client.send_request("/slow?s=1")
+    stream.send_request("/stream?n=10&gap=0.1")
     front.wait_stats(in_flight=2)
-    hand_over(front, spawn(8), 2)
+    hand_over(front, successor, 2)
     assert front.request("drain", deadline_s=10) == {"finished": 2, "cut": 0, "left": 0}
     assert client.answer()[2] == b"7 slow"
     assert stream.answer()[2].endswith(b"[DONE]\n\n")
