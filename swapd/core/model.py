@@ -41,6 +41,11 @@ class DeviceReading:
     def known(self) -> bool:
         return self.total_bytes is not None and self.free_bytes is not None
 
+    @property
+    def gpu_bytes(self) -> int | None:
+        """All its memory; None: not known, or it is no GPU."""
+        return self.total_bytes if self.kind is DeviceKind.NVML else None
+
 
 class FootprintSource(str, Enum):
     DECLARED = "declared"  # device_memory in the config

@@ -172,7 +172,7 @@ def said_need(model: ModelConfig, readings: Sequence[DeviceReading]) -> tuple[in
     """
     if model.device_memory_bytes is not None:
         return model.device_memory_bytes, f"device_memory = {human_bytes(model.device_memory_bytes)}"
-    gpus = [r.total_bytes for r in readings if r.kind is DeviceKind.NVML and r.total_bytes is not None]
+    gpus = [reading.gpu_bytes for reading in readings if reading.gpu_bytes is not None]
     if model.engine != VLLM or not gpus or has_flag(model.command, _KV_BYTES):
         return None
     device_bytes = max(gpus)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ from swapd.core.config import Config, ModelConfig, ServiceConfig
 from swapd.core.config_views import DIGEST_DIGITS, SWAP, diff_config
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ReturnRequested, SettingsChanged, SwapRequested
-from swapd.core.model import DeviceKind, DeviceReading, Service, ServiceSettings, Strategy, Swap
+from swapd.core.model import Service, ServiceSettings, Strategy, Swap
 from swapd.core.outage import longest_drain_s
 from swapd.core.placement import Placement
 from swapd.core.presets import shown_flags
@@ -74,6 +74,7 @@ class Api:
         if placed.is_return and placed.expected_outage_s is None:
             placed = replace(placed, expected_outage_s=self._knowledge.return_s(model, parked=True))
         rollback, rollback_s = self._rollback_after(service, placed, request.way_back)
+        gpu_bytes = next((r.gpu_bytes for r in request.measurement.readings if r.name == placed.device), None)
         return plan_record(
             service,
             model.name,
@@ -83,7 +84,7 @@ class Api:
             rollback_s=rollback_s,
             stats=stats,
             hold_timeout_s=self._knowledge.config.services[service.name].hold_timeout_s,
-            flags=shown_flags(model, _gpu_bytes(request.measurement.readings, placed.device)),
+            flags=shown_flags(model, gpu_bytes),
         )
 
     def _rollback_after(self, service: Service, placed: Placement, way_back: bool) -> tuple[str, float | None]:
@@ -134,10 +135,11 @@ class Api:
             )
             raise SwapdError(errors.NOTHING_TO_ROLL_BACK, text)
         to = service.previous if to is None else to
+        params = {**params, "to": to, "allow_name_mismatch": True}  # going back must not fail over a name
         if not (str(to).isascii() and str(to).isdigit()):
-            return await self.swap({**params, "to": to, "allow_name_mismatch": True}, actor)
+            return await self.swap(params, actor)
         model = await self._knowledge.model_again(service, int(to))
-        return await self._swap(service, model, {**params, "to": to, "allow_name_mismatch": True}, actor)
+        return await self._swap(service, model, params, actor)
 
     async def cancel(self, params: Params, actor: str) -> Any:
         name = params.get("service")
@@ -284,12 +286,6 @@ def _gate_digest(service: ServiceConfig) -> str:
     """Of all that a gate is started with: one of another digest is replaced. Its code counts by its version."""
     made_of = json.dumps([swapd.__version__, front_settings(service)], sort_keys=True)
     return hashlib.sha256(made_of.encode()).hexdigest()[:DIGEST_DIGITS]
-
-
-def _gpu_bytes(readings: Sequence[DeviceReading], device: str) -> int | None:
-    """All the memory of the GPU of that name; None: it is no GPU."""
-    gpus = (r.total_bytes for r in readings if r.name == device and r.kind is DeviceKind.NVML)
-    return next(gpus, None)
 
 
 def _actor(peer: Peer, params: Params) -> str:

@@ -133,7 +133,7 @@ class Workers:
         spec = _spec(worker, service, model, nonce)
         launch = None
         if worker.kind is Kind.ENGINE and model is not None:
-            launch = launch_of(model, _gpu_bytes(reading))
+            launch = launch_of(model, reading.gpu_bytes if reading is not None else None)
             spec["server"] = _server_spec(model, launch, reading, self.config.daemon.runtime_dir)
         _make_directory(directory, spec)
         if model is not None and model.user is not None:
@@ -305,10 +305,6 @@ def _server_spec(model: ModelConfig, launch: Launch, reading: DeviceReading | No
         "hooks": launch.hooks,
         "ports_dir": f"{runtime_dir}/ports",
     }
-
-
-def _gpu_bytes(reading: DeviceReading | None) -> int | None:
-    return reading.total_bytes if reading is not None and reading.kind is DeviceKind.NVML else None
 
 
 def _let_pass(directory: Path, top: Path) -> None:
