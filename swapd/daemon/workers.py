@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import swapd
-from swapd.core.config import HTTP_SOCKET, Config, ModelConfig, ServiceConfig
+from swapd.core.config import CONTROL_SOCKET, HTTP_SOCKET, Config, ModelConfig, ServiceConfig
 from swapd.core.errors import OUT_OF_MEMORY, WORKER_EXITED, Problem, SwapdError
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Worker
-from swapd.core.presets import Launch, blocked_paths, has_front, launch_of, reuses_connections, visible_devices
+from swapd.core.presets import Launch, blocked_paths, launch_of, reuses_connections, visible_devices
 from swapd.host.logs import cap, prune, tail
 from swapd.host.processes import Process, Supervisor
 from swapd.host.worker_channel import WorkerChannel
@@ -55,9 +55,7 @@ class Live:
     started_at: float
     kind: Kind
     revision: int
-    address: (
-        str  # where it answers, to the daemon and to a gate alone: unix:/path, or host:port if its engine chose that
-    )
+    address: str  # where it answers, to the daemon and a gate alone: unix:/path; or host:port, once it is loaded
     blocked: tuple[str, ...] = ()  # paths that clients may not ask it for
     reuse: bool = True  # its connections may carry one request after the other
     uid: int | None = None  # of the user that its server runs as, where it has one of its own
@@ -128,6 +126,32 @@ class Workers:
         self, worker: Worker, service: ServiceConfig, model: ModelConfig | None, reading: DeviceReading | None
     ) -> Mapping[str, Any]:
         """Start the process and say hello. On failure nothing of it is left. Raises SwapdError."""
+        live = await self._start(worker, service, model, reading)
+        self.live[worker.id] = live
+        watcher = asyncio.get_running_loop().create_task(self._watch(live))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+        try:
+            channel, hello = await WorkerChannel.connect(
+                str(live.directory / CONTROL_SOCKET),
+                worker_id=worker.id,
+                deadline_s=HELLO_DEADLINE_S,
+                alive=live.alive,
+            )
+        except SwapdError as error:
+            if error.code != WORKER_EXITED:  # it lives, and will never be of use; its exit tells the rest otherwise
+                live.reported = True
+                await live.process.kill_tree(0.0)
+            raise
+        live.channel, live.hello = channel, hello
+        live.connected.set()
+        channel.on_event = lambda name, params: self._on_event(worker.id, name, params)
+        return hello
+
+    async def _start(
+        self, worker: Worker, service: ServiceConfig, model: ModelConfig | None, reading: DeviceReading | None
+    ) -> Live:
+        """The process, in a directory of its own. Raises SwapdError(SPAWN_FAILED) with nothing left of it."""
         directory = Path(self.config.daemon.worker_dir(worker.id))
         nonce = secrets.token_hex(8)
         spec = _spec(worker, service, model, nonce)
@@ -140,7 +164,7 @@ class Workers:
             _let_pass(directory, Path(self.config.daemon.runtime_dir))
         log_path = self.log_path(worker.id)
         log_path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        own_python = model.python if model is not None and has_front(model) else None
+        own_python = model.python if model is not None and worker.kind is Kind.DIRECT else None
         flags = ["--gate"] if worker.kind is Kind.GATE else []
         try:
             process = await self._supervisor.spawn(
@@ -153,32 +177,21 @@ class Workers:
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        address = f"unix:{directory / HTTP_SOCKET}"
-        identity = worker.id, worker.service, directory, log_path, process, self._clock()
-        live = Live(*identity, worker.kind, worker.revision, address)
-        if model is not None:
-            live.blocked, live.reuse = blocked_paths(model), reuses_connections(model)
-        if model is not None and model.user is not None:
-            with contextlib.suppress(KeyError):  # its runner says so
-                live.uid = pwd.getpwnam(model.user).pw_uid
-        live.own_stop_s = launch.stop_timeout_s + OWN_STOP_MARGIN_S if launch is not None else 0.0
-        self.live[worker.id] = live
-        watcher = asyncio.get_running_loop().create_task(self._watch(live))
-        self._watchers.add(watcher)
-        watcher.add_done_callback(self._watchers.discard)
-        try:
-            channel, hello = await WorkerChannel.connect(
-                str(directory / "control.sock"), worker_id=worker.id, deadline_s=HELLO_DEADLINE_S, alive=live.alive
-            )
-        except SwapdError as error:
-            if error.code != WORKER_EXITED:  # it lives, and will never be of use; its exit tells the rest otherwise
-                live.reported = True
-                await process.kill_tree(0.0)
-            raise
-        live.channel, live.hello = channel, hello
-        live.connected.set()
-        channel.on_event = lambda name, params: self._on_event(worker.id, name, params)
-        return hello
+        return Live(
+            worker.id,
+            worker.service,
+            directory,
+            log_path,
+            process,
+            self._clock(),
+            worker.kind,
+            worker.revision,
+            address=f"unix:{directory / HTTP_SOCKET}",
+            blocked=blocked_paths(model) if model is not None else (),
+            reuse=model is None or reuses_connections(model),
+            uid=_uid(model.user) if model is not None and model.user is not None else None,
+            own_stop_s=launch.stop_timeout_s + OWN_STOP_MARGIN_S if launch is not None else 0.0,
+        )
 
     async def stop(self, worker_id: str, *, force: bool) -> None:
         """Ask it to end, then end its whole tree. `on_exit` follows. Raises SwapdError(TIMEOUT) if that fails."""
@@ -307,6 +320,13 @@ def _server_spec(model: ModelConfig, launch: Launch, reading: DeviceReading | No
     }
 
 
+def _uid(user: str) -> int | None:
+    """None: there is no such user, which its runner will say."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(user).pw_uid
+    return None
+
+
 def _let_pass(directory: Path, top: Path) -> None:
     """Let a server with a user of its own through to its directory. What lies on the way stays closed to it."""
     while directory != top.parent:
@@ -314,19 +334,18 @@ def _let_pass(directory: Path, top: Path) -> None:
         directory = directory.parent
 
 
-def _environment(
-    model: ModelConfig | None, reading: DeviceReading | None, launch: Launch | None = None
-) -> dict[str, str]:
+def _environment(model: ModelConfig | None, reading: DeviceReading | None, launch: Launch | None) -> dict[str, str]:
+    """Of the worker. What its model says itself comes last."""
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment.setdefault("PATH", os.defpath)
     environment["PYTHONUNBUFFERED"] = "1"
-    if reading is not None and model is not None:
-        environment |= visible_devices(model, reading)
-    if model is not None and model.user is not None:
+    if model is None:
+        return environment
+    if model.user is not None:
         for name in ("HOME", "XDG_CACHE_HOME"):  # the daemon's
             environment.pop(name, None)
+    if reading is not None:
+        environment |= visible_devices(model, reading)
     if launch is not None:
         environment |= launch.environment
-    if model is not None:
-        environment |= model.environment
-    return environment
+    return environment | model.environment
