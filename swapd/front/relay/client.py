@@ -26,22 +26,8 @@ _EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
 
 class ClientConnection(asyncio.Protocol):
     __slots__ = (
-        *(
-            "_buffer",
-            "_full",
-            "_paused",
-            "_unread",
-            "_unread_since",
-            "_via",
-            "ending",
-            "exchange",
-            "fd",
-            "gone",
-            "read_at",
-            "relay",
-            "since",
-        ),
-        *("transport", "tried", "waits_since"),
+        *("_buffer", "_full", "_paused", "_untaken", "_untaken_since", "_via", "ending", "exchange", "fd", "gone"),
+        *("read_at", "relay", "since", "transport", "tried", "waits_since"),
     )
 
     transport: asyncio.Transport
@@ -58,8 +44,8 @@ class ClientConnection(asyncio.Protocol):
         self.waits_since = waits_since  # that request, if it has waited
         self._buffer = read
         self._full = False  # more is written than the client has taken
-        self._unread = 0  # bytes that were written and not taken, when last asked
-        self._unread_since = 0.0
+        self._untaken = 0  # bytes that were written and not sent, when `deaf` was last asked
+        self._untaken_since = 0.0
         self._paused = 0
         self._via: Via | None = None
 
@@ -98,12 +84,12 @@ class ClientConnection(asyncio.Protocol):
         return unfinished and not (self._paused or self.ending or self.gone) and self.read_at < before
 
     def deaf(self, now: float, limit_s: float) -> bool:
-        """Asked now and then: it has taken nothing of what is written for it for so long."""
-        unread = self.transport.get_write_buffer_size()
-        if unread == 0 or self._unread == 0 or unread < self._unread:
-            self._unread_since = now
-        self._unread = unread
-        return now - self._unread_since > limit_s
+        """It has taken nothing of its answer for so long. To be asked once a second or so."""
+        untaken = self.transport.get_write_buffer_size()
+        if untaken == 0 or self._untaken == 0 or untaken < self._untaken:
+            self._untaken_since = now
+        self._untaken = untaken
+        return now - self._untaken_since > limit_s
 
     def become_tunnel(self) -> bytes:
         """Its transport gets another protocol. Returns what came early."""
