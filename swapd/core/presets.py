@@ -37,9 +37,7 @@ SOCKET: Final = "{socket}"
 PORT: Final = "{port}"
 PLACEHOLDERS: Final = (SOCKET, PORT, "{device}")
 
-VLLM_UTILIZATION: Final = (
-    0.9  # of the whole card, where nothing is said; vLLM's own default is 0.9 or 0.92, by its version
-)
+VLLM_UTILIZATION: Final = 0.9  # of the whole card, where nothing is said; vLLM's own default: 0.9 or 0.92, by version
 _HUMAN_INT: Final = re.compile(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)", re.ASCII)  # vLLM's: 1k is 1000, 1K is 1024
 _KV_BYTES: Final = "--kv-cache-memory-bytes"
 _UTILIZATION: Final = "--gpu-memory-utilization"
@@ -51,18 +49,10 @@ _STOP_S: Final = {LLAMA_SERVER: 3.0}
 _USUAL_STOP_S: Final = 10.0
 # Sleeping needs vLLM's development routes, which can change weights and call any method of its workers.
 _DEV_ROUTES: Final = (
-    *(
-        "/sleep",
-        "/wake_up",
-        "/is_sleeping",
-        "/release_kv_cache_memory",
-        "/collective_rpc",
-        "/server_info",
-        "/reconfigure",
-    ),
+    *("/sleep", "/wake_up", "/is_sleeping", "/release_kv_cache_memory"),
+    *("/collective_rpc", "/server_info", "/reconfigure", "/get_world_size"),
     *("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/pause", "/resume", "/is_paused"),
     *("/init_weight_transfer_engine", "/start_weight_update", "/update_weights", "/finish_weight_update"),
-    "/get_world_size",
 )
 
 
