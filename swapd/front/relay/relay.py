@@ -10,13 +10,13 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from swapd.front.answers import REPLACED, STOPPED
 from swapd.front.relay.client import ClientConnection
 from swapd.front.relay.exchange import BY_CONNECT, Exchange, connect
-from swapd.front.relay.heads import RequestHead
+from swapd.front.relay.heads import Header, RequestHead
 from swapd.front.relay.routing import Table, choose
 from swapd.front.relay.tunnel import Tunnel
 from swapd.front.relay.upstream import Upstream, UpstreamConnection
@@ -71,7 +71,7 @@ class Relay:
         self._health_path = health_path.encode()
         self._upstreams: dict[str, Upstream] = {}
         self._only: Upstream | None = None  # where there is no choice
-        self._building: dict[asyncio.Task[Any], ClientConnection] = {}
+        self._building: set[asyncio.Task[Any]] = set()  # connections that have no transport yet
         self._tasks: set[asyncio.Task[None]] = set()
         self._id_prefix = os.urandom(6).hex()
         self._last_id = 0
@@ -108,8 +108,11 @@ class Relay:
     def _choose(self, exchange: Exchange) -> Upstream | None:
         if self._only is not None and not exchange.unreachable:
             return self._only
+        return self._least_busy(exchange.unreachable, exchange.head.all_headers)
+
+    def _least_busy(self, unreachable: Collection[str], headers: Sequence[Header] = ()) -> Upstream | None:
         in_flight = {worker: upstream.in_flight for worker, upstream in self._upstreams.items()}
-        route = choose(self.table, in_flight, exchange.unreachable, exchange.head.all_headers)
+        route = choose(self.table, in_flight, unreachable, headers)
         return self._upstreams[route.worker] if route is not None else None
 
     # --- clients -----------------------------------------------------------------------------------------------
@@ -121,11 +124,11 @@ class Relay:
             return
         client = ClientConnection(self, sock.fileno(), read, tried, waits_since)
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: client, sock))
-        self._building[task] = client
+        self._building.add(task)
         task.add_done_callback(self._built)
 
     def _built(self, task: asyncio.Task[Any]) -> None:
-        self._building.pop(task, None)
+        self._building.discard(task)
         if not task.cancelled():
             task.exception()  # the socket broke before it had a transport: nobody to tell
 
@@ -246,17 +249,15 @@ class Relay:
             connection.transport.write(early)
 
     async def _admit_tcp(self, sock: socket.socket, waits_since: float | None) -> None:
-        in_flight = {worker: upstream.in_flight for worker, upstream in self._upstreams.items()}
         unreachable: tuple[str, ...] = ()
-        while (route := choose(self.table, in_flight, unreachable)) is not None:
-            upstream = self._upstreams[route.worker]
+        while (upstream := self._least_busy(unreachable)) is not None:
             tunnel = Tunnel(self, upstream)
             upstream.tunnels.add(tunnel)
             try:
                 await upstream.open(lambda tunnel=tunnel: tunnel.engine)  # type: ignore[misc]
             except OSError:
                 upstream.tunnels.discard(tunnel)
-                unreachable += (route.worker,)
+                unreachable += (upstream.route.worker,)
                 continue
             self.requests += 1
             try:
