@@ -13,7 +13,6 @@ import json
 import resource
 import socket
 import time
-from dataclasses import dataclass
 from typing import Any, Final
 
 from swapd.core.errors import BAD_REQUEST, SwapdError
@@ -24,6 +23,7 @@ from swapd.front.common import DRAIN_POLL_S
 from swapd.front.relay.client import ClientConnection
 from swapd.front.relay.relay import Relay
 from swapd.front.relay.routing import Table
+from swapd.front.reports import PointReport
 from swapd.front.room import Held, Room
 
 SPARE_DESCRIPTORS: Final = 64  # kept free of clients: for the hand-over itself, logs, control
@@ -31,17 +31,6 @@ DESCRIPTORS_A_CLIENT: Final = 2  # its own, and its engine's
 BEATS_A_SWEEP: Final = 10
 RESTING_A_SWEEP: Final = 512
 CUT_GRACE_S: Final = 1.0  # for last words to be written
-
-
-@dataclass(frozen=True, slots=True)
-class PointReport:
-    """Times are CLOCK_MONOTONIC seconds, between the two of which nothing begins. `turned_away`: clients who got a 503
-    since the gate last began to hold."""
-
-    quiesced_at: float
-    started_at: float
-    held: int
-    turned_away: int
 
 
 class GateFront(Front):

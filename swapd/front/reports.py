@@ -29,6 +29,16 @@ class HandOverReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PointReport:
+    """Between the two times nothing begins. `turned_away`: clients who got a 503 since the gate last began to hold."""
+
+    quiesced_at: float
+    started_at: float
+    held: int
+    turned_away: int
+
+
+@dataclass(frozen=True, slots=True)
 class SourceDeadReport:
     started: bool
     listeners: list[str]
