@@ -253,7 +253,16 @@ def test_rules_choose_by_header_cookie_and_host(relaying, engine, connect):
             "/x/../sleep",
             "/sleep;a",
         ),
-        *("/x%2f..%2fsleep", "/%2e/sleep", "/sleep%00", "\\sleep", "http://b/sleep", "http://b//sleep?x", "/sleep#x"),
+        *(
+            "/x%2f..%2fsleep",
+            "/%2e/sleep",
+            "/sleep%00",
+            "/sleep%0A",
+            "\\sleep",
+            "http://b/sleep",
+            "http://b//sleep?x",
+            "/sleep#x",
+        ),
     ],
 )
 def test_blocked_paths_are_not_for_clients_however_they_are_written(relaying, engine, connect, path):

@@ -40,12 +40,12 @@ class Route:
 
     def blocks(self, target: bytes) -> bool:
         """By the path as the most generous server reads it: unescaped, without doubled or trailing slashes, steps up,
-        and parameters."""
+        parameters, and white space at the ends of its parts (Starlette's routes match in spite of a final newline)."""
         if not self.blocked:
             return False
         parts: list[bytes] = []
         for part in unquote_to_bytes(target.partition(b"?")[0]).replace(b"\\", b"/").split(b"/"):
-            part = part.partition(b";")[0].partition(b"\0")[0]
+            part = part.partition(b";")[0].partition(b"\0")[0].strip()
             if part == b"..":
                 del parts[-1:]
             elif part not in (b"", b"."):
