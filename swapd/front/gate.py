@@ -274,12 +274,15 @@ class GateFront(Front):
     def _on_beat(self) -> None:
         self._relay.beat()
         self._beats += 1
-        if self._beats % BEATS_A_SWEEP == 0:
+        sweeps = self._beats % BEATS_A_SWEEP == 0
+        if sweeps:
             for client in self._relay.sweep(self._keep_alive_s)[:RESTING_A_SWEEP]:
                 self.settle(client)
         if not self._may_read():
             return
         self._room.end_waits()
+        if sweeps:
+            self._room.close_idle(self._keep_alive_s)
         if self._relay.open and self._room.waiting:
             self._room.let_in()
 

@@ -30,11 +30,12 @@ class Held(RawCopy):
     """One client. `since` is None until its first byte is seen; `waits_since`: it has waited before, and found no
     engine when it was let in: its patience goes on."""
 
-    __slots__ = ("since", "tried")
+    __slots__ = ("idle_since", "since", "tried")
 
     def __init__(self, fd: int, read: bytes = b"", *, tried: bool = False, waits_since: float | None = None) -> None:
         super().__init__(fd, read)
         self.since = waits_since
+        self.idle_since = time.monotonic()
         self.tried = tried  # an engine has died with the request that waits here
 
     def view(self) -> bytes:
@@ -181,6 +182,7 @@ class Room:
             client.take(size)
             self.waiting.pop(client.fd, None)
             client.since = None
+            client.idle_since = time.monotonic()
             self.answered += 1
             if not client.say(self._health()):
                 self.forget(client)
@@ -271,6 +273,14 @@ class Room:
         for client in list(self.waiting.values()):
             if client.since is not None and client.since < before:
                 self._turn_away(client, "The model did not come back in time.", "hold_timeout")
+
+    def close_idle(self, keep_alive_s: float) -> None:
+        """Those who have said nothing for so long."""
+        before = time.monotonic() - keep_alive_s
+        for client in list(self.clients.values()):
+            if client.since is None and client.idle_since < before and not client.view():
+                self.forget(client)
+                os.close(client.fd)
 
     @property
     def oldest_s(self) -> float:

@@ -137,6 +137,22 @@ def test_one_request_too_many_is_turned_away_at_once(spawn, listener, connect):
     assert hand_over(gate, spawn(4), 4)["turned_away"] == 0  # the one before was told of at its own hand-over
 
 
+def test_idle_connections_time_out_while_others_are_relayed_or_held(relaying, engine, connect):
+    gate = relaying(engine(), keep_alive_s=2.0)
+    fresh, used = connect(), connect()
+    used.get()
+    gate.wait_stats(connections=2, idle=2)
+    assert fresh.closed(10)
+    assert used.closed(10)
+    gate.request("point", epoch=2, hold=True)
+    idle, checker, waiting = connect(), connect(), connect()
+    checker.get(HEALTH)
+    waiting.send_request()
+    assert idle.closed(10)
+    assert checker.closed(10)
+    assert gate.wait_stats(connections=1)["held"] == 1
+
+
 @pytest.mark.parametrize("how", ["reset", "close"])
 def test_clients_that_hang_up_are_let_go_and_never_reach_a_model(gate, spawn, connect, how):
     leaving, staying = connect(), connect()
