@@ -2,13 +2,13 @@
 
 What has come is looked at with MSG_PEEK and not taken, except the health requests that are answered here. A wait
 that is too long, or one too many, gets 503 with Retry-After; clients that hang up are let go and never reach a
-model. In a tcp service nobody can be told anything, so the wait begins with the connection and ends with its close.
+model. In a tcp service nobody can be told anything, so the wait begins with the connection and ends with its close;
+a half-close after some bytes is no hang-up there, but how many clients say that it is the server's turn.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import select
 import socket
@@ -153,11 +153,13 @@ class Room:
             client = self.clients.get(fd)
             if client is None or self.quiesced:
                 continue
-            if events & HUNG_UP:
+            if not events & HUNG_UP:
+                self._look(client)
+            elif self._has_left(client):
                 self.forget(client)
                 os.close(fd)
             else:
-                self._look(client)
+                self._epoll.modify(fd, 0)  # a reset is told all the same
 
     def _look(self, client: Held) -> None:
         """Something has come: let it in, answer it if it is about our health, else let it wait."""
@@ -236,7 +238,7 @@ class Room:
             if client is None or self.quiesced or not self._may_enter():
                 self._letting_in = False
                 return
-            if _hung_up(client.fd):
+            if self._has_left(client):
                 self.forget(client)
                 os.close(client.fd)
             else:
@@ -246,6 +248,14 @@ class Room:
             self._loop.call_soon(self._let_some_in, left)
         else:
             self._letting_in = False
+
+    def _has_left(self, client: Held) -> bool:
+        poll = select.poll()
+        poll.register(client.fd, select.POLLRDHUP)
+        seen = poll.poll(0)
+        if not seen or not self._tcp:
+            return bool(seen)
+        return bool(seen[0][1] & (select.POLLHUP | select.POLLERR)) or not client.view()
 
     def _enter(self, client: Held) -> None:
         self.forget(client)
@@ -308,11 +318,3 @@ class Room:
         self.drop()
         self._epoll.close()
         self.lingering.close()
-
-
-def _hung_up(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLRDHUP)
-    with contextlib.suppress(OSError):
-        return bool(poll.poll(0))
-    return True

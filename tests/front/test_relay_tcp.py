@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import socket
+import struct
 import threading
 
 import pytest
@@ -169,20 +170,24 @@ def test_new_connections_go_to_the_new_engine_and_old_ones_drain(gate, tcp_engin
 
 
 def test_connections_wait_and_go_to_whoever_comes(gate, tcp_engine, connect, spawn, listener):
-    silent, speaking, leaving = connect(), connect(), connect()
-    speaking.send(b"early")
-    leaving.send(b"early")
-    gate.wait_stats(held=3)  # a wait begins with the connection: nobody knows who speaks first
+    silent, speaking, leaving, resetting, done = (connect() for _ in range(5))
+    for client in (speaking, resetting, done):
+        client.send(b"early")
+    gate.wait_stats(held=5)  # a wait begins with the connection: nobody knows who speaks first
     leaving.close()
-    gate.wait_stats(held=2)
+    resetting.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    resetting.close()
+    done.sock.shutdown(socket.SHUT_WR)  # it has asked, and waits for the answer
+    gate.wait_stats(held=3)
     second = spawn(kind="gate", tcp=True)
     hand_over(gate, second, 2)
-    second.wait_stats(held=2)
+    second.wait_stats(held=3)
     engine = tcp_engine(say(b"hi "))
     point(second, 1, engine)
     assert silent.take(3) == b"hi "
     assert speaking.take(8) == b"hi early"
-    assert engine.count == 2
+    assert done.rest() == b"hi earlybye"
+    assert engine.count == 3
 
 
 def test_a_wait_that_is_too_long_ends_with_the_connection(spawn, listener, connect, tmp_path):
