@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ class Clients:
                 time.sleep(0.2)
 
 
-def stream(client: Any, prompt: str, show: Callable[[str], None] = lambda text: None) -> Chat:
+def stream(client: Any, prompt: str) -> Chat:
     """Raises openai.OpenAIError for every refusal, reset, cut or error event."""
     began = time.monotonic()
     messages = [{"role": "user", "content": prompt}]
@@ -119,10 +118,8 @@ def stream(client: Any, prompt: str, show: Callable[[str], None] = lambda text: 
     for part in response.parse():
         if part.choices:
             first_token = first_token or time.monotonic()
-            piece = part.choices[0].delta.content or ""
             finished = part.choices[0].finish_reason or finished
-            text += piece
-            show(piece)
+            text += part.choices[0].delta.content or ""
     if finished is None:
         raise importlib.import_module("openai").APIError("the stream ended without its last part", None, body=None)
     return Chat(began, first_token, time.monotonic(), revision, text)
@@ -143,20 +140,16 @@ def models(folder: Path) -> tuple[str, Path, Path]:
 
 
 def show_one(address: str, label: str) -> None:
-    """One chat, as a person would see it come."""
+    """A story, as a person would see it come."""
     openai = importlib.import_module("openai")
     client = openai.OpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0, timeout=120)
-    sys.stdout.write(f"  {label:12}")
+    sys.stdout.write(f"  {label:12}{PROMPTS[0]}")
     shown = 0
-
-    def show(piece: str) -> None:
-        nonlocal shown
-        piece = piece.replace("\n", " ")[: SHOWN_CHARACTERS - shown]
+    for part in client.completions.create(model="chat", prompt=PROMPTS[0], max_tokens=32, temperature=0, stream=True):
+        piece = part.choices[0].text.replace("\n", " ")[: SHOWN_CHARACTERS - shown] if part.choices else ""
         shown += len(piece)
         sys.stdout.write(piece)
         sys.stdout.flush()
-
-    stream(client, PROMPTS[0], show)
     say("")
 
 
