@@ -129,19 +129,26 @@ def test_a_server_that_dies_is_restarted_while_its_clients_wait(daemon):
 
 def test_what_a_dead_server_had_begun_gets_a_502_that_says_so(daemon):
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
-    connection.request("POST", "/stream?n=1&s=30&late=1", body=b"x")
+    connection.request("POST", "/sleep?s=60", body=b"x")
     until(lambda: daemon.service()["in_flight"] == 1, what="the request in flight")
+    assert daemon.get("/")[0] == 200, "who came later has been read, so the first has been as well"
     os.kill(server_pid(daemon), signal.SIGKILL)
     response = connection.getresponse()
-    body = response.read()
-    if response.status == 200:  # its head was out already: an event stream is told in its language
-        assert b"upstream_died" in body
-    else:
-        assert response.status == 502
-        assert b"upstream_died" in body
-        assert response.getheader("retry-after")
+    assert response.status == 502
+    assert b"upstream_died" in response.read()
+    assert response.getheader("retry-after")
     connection.close()
     assert daemon.get("/")[0] == 200, "and then all is well again"
+
+
+def test_a_stream_that_a_dead_server_had_begun_ends_with_an_event_that_says_so(daemon):
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=30)
+    connection.request("POST", "/stream?n=1&s=60", body=b"x")
+    response = connection.getresponse()
+    assert response.status == 200
+    os.kill(server_pid(daemon), signal.SIGKILL)
+    assert b"upstream_died" in response.read()
+    connection.close()
 
 
 def test_a_gate_that_dies_is_replaced(daemon):
