@@ -128,9 +128,7 @@ def problem_words(service: Record, now_s: float) -> str:
 
 
 def who_serves(service: Record) -> str:
-    if not service["holding"] and service["model"]:
-        return f"{printable(service['model'])} serves"
-    return "its clients wait" if service["holding"] else "nothing serves"
+    return "its clients wait" if service["holding"] else f"{printable(service['model'])} serves"
 
 
 def service_line(service: Record, now_s: float) -> str:
