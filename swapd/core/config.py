@@ -102,7 +102,7 @@ class ReadyConfig:
     """[models.NAME.ready]"""
 
     path: str | None = None  # None: load having returned is enough; the probes still decide
-    timeout_s: float = 600.0  # for each of stage, load, ready path, park and wake
+    timeout_s: float = 600.0  # for each of stage, load, ready path and wake
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -193,7 +193,8 @@ class Executor:
         return {**result, "hooks": live.hello.get("hooks", ())}
 
     async def _at_its_address(self, live: Live, model: ModelConfig, result: Mapping[str, Any]) -> None:
-        """A server that was started is loaded once it is ready; an app, which `load` itself has loaded, by now."""
+        """A server listens long before its weights are there, so its load lasts until it is ready, and is learned as a
+        whole. An app is loaded when `load` returns; its ready path is asked with the warm-up."""
         live.address = result.get("address", live.address)
         if live.kind is Kind.ENGINE:
             await self._ready(live, model)
