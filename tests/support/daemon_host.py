@@ -93,8 +93,21 @@ path = "/ready"
 
 
 class Daemon:
-    def __init__(self, models, *, service="", budget="1GiB", devices="", services=None, daemon="", port=None, env=None):
+    def __init__(
+        self,
+        models,
+        *,
+        service="",
+        budget="1GiB",
+        devices="",
+        services=None,
+        daemon="",
+        port=None,
+        env=None,
+        patience_s=DEADLINE_S,  # with servers that are slow to start
+    ):
         self.env = env
+        self.patience_s = patience_s
         self.devices = devices
         self.dir = Path(tempfile.mkdtemp(prefix="sw", dir="/tmp"))
         self.port = port or free_port()
@@ -131,7 +144,8 @@ class Daemon:
             self.wait_healthy()
 
     def wait_healthy(self, service="chat"):
-        until(lambda: self.service(service)["health"] == "Healthy", what=f"{service} healthy")
+        healthy = f"{service} healthy"
+        until(lambda: self.service(service)["health"] == "Healthy", deadline_s=self.patience_s, what=healthy)
 
     def __exit__(self, *_):
         self.stop()
@@ -180,7 +194,7 @@ class Daemon:
             record = self.call("show", id=swap_id)
             return record if record["phase"] in phases else None
 
-        return until(arrived, what=f"swap {swap_id} in {phases}")
+        return until(arrived, deadline_s=self.patience_s, what=f"swap {swap_id} in {phases}")
 
     # --- clients -----------------------------------------------------------------------------------------
 
@@ -202,8 +216,9 @@ class Daemon:
 class Crowd:
     """Closed-loop clients on threads. They never retry; every trouble is counted under its name."""
 
-    def __init__(self, port, *, keep_alive=6, reconnecting=2, streaming=1, pause_s=0.002):
+    def __init__(self, port, *, keep_alive=6, reconnecting=2, streaming=1, pause_s=0.002, first_answers=50):
         self.port = port
+        self.first_answers = first_answers
         self.errors = {}
         self.answers = []  # (begun, ended, revision, model), by time.monotonic()
         self.reconnects = 0
@@ -217,7 +232,7 @@ class Crowd:
     def __enter__(self):
         for thread in self._threads:
             thread.start()
-        until(lambda: len(self.answers) > 50, what="the first answers")
+        until(lambda: len(self.answers) > self.first_answers, what="the first answers")
         return self
 
     def __exit__(self, *_):
@@ -226,10 +241,10 @@ class Crowd:
             thread.join(DEADLINE_S)
             assert not thread.is_alive(), "a client hangs"
 
-    def more(self, count=100):
+    def more(self, count=100, *, deadline_s=DEADLINE_S):
         """Wait for further answers."""
         goal = len(self.answers) + count
-        until(lambda: len(self.answers) >= goal, what=f"{count} more answers")
+        until(lambda: len(self.answers) >= goal, deadline_s=deadline_s, what=f"{count} more answers")
 
     def check(self):
         """Nothing went wrong, and no request begun after a newer revision's first answer got an older one."""

@@ -2,10 +2,10 @@
 
     python stand_in.py [--uds PATH | --port N | --host PATH] [HABIT ...]
 
-Other flags, as a preset adds them, are accepted; GET / tells them all. HABITs:
+Other flags, as a preset adds them, are accepted; GET / tells them all, and $NAME as "model". HABITs:
 
 slow      accepts after 0.3 s
-loading   answers /health with 503, five times
+loading   answers everything with 503, until /health was asked five times
 never     answers /health with 503
 deaf      ignores SIGTERM
 goodbye   writes the name of the signal that ends it to the file $GOODBYE
@@ -56,11 +56,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             os.kill(os.getpid(), signal.SIGSEGV)
         if path == "/exit":
             os._exit(9)
-        if path == "/health" and ("never" in HABITS or ("loading" in HABITS and STATE["asked"] < 5)):
-            STATE["asked"] += 1
+        if ("never" in HABITS and path == "/health") or ("loading" in HABITS and STATE["asked"] < 5):
+            STATE["asked"] += path == "/health"
             return self.answer(503, {"error": "Loading model"})
         about = {"args": sys.argv[1:], "pid": os.getpid(), "uid": os.geteuid(), "cwd": os.getcwd()}
-        return self.answer(200, {**about, **STATE, "env": dict(os.environ)})
+        env = dict(os.environ)
+        return self.answer(200, {"model": env.get("NAME"), **about, **STATE, "env": env})
 
     def do_POST(self):
         if self.path == "/sleep?level=1":
@@ -74,6 +75,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, status, body):
         data = json.dumps(body).encode()
         self.send_response(status)
+        self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
