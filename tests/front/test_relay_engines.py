@@ -95,6 +95,29 @@ def test_a_post_that_lay_unread_in_a_unix_socket_is_sent_again(relaying, engine,
     assert len(seen) == 2
 
 
+@pytest.mark.parametrize("parts", ["large", "head first"])
+def test_a_post_of_which_only_the_head_may_have_been_read_is_not_sent_again(relaying, engine, connect, parts):
+    upstream = engine()
+    relaying(upstream)
+    heads = []
+
+    def read_head_and_die(sock):
+        heads.append(sock.recv(4096))  # as Go and Python do; what a handler does next happens once
+        wait_until(lambda: select.select([sock], [], [], 0)[0], "the body, which stays unread")
+        return False
+
+    upstream.on_accept = read_head_and_die
+    client = connect()
+    body = b"x" * (20_000 if parts == "large" else 100)
+    head = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+    client.send(head + body if parts == "large" else head)
+    wait_until(lambda: heads, "the head")
+    if parts == "head first":
+        client.send(body)
+    refused(client, 502, "upstream_died")
+    assert len(heads) == 1
+
+
 def test_a_request_too_large_to_keep_is_not_sent_again(relaying, engine, connect):
     upstream = engine()
     relaying(upstream)

@@ -3,8 +3,9 @@
 Until a byte of the answer has come, what the client sent is kept (up to KEPT_BYTES), for two reasons: the request can
 be sent a second time where that is safe, and it can be put back to wait, unread, when there is no engine to send it
 to. Safe means (RFC 9110 9.2.2) that its method is idempotent, or that the engine cannot have begun with it: no
-connection was made, or the engine let go of its Unix socket with a part of the request unread in it, which the kernel
-tells by ECONNRESET.
+connection was made, or the engine let go of its Unix socket with the request unread in it. The kernel tells by
+ECONNRESET that something was unread; that nothing was read follows only for a request that went there in one piece,
+small enough to be read at once: many servers begin when they have the head, and read the body later.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from swapd.front.relay.upstream import Upstream, UpstreamConnection
 
 KEPT_BYTES: Final = 64 * 1024
+READ_AT_ONCE_BYTES: Final = 4096  # the smallest buffer that servers read with (Go, cpp-httplib; Python's has 8 KiB)
 MAX_ID_BYTES: Final = 200
 # Why reading from a client is paused.
 BY_UPSTREAM: Final = 1  # the engine does not take more of the request's body yet
@@ -34,7 +36,7 @@ CUT_OFF: Final = ("The model server ended in the middle of its answer.", "upstre
 class Exchange:
     __slots__ = (
         *("_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered", "began_at", "client"),
-        *("connection", "fresh", "head", "relay", "sent", "tried", "unreachable", "upstream", "waits_since"),
+        *("connection", "fresh", "head", "in_one", "relay", "sent", "tried", "unreachable", "upstream", "waits_since"),
     )
 
     def __init__(self, relay: Relay, client: ClientConnection, raw: bytes, head: RequestHead) -> None:
@@ -50,6 +52,7 @@ class Exchange:
         self.began_at = relay.now
         self.answered = False  # the client has the answer's head
         self.sent = False  # the engine has the whole request
+        self.in_one = False  # it got it in one piece, which it reads as a whole or not at all
         if not 0 < len(head.request_id) <= MAX_ID_BYTES:
             head.request_id = relay.next_id()
         self._body = body_of(head.length)
@@ -82,6 +85,7 @@ class Exchange:
             except BadHead as error:
                 self.refuse(error.status, str(error), error.code)
                 return
+        self.in_one = self.sent and len(out) <= READ_AT_ONCE_BYTES
         connection.begin(self, out)
 
     def more(self) -> None:
@@ -191,7 +195,7 @@ class Exchange:
             self._cut_off(*CUT_OFF)
         elif connection.began or self._kept is None:
             self._died(error)
-        elif _left_unread(connection, error):
+        elif self.in_one and _left_unread(connection, error):
             if not connection.reused:  # nor will the next one be taken there
                 self.unreachable += (connection.upstream.route.worker,)
             self._again()
@@ -262,7 +266,7 @@ class Exchange:
 
 
 def _left_unread(connection: UpstreamConnection, error: Exception | None) -> bool:
-    """The engine cannot have begun: it ended with a part of the request, or all of it, unread in its Unix socket."""
+    """The engine ended with a part of the request, or all of it, unread in its Unix socket."""
     local = connection.upstream.route.address.startswith("unix:")
     return local and isinstance(error, (ConnectionResetError, BrokenPipeError))
 
