@@ -257,10 +257,17 @@ class Crowd:
         self.marks.append(time.monotonic())
 
     def check_monotonic(self):
-        """After the first answer of a stretch's new revision, no request that began later got the old one."""
+        """After the first answer of a stretch's new revision, no request that began later got the old one.
+
+        The old one is what the stretch before ended with: a quick switch's first answer may end before an old one's.
+        """
+        before = None
         for start, end in zip([0.0, *self.marks], [*self.marks, float("inf")], strict=True):
             stretch = sorted((a for a in self.answers if start <= a[0] < end), key=lambda a: a[1])
             revisions = list(dict.fromkeys(revision for _, _, revision, _ in stretch))
+            if before in revisions:
+                revisions.sort(key=lambda revision: revision != before)
+            before = revisions[-1] if revisions else before
             assert len(revisions) <= 2, f"three revisions between two marks: {revisions}"
             if len(revisions) == 2:
                 first = next(ended for _, ended, revision, _ in stretch if revision == revisions[1])
