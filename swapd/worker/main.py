@@ -178,7 +178,8 @@ class _OneLine(logging.Formatter):
         self.converter = time.gmtime
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = " ".join(record.message.split())
+        text = " ".join(record.message.split())
+        record.message = "".join(char if char.isprintable() else "?" for char in text)  # also of what clients wrote
         return super().formatMessage(record)
 
 

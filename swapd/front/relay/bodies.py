@@ -17,7 +17,7 @@ _TRAILER: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x
 _NOT_IN_TRAILERS: Final = frozenset(
     b"transfer-encoding content-length host connection trailer te upgrade keep-alive proxy-connection cache-control"
     b" expect max-forwards pragma range authorization set-cookie cookie content-encoding content-type"
-    b" content-range".split()
+    b" content-range x-forwarded-for x-forwarded-proto forwarded via x-request-id".split()
 )
 
 

@@ -164,7 +164,7 @@ def _sorted(headers: list[Header], special: frozenset[bytes]) -> tuple[list[Head
         if name in special:
             value = header[1].strip()
             found[name] = found[name] + b", " + value if name in found else value
-        else:
+        elif b"_" not in name or name.replace(b"_", b"-") not in special:  # to many servers X_Y is X-Y
             plain.append(header)
     return plain, found
 

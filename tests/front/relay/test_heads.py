@@ -122,6 +122,12 @@ def test_what_a_client_says_of_its_way_counts_only_where_it_is_trusted():
     assert dict(sent(via=Via("", trusted=False))[1])["x-forwarded-for"] == "unknown"
 
 
+def test_a_name_that_servers_take_for_one_of_those_goes_no_further():
+    fields = sent("X_Forwarded_For: 198.51.100.1", "Transfer_Encoding: chunked", "X_Own: 1")[1]
+    assert ("x_own", "1") in fields
+    assert not {"x_forwarded_for", "transfer_encoding"} & set(dict(fields))
+
+
 def test_fields_of_one_hop_and_those_that_connection_names_go_no_further():
     lines = [
         "Connection: close, X-Mine, Host, Content-Length",
