@@ -7,9 +7,10 @@ import signal
 import pytest
 from support.daemon_host import Crowd, Daemon, Refused, model, server, until
 
-A = server("a")
-B = server("b")
-BIG = server("big", memory="960MiB")
+ABRUPT = 'stop_signal = "SIGKILL"'  # they finish nothing by themselves: what is in flight is swapd's affair
+A = server("a", extra=ABRUPT)
+B = server("b", extra=ABRUPT)
+BIG = server("big", memory="960MiB", extra=ABRUPT)
 OWN = model("own")  # with a front of its own
 
 

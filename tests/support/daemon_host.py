@@ -259,11 +259,12 @@ class Crowd:
     def check_monotonic(self):
         """After the first answer of a stretch's new revision, no request that began later got the old one.
 
-        The old one is what the stretch before ended with: a quick switch's first answer may end before an old one's.
+        The old one is what the stretch before ended with: a quick switch's first answer may end before an old one's. What
+        was asked before a mark and answered after it may have met the next switch, and is left out.
         """
         before = None
         for start, end in zip([0.0, *self.marks], [*self.marks, float("inf")], strict=True):
-            stretch = sorted((a for a in self.answers if start <= a[0] < end), key=lambda a: a[1])
+            stretch = sorted((a for a in self.answers if start <= a[0] and a[1] < end), key=lambda a: a[1])
             revisions = list(dict.fromkeys(revision for _, _, revision, _ in stretch))
             if before in revisions:
                 revisions.sort(key=lambda revision: revision != before)
