@@ -3,7 +3,7 @@
 NAME: what it answers. HOLD_MB: memory that it takes at load. LOAD_S: how long loading takes. READY_AFTER_S: from its
 import until its ready path says so. FAIL: one of import, exit, load, never_ready, probe, slow_probe, warmup,
 after_cutover, oom, shutdown (which hangs). LEAK: it says that value when it fails to load and in its failing probe, and
-writes it at import.
+writes it at import. Every answer has, as "asked", how many requests of its path there were.
 """
 
 import asyncio
@@ -11,12 +11,14 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from urllib.parse import parse_qs
 
 NAME = os.environ.get("NAME", "?")
 FAIL = os.environ.get("FAIL", "")
 LEAK = os.environ.get("LEAK", "")
 held = []
+asked = Counter()
 ready_at = time.monotonic() + float(os.environ.get("READY_AFTER_S", "0"))
 
 if LEAK:
@@ -65,6 +67,7 @@ async def lifespan(receive, send):
 async def answer(scope, receive, send):
     query = {k: v[0] for k, v in parse_qs(scope["query_string"].decode()).items()}
     path = scope["path"]
+    asked[path] += 1
     status = 200
     if path == "/ready":
         ready = FAIL != "never_ready" and time.monotonic() > ready_at
@@ -98,7 +101,7 @@ async def answer(scope, receive, send):
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
-    text = json.dumps({"model": NAME, "pid": os.getpid(), "got": len(body)}).encode()
+    text = json.dumps({"model": NAME, "pid": os.getpid(), "got": len(body), "asked": asked[path]}).encode()
     if status == 500:
         text = f"no access with {LEAK}".encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
