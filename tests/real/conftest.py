@@ -73,7 +73,9 @@ def vllm(vllm_program, folder):
             maker = str(HERE.parent / "support/random_llama.py")
             subprocess.run([python, maker, str(path), str(seed)], check=True, timeout=300)
         flags = ["--dtype", "bfloat16", "--max-model-len", "512", "--enforce-eager", "--max-num-seqs", "8"]
-        env = 'env = { VLLM_CPU_KVCACHE_SPACE = "1", VLLM_NO_USAGE_STATS = "1", HF_HUB_OFFLINE = "1" }'
+        one_thread = 'OMP_NUM_THREADS = "1", VLLM_CPU_OMP_THREADS_BIND = "nobind"'  # two spin on the same cores else
+        rest = 'VLLM_CPU_KVCACHE_SPACE = "1", VLLM_NO_USAGE_STATS = "1", HF_HUB_OFFLINE = "1"'
+        env = f"env = {{ {one_thread}, {rest} }}"
         return block(name, "vllm", [vllm_program, "serve", *flags], path, memory, env)
 
     return make

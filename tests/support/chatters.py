@@ -42,8 +42,8 @@ def chat(client, prompt, *, stream, tokens=TOKENS):
 class Chatters(Crowd):
     """The crowd's `answers` hold, in the place of the model's name, the prompt and the text: (prompt, text)."""
 
-    def __init__(self, port, *, streaming=4, whole=2, first_answers=10):
-        super().__init__(port, keep_alive=0, reconnecting=0, streaming=0, first_answers=first_answers)
+    def __init__(self, port, *, streaming=4, whole=2, first_answers=10, pause_s=0.0):
+        super().__init__(port, keep_alive=0, reconnecting=0, streaming=0, pause_s=pause_s, first_answers=first_answers)
         self._numbers = iter(range(streaming + whole))
         kinds = [self._chat_streaming] * streaming + [self._chat_whole] * whole
         self._threads = [threading.Thread(target=self._run, args=(kind,), daemon=True) for kind in kinds]
@@ -73,3 +73,4 @@ class Chatters(Crowd):
                 begun = time.monotonic()
                 revision, text = chat(client, prompt, stream=stream)
                 self.answers.append((begun, time.monotonic(), revision, (prompt, text)))
+                self._ending.wait(self.pause_s)
