@@ -104,7 +104,7 @@ def test_a_server_that_dies_in_the_middle_tells_its_streams_and_the_others_wait(
 def test_clients_never_see_the_503_of_a_server_that_still_loads(llama, chatters):
     """A third of a gigabyte takes a moment, in which a llama-server answers everything with 503 "Loading model"."""
     heavy = llama("heavy", seed=3, memory="1GiB", context=2048, width=1536, layers=10)
-    with Daemon([llama("a", seed=1), heavy], budget="1200MiB") as daemon, chatters(daemon.port) as crowd:
+    with Daemon([llama("a", seed=1), heavy], budget="1080MiB") as daemon, chatters(daemon.port) as crowd:
         record = daemon.swap("heavy")
         crowd.more(6)
     crowd.check()
