@@ -259,8 +259,8 @@ class Crowd:
     def check_monotonic(self):
         """After the first answer of a stretch's new revision, no request that began later got the old one.
 
-        The old one is what the stretch before ended with: a quick switch's first answer may end before an old one's. What
-        was asked before a mark and answered after it may have met the next switch, and is left out.
+        The old one is what the stretch before ended with: a quick switch's first answer may end before an old one's.
+        What was asked before a mark and answered after it may have met the next switch, and is left out.
         """
         before = None
         for start, end in zip([0.0, *self.marks], [*self.marks, float("inf")], strict=True):

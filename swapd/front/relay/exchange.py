@@ -10,6 +10,7 @@ small enough to be read at once: many servers begin when they have the head, and
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 from swapd.front.answers import stream_error
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from swapd.front.relay.relay import Relay
     from swapd.front.relay.upstream import Upstream, UpstreamConnection
 
+log = logging.getLogger("swapd.relay")
+
 KEPT_BYTES: Final = 64 * 1024
 READ_AT_ONCE_BYTES: Final = 4096  # the smallest buffer that servers read with (Go, cpp-httplib; Python's has 8 KiB)
 MAX_ID_BYTES: Final = 200
@@ -30,6 +33,7 @@ BY_CONNECT: Final = 2  # nobody has the request yet
 BY_AHEAD: Final = 4  # it has sent too much of the requests to come
 UPSTREAM_DIED: Final = ("The model server ended before it answered. Try again.", "upstream_died")
 UPSTREAM_BROKE: Final = ("The model server's answer is no valid HTTP.", "upstream_bad_answer")
+FAILED: Final = ("The request could not be passed on: a bug in swapd, told in the gate's log.", "internal")
 CUT_OFF: Final = ("The model server ended in the middle of its answer.", "upstream_died")
 
 
@@ -277,5 +281,9 @@ async def connect(exchange: Exchange, upstream: Upstream) -> None:
         connection = await upstream.connect()
     except OSError:
         exchange.relay.unreachable(exchange, upstream)
+        return
+    except Exception:  # a bug of ours: its client must not wait for ever
+        log.exception("relay.bug connecting to %s", upstream.route.address)
+        exchange.refuse(502, *FAILED)
         return
     exchange.relay.connected(exchange, upstream, connection)
