@@ -167,9 +167,8 @@ def test_a_listener_counts_as_ours_only_where_all_of_them_are():
 
 
 def test_a_reserved_port_is_free_again_for_others_once_it_is_released(tmp_path, monkeypatch):
-    monkeypatch.setattr(ports, "_candidates", lambda: iter([40001, 40002]))
     one, two = ports.reserve(str(tmp_path)), ports.reserve(str(tmp_path))
-    assert {one.number, two.number} == {40001, 40002}
+    monkeypatch.setattr(ports, "_candidates", lambda: iter([one.number, two.number]))
     assert ports.reserve(str(tmp_path)) is None
     one.release()
     again = ports.reserve(str(tmp_path))
