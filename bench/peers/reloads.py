@@ -195,6 +195,13 @@ class Circus(Contender):
         return {"circusctl": time.monotonic() - begun}
 
 
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False
+
+
 def need(*modules: str) -> str:
-    absent = [module for module in modules if importlib.util.find_spec(module) is None]
+    absent = [module for module in modules if not _installed(module)]
     return f"not installed: {', '.join(absent)} (pip install --group bench)" if absent else ""
