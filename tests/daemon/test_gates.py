@@ -160,6 +160,19 @@ def test_a_gate_that_dies_is_replaced(daemon):
     assert pid(daemon, "stable") == engine
 
 
+def test_gate_and_server_go_on_without_the_daemon_until_the_next_one(daemon):
+    gate, engine = pid(daemon, "gate"), server_pid(daemon)
+    daemon.process.kill()
+    daemon.process.wait(10)
+    with Crowd(daemon.port) as crowd:
+        crowd.more()
+    crowd.check()
+    daemon.start()  # which ends them and begins its own: promise 5 is not kept yet
+    assert daemon.get("/")[0] == 200
+    assert gate != pid(daemon, "gate")
+    assert engine != server_pid(daemon)
+
+
 def test_a_candidate_that_fails_its_probe_never_gets_a_client(daemon):
     daemon.write([A, server("bad", FAIL="probe")])
     daemon.call("reload")
