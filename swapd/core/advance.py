@@ -30,6 +30,8 @@ def advance(d: Draft, name: str) -> None:
     if d.stopping:
         _shut_down(d, d.services[name])
         return
+    if d.services[name].paused is not None:
+        return
     _end_soak(d, d.services[name])
     _end_rollback(d, d.services[name])
     service = d.services[name]

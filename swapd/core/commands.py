@@ -33,6 +33,14 @@ def service_added(d: Draft, event: events.ServiceAdded) -> None:
     )
 
 
+def number_anew(d: Draft, name: str, fresh: Revision) -> Revision:
+    """`fresh` becomes the service's stable revision, under the next number."""
+    service = d.services[name]
+    new = replace(fresh, number=service.last_revision + 1)
+    d.set_service(name, revisions=(*_kept_revisions(service), new), last_revision=new.number, stable=new.number)
+    return new
+
+
 def settings_changed(d: Draft, event: events.SettingsChanged) -> None:
     if event.service in d.services:
         d.set_service(event.service, settings=event.settings, config_model=event.config_model)

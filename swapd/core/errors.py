@@ -25,6 +25,8 @@ SWAP_IN_PROGRESS: Final = "SWAP_IN_PROGRESS"
 ALREADY_SERVING: Final = "ALREADY_SERVING"
 NOTHING_TO_ROLL_BACK: Final = "NOTHING_TO_ROLL_BACK"
 NOTHING_TO_CANCEL: Final = "NOTHING_TO_CANCEL"
+NOTHING_TO_RESUME: Final = "NOTHING_TO_RESUME"
+SERVICE_PAUSED: Final = "SERVICE_PAUSED"  # the daemon has ended again and again in the middle of something of it
 NOT_SUPPORTED: Final = "NOT_SUPPORTED"
 SHUTTING_DOWN: Final = "SHUTTING_DOWN"
 BUSY: Final = "BUSY"  # too many requests at once: nothing was done, ask again
@@ -56,6 +58,7 @@ TIMEOUT: Final = "TIMEOUT"
 # --- the host ----------------------------------------------------------------------------------------------
 LISTEN_FAILED: Final = "LISTEN_FAILED"
 JOURNAL_FAILED: Final = "JOURNAL_FAILED"
+JOURNAL_NEWER: Final = "JOURNAL_NEWER"  # written by a later version of swapd
 INTERNAL: Final = "INTERNAL"
 
 

@@ -24,6 +24,7 @@ from swapd.core.model import (
     Swap,
 )
 from swapd.core.outage import ExpectedTimes
+from swapd.core.states import WorkerState
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,76 @@ class ShutdownRequested:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """An operator has a paused service go on."""
+
+    at: float
+    service: str
+    actor: str
+
+
+# --- what a daemon finds at its start -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What is seen of one worker that an earlier daemon has started. `state` None: its process tree is gone.
+
+    Times are CLOCK_MONOTONIC's, in seconds. `service` to `slot` are what it was started as, for a journal that does not
+    know it.
+    """
+
+    worker: str
+    state: WorkerState | None = None
+    owner: bool = False  # it has the service's listeners, and reads its clients
+    epoch: int = 0  # of the last transfer that its front took part in
+    table_epoch: int = 0  # a gate's
+    points_to: str | None = None  # a gate's
+    hooks: frozenset[str] = frozenset()
+    quiesced_at: float | None = None  # when it last let go of the clients
+    started_at: float | None = None  # when it last became the owner
+    pointed_at: float | None = None  # when its table began
+    problem: Problem | None = None  # how it ended
+    log_tail: tuple[str, ...] = ()
+    service: str = ""
+    kind: Kind = Kind.DIRECT
+    revision: Revision | None = None
+    slot: Slot | None = None
+    made_of: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A service of the configuration that the journal knows. `fresh` is what its stable revision would be
+    now, where none of its models is up; None: one is."""
+
+    name: str
+    settings: ServiceSettings
+    config_model: str
+    fresh: Revision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """The first event of a daemon: the state is the journal's, and this is what the host looks like."""
+
+    at: float
+    kept: tuple[Kept, ...]
+    added: tuple[ServiceAdded, ...]
+    observed: tuple[Observed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JournalFound:
+    """A journal that could not be read at the start: the numbers that it knows to have been given."""
+
+    at: float
+    next_worker: int
+    next_swap: int
+    last_revisions: tuple[tuple[str, int], ...]  # of each service
+
+
 # --- what came of effects, and what happened by itself -----------------------------------------------------
 
 
@@ -174,6 +245,9 @@ Event = (
     | SwapRequested
     | ReturnRequested
     | ShutdownRequested
+    | Resumed
+    | Recovered
+    | JournalFound
     | Measured
     | OpDone
     | OpFailed

@@ -279,6 +279,8 @@ class Service:
     problem: Problem | None = None
     measuring: bool = False
     retry_at: float | None = None
+    recoveries: int = 0  # daemons in a row that began in the middle of something here, and ended in it
+    paused: Problem | None = None  # nothing is begun for it until an operator says so; what serves goes on
 
     def revision(self, number: int) -> Revision | None:
         return next((r for r in self.revisions if r.number == number), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from swapd.core import commands, events, results
+from swapd.core import commands, events, recovery, results
 from swapd.core.advance import advance
 from swapd.core.commands import can_park, plan
 from swapd.core.draft import Draft
@@ -33,6 +33,7 @@ def step(state: State, event: Event) -> Outcome:
         return Outcome(state, reply=answer)  # a refusal leaves everything untouched
     _advance_all(draft)
     _note_kept(draft)
+    recovery.note_settled(draft)
     tell(draft)
     reply = answer
     if isinstance(answer, str):  # the service whose swap answers the command
@@ -70,6 +71,9 @@ _HANDLERS: Final[dict[type, Callable[[Draft, Any], Any]]] = {
     events.SwapRequested: commands.swap_requested,
     events.ReturnRequested: commands.return_requested,
     events.ShutdownRequested: commands.shutdown_requested,
+    events.Resumed: recovery.resumed,
+    events.Recovered: recovery.recovered,
+    events.JournalFound: recovery.journal_found,
     events.Measured: results.measured,
     events.OpDone: results.op_done,
     events.OpFailed: results.op_failed,

@@ -27,7 +27,7 @@ from swapd.core.states import Phase
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop
 from swapd.daemon.reading import Reading
-from swapd.daemon.workers import front_settings
+from swapd.daemon.spec import front_settings
 from swapd.host.clock import wall_s as now
 from swapd.host.config_file import load_config
 from swapd.host.control_socket import Peer

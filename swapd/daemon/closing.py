@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 
 from swapd.core.config import Config
 from swapd.core.model import State
-from swapd.daemon.workers import front_settings
+from swapd.daemon.spec import front_settings
 from swapd.front.gate import GateFront
 from swapd.host import listeners as listening
 

@@ -9,8 +9,8 @@ from typing import Any
 from swapd.core import errors
 from swapd.core.errors import SwapdError
 from swapd.core.model import Kind, Op
+from swapd.daemon.live import Live
 from swapd.daemon.transfers import REQUEST_S
-from swapd.daemon.workers import Live
 
 
 async def drain(live: Live, op: Op, everybody: Mapping[str, Live]) -> Mapping[str, Any]:

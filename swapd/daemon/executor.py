@@ -24,9 +24,10 @@ from swapd.core.presets import ready_path
 from swapd.daemon.devices import Devices
 from swapd.daemon.draining import drain
 from swapd.daemon.knowledge import Knowledge
+from swapd.daemon.live import Live
 from swapd.daemon.loop import Loop
-from swapd.daemon.transfers import REQUEST_S, Transfers
-from swapd.daemon.workers import Live, Workers
+from swapd.daemon.transfers import HELLO, REQUEST_S, Transfers
+from swapd.daemon.workers import Workers
 from swapd.host.clock import wall_s as now
 from swapd.host.probes import run_probes, run_warmup, wait_ready
 
@@ -168,7 +169,10 @@ class Executor:
             if reading.kind is DeviceKind.NVML and not reading.uuid:  # it would see no GPU, and take the CPU
                 text = f"{reading.name}: {reading.detail}; {op.worker} is not started without its GPU."
                 raise SwapdError(errors.DEVICE_UNKNOWN, text)
-        return await self._workers.spawn(worker, self.config.services[op.service], model, reading)
+        service = self.loop.state.service(op.service)
+        revision = service.revision(worker.revision) if service is not None else None
+        settings = self.config.services[op.service]
+        return await self._workers.spawn(worker, settings, model, reading, revision, effect.slot)
 
     async def _with_its_content(self, worker: Worker, model: ModelConfig) -> Worker:
         """The worker, numbered by what it is about to load: files may have changed since its revision was made."""
@@ -189,7 +193,7 @@ class Executor:
     async def _load(self, effect: Run) -> Mapping[str, Any]:
         result = await self._timed(effect.op, "load", then=self._at_its_address)
         live = self._live(effect.op.worker)
-        live.hello = await live.request("hello", _HELLO | {"worker_id": live.id}, deadline_s=REQUEST_S)
+        live.hello = await live.request("hello", HELLO | {"worker_id": live.id}, deadline_s=REQUEST_S)
         return {**result, "hooks": live.hello.get("hooks", ())}
 
     async def _at_its_address(self, live: Live, model: ModelConfig, result: Mapping[str, Any]) -> None:
@@ -217,7 +221,7 @@ class Executor:
         live, model = self._live(op.worker), self._model(op)
         name, limit_s = limit or ("ready.timeout", model.ready.timeout_s)
         try:
-            result = await live.request(verb, deadline_s=limit_s)
+            result = await _once(live, verb, limit_s)
         except SwapdError as error:
             if error.code != errors.TIMEOUT:
                 raise
@@ -346,7 +350,21 @@ class Executor:
             )
 
 
-_HELLO: Final = {"protocol": 1, "min_protocol": 1}
+# Where each of these ends. One that a daemon began which then died is not begun a second time.
+_ENDS: Final = {"stage": "staged", "load": "loaded", "park": "parked", "wake": "loaded"}
+
+
+async def _once(live: Live, verb: str, limit_s: float) -> Mapping[str, Any]:
+    """Have the worker take a step, if it has not. One that is under way is waited for: the worker joins the two."""
+    hello = await live.request("hello", HELLO | {"worker_id": live.id}, deadline_s=REQUEST_S)
+    state = hello.get("state")
+    if state == _ENDS[verb]:
+        return {"address": hello.get("address") or live.address}
+    if state == "failed":
+        raise SwapdError(errors.LOAD_FAILED, f"{live.id} has failed its {verb} while no daemon was there to be told.")
+    return await live.request(verb, deadline_s=limit_s)
+
+
 # Failures of these are the model's own: its last log lines belong to the report.
 _BY_THE_MODEL: Final = frozenset({OpKind.SPAWN, OpKind.STAGE, OpKind.LOAD, OpKind.WARM, OpKind.VERIFY, OpKind.WAKE})
 

@@ -7,25 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from swapd.core.config import Config, ModelConfig
 from swapd.core.config_views import settings_digest
 from swapd.core.errors import CONTENT_CHANGED, UNKNOWN_MODEL, UNKNOWN_REVISION, SwapdError
-from swapd.core.events import Measurement
+from swapd.core.events import Measurement, Observed
 from swapd.core.footprint import Learned, WeightsSummary, estimate, learn
-from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service
+from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service, State
 from swapd.core.outage import ExpectedTimes
 from swapd.core.presets import has_front, said_cache_bytes, said_need
 from swapd.core.states import WorkerState
 from swapd.daemon.devices import Devices
+from swapd.daemon.frozen import FrozenSettings
 from swapd.daemon.loop import Loop
 from swapd.host.clock import wall_s as now
 from swapd.host.fingerprint import fingerprint, weight_files
 from swapd.host.journal import Journal
 from swapd.host.weights import summarize
+from swapd.wire import saved
 
 log = logging.getLogger("swapd.knowledge")
 
@@ -36,13 +39,32 @@ class Knowledge:
         self.config = config
         self._journal = journal
         self._devices = devices
+        self._settings = FrozenSettings(Path(config.daemon.runtime_dir) / "revisions")
         self._models: dict[tuple[str, int], ModelConfig] = {}  # settings are frozen per revision
 
     def remember(self, revision: Revision, model: ModelConfig) -> None:
+        """Freeze the settings of a revision: for this daemon, and for the next."""
         self._models[revision.service, revision.number] = model
+        self._settings.write(revision.service, revision.number, saved.dump(model))
+
+    def recall(self, state: State, observed: Sequence[Observed]) -> None:
+        """The frozen settings of all revisions that there are. Where they are lost (the host was started again), those
+        of the configuration stand in if they are the same."""
+        known = {(s.name, r.number): r for s in state.services for r in s.revisions}
+        known |= {(o.revision.service, o.revision.number): o.revision for o in observed if o.revision is not None}
+        for key, revision in known.items():
+            model = self._settings.read(*key) or self.config.models.get(revision.model)
+            if model is not None and settings_digest(model) == revision.settings_digest:
+                self._models[key] = model
+        self._settings.forget_all_but(known)
 
     def model_of(self, service: str, revision: int) -> ModelConfig:
-        return self._models[service, revision]
+        """The settings that a revision was made with. Raises UNKNOWN_REVISION when they are lost."""
+        model = self._models.get((service, revision))
+        if model is None:
+            text = f"The settings that revision {revision} of {service} was started with are not known any more."
+            raise SwapdError(UNKNOWN_REVISION, text)
+        return model
 
     def model_named(self, name: str) -> ModelConfig:
         model = self.config.models.get(name)

@@ -149,7 +149,7 @@ class Reading:
                 | {
                     "pid": live.process.pid if live is not None else None,
                     "used_bytes": used.get((record["device"], worker.id)),
-                    "uptime_s": round(now() - live.started_at, 1) if live is not None else None,
+                    "uptime_s": round(now() - live.facts.started_at, 1) if live is not None else None,
                     "in_flight": stats.get("in_flight"),
                     "connections": stats.get("connections"),
                     "version": live.hello.get("version") if live is not None else None,

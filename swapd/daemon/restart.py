@@ -1,77 +1,89 @@
-"""What serves after a restart: the journal's stable revisions, and swaps to what the configuration has changed to."""
+"""What serves after a restart: what journal and host say, and swaps to what the configuration has changed to."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from swapd.core.config import Config, ModelConfig
+from swapd.core.config import Config, ModelConfig, ServiceConfig
 from swapd.core.config_views import settings_digest
 from swapd.core.errors import SHUTTING_DOWN, SwapdError
-from swapd.core.events import ServiceAdded, SettingsChanged
-from swapd.core.model import Health, Revision
+from swapd.core.events import Kept, Observed, Recovered, ServiceAdded, SettingsChanged
+from swapd.core.model import Health, Kind, Revision, Service
 from swapd.core.report import health
-from swapd.core.states import Phase
+from swapd.core.states import WorkerState
 from swapd.daemon.api import Api, service_settings
 from swapd.daemon.knowledge import Knowledge
-from swapd.daemon.loop import Loop, revision_from
+from swapd.daemon.loop import Loop
 from swapd.host.clock import wall_s as now
-from swapd.host.journal import Journal
 
 log = logging.getLogger("swapd")
 
+UP: Final = frozenset(
+    {*(WorkerState.LOADED, WorkerState.SERVING, WorkerState.HANDING_OVER, WorkerState.QUIESCED, WorkerState.PARKED)}
+)
 UNREADABLE: Final = ""  # in place of a fingerprint: equal to none that was ever taken
 
 
 class Restart:
-    def __init__(self, loop: Loop, knowledge: Knowledge, journal: Journal, api: Api) -> None:
+    def __init__(self, loop: Loop, knowledge: Knowledge, api: Api) -> None:
         self._loop = loop
         self._knowledge = knowledge
-        self._journal = journal
         self._api = api
         self._changed: dict[str, str] = {}  # services whose `model` was changed meanwhile, and to what
         self.stirred = asyncio.Event()  # set when anything was published: a service may have settled
 
-    def close_unfinished_swaps(self) -> None:
-        for record in self._journal.unfinished_swaps():
-            soaked = record["phase"] == Phase.SOAKING.value
-            failed = Phase.FAILED if record["error"] else Phase.CANCELED
-            record["phase"] = (Phase.SUCCEEDED if soaked else failed).value
-            record["reason"] = "the daemon ended during the soak" if soaked else "the daemon ended during the swap"
-            record["finished_at"] = now()
-            self._journal.save_swap(record)
+    async def recover(self, config: Config, observed: Sequence[Observed]) -> None:
+        """Begin with what the journal says of the configuration's services, and with what is there of them."""
+        kept, added = [], []
+        self._knowledge.recall(self._loop.state, observed)
+        for name, service in config.services.items():
+            known = self._loop.state.service(name)
+            here = [o for o in observed if o.service == name and o.state is not None]
+            if known is not None:
+                kept.append(await self._kept(config, service, known, up=any(map(_is_up, here))))
+            else:
+                added.append(await self._added(config, service, here))
+        self._loop.take(Recovered(now(), tuple(kept), tuple(added), tuple(observed)))
 
-    async def add_services(self, config: Config) -> None:
+    async def _kept(self, config: Config, service: ServiceConfig, known: Service, *, up: bool) -> Kept:
         """The journal's stable revision wins; where the configuration's own value has changed, a swap to that follows.
 
         Until it has begun, the journal keeps the old value, so that a daemon that dies before asks for it again.
         """
-        stored = self._journal.services()
-        for name, service in config.services.items():
-            record = stored.get(name, {})
-            stable = revision_from(name, record.get("stable"))
-            config_model = service.model
-            model = config.models[service.model]
-            if stable is not None and stable.model in config.models:
-                model = config.models[stable.model]
-            if model.name != service.model:
-                log.info("service.drift service=%s config=%s running=%s", name, service.model, model.name)
-                if record["config_model"] != service.model:
-                    config_model = record["config_model"]
-                    self._changed[name] = service.model
-                    log.info("service.swap_follows service=%s to=%s: its model was changed", name, service.model)
+        name, config_model = service.name, service.model
+        stable = known.revision(known.stable)
+        running = stable.model if stable is not None else service.model
+        if running != service.model:
+            log.info("service.drift service=%s config=%s running=%s", name, service.model, running)
+        if running != service.model and known.config_model != service.model:
+            config_model = known.config_model
+            self._changed[name] = service.model
+            log.info("service.swap_follows service=%s to=%s: its model was changed", name, service.model)
+        fresh = None
+        if not up:
+            model = config.models.get(running) or config.models[service.model]
             fresh = await self._revision_to_start(name, model)
-            last = int(record.get("last_revision", 0))
-            revision = stable if stable is not None and stable.same_content(fresh) else replace(fresh, number=last + 1)
-            previous = revision_from(name, record.get("previous"))
-            if previous is not None and previous.model not in config.models:
-                previous = None
+            same = stable is not None and stable.same_content(fresh)
+            number = stable.number if same and stable is not None else known.last_revision + 1
+            self._knowledge.remember(replace(fresh, number=number), model)
+        return Kept(name, service_settings(config, service), config_model, fresh)
+
+    async def _added(self, config: Config, service: ServiceConfig, here: Sequence[Observed]) -> ServiceAdded:
+        """A service that the journal does not know: a new one, or one whose journal is lost while it serves."""
+        name, model = service.name, config.models[service.model]
+        found = _answering(here)
+        if found is not None:
+            log.warning("recovery.journal_lost service=%s revision=%d model=%s", name, found.number, found.model)
+            revision = found
+        else:
+            revision = replace(await self._revision_to_start(name, model), number=1 + _last(here))
             self._knowledge.remember(revision, model)
-            epoch = int(record.get("epoch", 0))
-            settings = service_settings(config, service)
-            self._loop.take(ServiceAdded(now(), name, settings, config_model, revision, previous, last, epoch))
+        settings = service_settings(config, service)
+        return ServiceAdded(now(), name, settings, service.model, revision, last_revision=_last(here))
 
     async def _revision_to_start(self, service: str, model: ModelConfig) -> Revision:
         """A model whose files cannot be read makes its service Unavailable, and keeps neither the others down nor the
@@ -113,3 +125,20 @@ class Restart:
         config = self._knowledge.config
         service_config = config.services[name]
         self._loop.take(SettingsChanged(now(), name, service_settings(config, service_config), service_config.model))
+
+
+def _answering(here: Sequence[Observed]) -> Revision | None:
+    """What clients are answered by."""
+    by_id: Mapping[str, Observed] = {o.worker: o for o in here}
+    owner = max((o for o in here if o.owner), key=lambda o: o.epoch, default=None)
+    if owner is not None and owner.kind is Kind.GATE:
+        owner = by_id.get(owner.points_to or "")
+    return owner.revision if owner is not None else None
+
+
+def _is_up(o: Observed) -> bool:
+    return o.kind is not Kind.GATE and o.state in UP
+
+
+def _last(here: Sequence[Observed]) -> int:
+    return max((o.revision.number for o in here if o.revision is not None), default=0)

@@ -1,24 +1,19 @@
-"""What a daemon does before its first worker: directories, locks, the leftovers of a dead daemon, listeners."""
+"""What a daemon does before its first worker: directories, locks, listeners."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
-import json
 import logging
 import os
-import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Final
 
 from swapd.core.config import Config
 from swapd.core.errors import CONFIG_INVALID, LISTEN_FAILED, Problem, SwapdError
 from swapd.host import listeners as listening
-from swapd.host.processes import kill_leftovers
 
 log = logging.getLogger("swapd")
 
@@ -65,34 +60,49 @@ def only_one(config: Config) -> Iterator[None]:
         yield
 
 
-async def end_leftovers(directory: Path) -> None:
-    """End the workers of a daemon that died: nobody speaks to them any more, and they hold the addresses."""
-    for spec in await asyncio.to_thread(lambda: list(directory.glob("*/spec.json"))):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            told = json.loads(spec.read_text())
-            log.warning("daemon.leftover worker=%s", told["worker_id"])
-            await kill_leftovers(f"{told['worker_id']}:{told['nonce']}")
-        shutil.rmtree(spec.parent, ignore_errors=True)
-
-
-def bind_all(config: Config, inherited: Mapping[str, socket.socket]) -> dict[str, dict[str, socket.socket]]:
-    """Every listener, bound once: taken from systemd when a socket unit of that name passed it, else by us.
+def bind_all(
+    config: Config, inherited: Mapping[str, socket.socket], lent: Mapping[str, socket.socket]
+) -> dict[str, dict[str, socket.socket]]:
+    """Every listener, bound once, by whomever: `inherited` ones come from systemd, by the name of the service, and
+    `lent` ones, by address, from the workers of an earlier daemon. Only an address that nobody has is bound by us.
 
     Several addresses may be in use: all of them are named.
     """
     bound: dict[str, dict[str, socket.socket]] = {}
     problems: list[Problem] = []
+    new: list[socket.socket] = []
     for name, service in config.services.items():
         bound[name] = {}
         for number, address in enumerate(service.listen):
-            key = name if number == 0 else f"{name}-{number + 1}"
+            key = _key(name, number)
+            sock = inherited.get(key) or lent.get(address)
             try:
-                bound[name][address] = inherited[key] if key in inherited else listening.bind(address)
+                if sock is None:
+                    sock = listening.bind(address)
+                    new.append(sock)
+                bound[name][address] = sock
             except SwapdError as error:
                 problems.append(error.problem)
+    used = [sock for socks in bound.values() for sock in socks.values()]
+    for sock in lent.values():
+        if sock not in used:
+            sock.close()
     if problems:
-        for socks in bound.values():
-            for sock in socks.values():
-                listening.unbind(sock)
+        for sock in new:
+            listening.unbind(sock)
         raise SwapdError(LISTEN_FAILED, "\nswapd: ".join(p.message for p in problems))
     return bound
+
+
+def listener_names(config: Config, bound: Mapping[str, Mapping[str, socket.socket]]) -> dict[str, socket.socket]:
+    """Every listener under the name that it is inherited by."""
+    return {
+        _key(name, number): bound[name][address]
+        for name, service in config.services.items()
+        for number, address in enumerate(service.listen)
+        if address in bound.get(name, {})
+    }
+
+
+def _key(service: str, number: int) -> str:
+    return service if number == 0 else f"{service}-{number + 1}"

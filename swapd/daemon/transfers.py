@@ -11,8 +11,10 @@ from typing import Any, Final
 from swapd.core import errors
 from swapd.core.errors import SwapdError
 from swapd.core.model import Op, OpKind
-from swapd.daemon.workers import Live
+from swapd.daemon.live import Live
+from swapd.wire import worker as wire
 
+HELLO: Final = {"protocol": wire.PROTOCOL, "min_protocol": wire.MIN_PROTOCOL}
 REQUEST_S: Final = 5.0  # for verbs that only change who does what
 BLOCKED_LOOP_S: Final = 1.0  # on top of hand_over_timeout: a source whose loop is blocked hands over its listeners
 BLOCKED_LIMIT_S: Final = 60.0  # a proved worker that is told to take the clients while its model blocks its loop

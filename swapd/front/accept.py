@@ -43,7 +43,7 @@ class Acceptor:
         return list(self._listeners)
 
     def descriptors(self) -> list[tuple[str, int]]:
-        return [(name, listener.fileno()) for name, listener in self._listeners.items()]
+        return [(name, listener.fileno()) for name, listener in list(self._listeners.items())]
 
     def add(self, name: str, listener: socket.socket) -> None:
         """Take over a listener; a copy that is already here under this name is closed in its favour."""

@@ -31,7 +31,7 @@ class Front(PastTheLoop, Target):
         """Become the owner at once: no living source exists. Takes over the sockets. Returns when it started."""
         for name, listener in listeners.items():
             self._acceptor.add(name, listener)
-        started_at = time.monotonic()
+        self._started_at = started_at = time.monotonic()
         effects = self._apply(Event(Kind.ADOPT, epoch))
         if not effects and self._state.phase is not Phase.OWNER:
             if self._state.phase is Phase.VACANT:

@@ -23,7 +23,7 @@ from typing import Final
 from swapd.core.handover import Effect, Event, State, step
 from swapd.front.accept import Acceptor
 from swapd.front.peer import PeerLink
-from swapd.front.reports import Copy, FrontStats, Giving
+from swapd.front.reports import Copy, FrontStats, Giving, Standing
 from swapd.wire import peer as wire
 
 BEAT_S: Final = 0.1
@@ -58,6 +58,7 @@ class Common(ABC):
         self._beat_timer = loop.call_later(BEAT_S, self._beat)
         self._closed = False
         self.turning_away = False
+        self._started_at: float | None = None  # when this front last became the owner
 
     # --- what a subclass provides ------------------------------------------------------------------------------
 
@@ -115,6 +116,15 @@ class Common(ABC):
 
     @abstractmethod
     def _on_beat(self) -> None: ...
+
+    def standing(self) -> Standing:
+        """[any thread] What a daemon that was away has missed."""
+        giving = self._giving
+        return Standing(self._state.epoch, giving.quiesced_at if giving is not None else None, self._started_at)
+
+    def listeners(self) -> list[tuple[str, int]]:
+        """[any thread] Names and descriptors of the listeners that are here. They stay this front's."""
+        return self._acceptor.descriptors()
 
     @abstractmethod
     def stats(self) -> FrontStats:

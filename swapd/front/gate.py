@@ -64,6 +64,7 @@ class GateFront(Front):
         self._hold_timeout_s = hold_timeout_s
         self._keep_alive_s = keep_alive_s
         self._holding_since = 0.0
+        self.pointed_at: float | None = None
         self._turned_away_before = 0
         self._beats = 0
 
@@ -80,7 +81,7 @@ class GateFront(Front):
         was_open = self._relay.table.open
         quiesced_at = time.monotonic()
         self._relay.point(table)
-        now = time.monotonic()
+        self.pointed_at = now = time.monotonic()
         report = PointReport(quiesced_at, now, len(self._room.waiting), self._turned_away_as_owner())
         if table.open:
             self._room.let_in()
@@ -315,5 +316,6 @@ class GateFront(Front):
         return self._relay.upstream_stats()
 
     @property
-    def table_epoch(self) -> int:
-        return self._relay.table.epoch
+    def table(self) -> Table:
+        """[any thread]"""
+        return self._relay.table

@@ -53,6 +53,15 @@ class DrainReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """`epoch` is the last that this front has heard of; the times are those of its last transfers."""
+
+    epoch: int
+    quiesced_at: float | None
+    started_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class FrontStats:
     owner: bool
     epoch: int

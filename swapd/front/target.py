@@ -5,6 +5,7 @@ HELD, STARTED and ADOPTED are sent before the first byte is read: `swapd.core.ha
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from swapd.core.handover import Effect, Event, Kind
@@ -76,6 +77,7 @@ class Target(Followers):
 
     def _start(self) -> None:
         self._disarm()
+        self._started_at = time.monotonic()
         self._set_quiesced(False)
         self._acceptor.watch()
         self._restore_ready()

@@ -13,19 +13,22 @@ import contextlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from swapd.core.errors import JOURNAL_FAILED, SwapdError
+from swapd.core.errors import JOURNAL_FAILED, JOURNAL_NEWER, Problem, SwapdError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BUSY_TIMEOUT_MS: Final = 2000  # the daemon is the only writer; somebody with sqlite3 in hand may hold a lock
 KEPT_ROWS: Final = 10_000  # of what belongs to no swap: weeks of a busy host, about 2 MB
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE service (name TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE worker (name TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE reservation (name TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE swap (
     id INTEGER PRIMARY KEY, service TEXT NOT NULL, phase TEXT NOT NULL, source INTEGER, target INTEGER,
     from_model TEXT, to_model TEXT NOT NULL, actor TEXT NOT NULL,
@@ -51,41 +54,68 @@ CREATE TABLE timing (
 
 
 class Journal:
-    """One open journal. Every method raises SwapdError(JOURNAL_FAILED) when the file does not let it."""
+    """One journal. Every method raises SwapdError(JOURNAL_FAILED) when the file does not let it.
+
+    A file that cannot be opened (locked, damaged, a disk that is full) leaves a journal that fails until `reopen`
+    succeeds. Only one of a newer schema is refused outright: JOURNAL_NEWER.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path: Final = path
-        with _explained(path):
-            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-            old_umask = os.umask(0o077)
-            try:
-                self._db = sqlite3.connect(path, isolation_level=None)
-            finally:
-                os.umask(old_umask)
-            try:
-                self._db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
-                self._migrate()
-                self.boot: Final = self._next_boot()
-            except BaseException:
-                self._db.close()
+        self.boot = int(time.time())  # of a daemon whose starts cannot be counted
+        self._db: sqlite3.Connection | None = None
+        self._why = Problem(JOURNAL_FAILED, f"The journal {path} is closed.")
+        self.reopen()
+
+    def reopen(self) -> Problem | None:
+        """Open the file if it is not. Returns why it cannot be; raises SwapdError(JOURNAL_NEWER)."""
+        if self._db is not None:
+            return None
+        try:
+            with _explained(self.path):
+                self._db = self._open()
+        except SwapdError as error:
+            if error.code == JOURNAL_NEWER:
                 raise
+            self._why = error.problem
+            return error.problem
+        return None
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        old_umask = os.umask(0o077)
+        try:
+            db = sqlite3.connect(self.path, isolation_level=None)
+        finally:
+            os.umask(old_umask)
+        try:
+            db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            _migrate(db, self.path)
+            self.boot = _count_boot(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
 
     def close(self) -> None:
-        self._db.close()
+        if self._db is not None:
+            self._db.close()
+            self._db = None
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All writes within become durable together, or none does."""
+        db = self._usable()
         with _explained(self.path):
-            self._db.execute("BEGIN IMMEDIATE")
+            db.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                self._db.execute("COMMIT")
+                db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:  # a full disk has SQLite roll back by itself, or fails the commit alone
-                    self._db.execute("ROLLBACK")
+                if db.in_transaction:  # a full disk has SQLite roll back by itself, or fails the commit alone
+                    db.execute("ROLLBACK")
                 raise
 
     def number(self, name: str) -> int:
@@ -96,13 +126,16 @@ class Journal:
     def save_number(self, name: str, value: int) -> None:
         self._run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, str(value)))
 
-    # --- services ----------------------------------------------------------------------------------------------
+    # --- the state: rows of JSON by kind ("service", "worker", "reservation") and name ---------------------------
 
-    def save_service(self, name: str, body: Mapping[str, Any]) -> None:
-        self._run("INSERT OR REPLACE INTO service VALUES (?, ?)", (name, _dump(body)))
+    def save_row(self, kind: str, name: str, body: str) -> None:
+        self._run(f'INSERT OR REPLACE INTO "{kind}" VALUES (?, ?)', (name, body))
 
-    def services(self) -> dict[str, dict[str, Any]]:
-        return {name: json.loads(body) for name, body in self._run("SELECT name, body FROM service")}
+    def delete_row(self, kind: str, name: str) -> None:
+        self._run(f'DELETE FROM "{kind}" WHERE name = ?', (name,))
+
+    def rows(self, kind: str) -> dict[str, str]:
+        return dict(self._run(f'SELECT name, body FROM "{kind}"'))
 
     # --- swaps -------------------------------------------------------------------------------------------------
 
@@ -184,6 +217,11 @@ class Journal:
     def conclude(self, op: int, result: Any, at: float) -> None:
         self._run("UPDATE op SET done_at = ?, result = ? WHERE boot = ? AND op = ?", (at, _dump(result), self.boot, op))
 
+    def interrupt_ops(self, at: float) -> None:
+        """The operations that an earlier daemon has begun, and did not live to hear the end of."""
+        result = _dump({"interrupted": "the daemon ended"})
+        self._run("UPDATE op SET done_at = ?, result = ? WHERE done_at IS NULL AND boot < ?", (at, result, self.boot))
+
     def add_transition(self, swap: int | None, event: str, body: Mapping[str, Any], at: float) -> None:
         self._run("INSERT INTO transition (at, swap, event, body) VALUES (?, ?, ?, ?)", (at, swap, event, _dump(body)))
 
@@ -218,25 +256,70 @@ class Journal:
     # --- within ------------------------------------------------------------------------------------------------
 
     def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        db = self._usable()
         with _explained(self.path):
-            return self._db.execute(statement, values).fetchall()
+            return db.execute(statement, values).fetchall()
 
-    def _migrate(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise SwapdError(
-                JOURNAL_FAILED,
-                f"{self.path} was written by a newer swapd (schema {version}, this one knows {SCHEMA_VERSION});"
-                " start that version, or move the file away (the history goes with it).",
-            )
-        if version == 0:
-            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    def _usable(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise SwapdError.of(self._why)
+        return self._db
 
-    def _next_boot(self) -> int:
-        """Counts the daemon's starts: operations and events are numbered within one."""
-        boot = self.number("next_boot")
-        self.save_number("next_boot", boot + 1)
-        return boot
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Bring the file to SCHEMA_VERSION, a version at a time, each in one transaction."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        raise SwapdError(
+            JOURNAL_NEWER,
+            f"{path} was written by a newer swapd (schema {version}, this one knows {SCHEMA_VERSION});"
+            " start that version, or move the file away (the history goes with it).",
+        )
+    if version == 0:
+        db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        return
+    while version < SCHEMA_VERSION:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            _MIGRATIONS[version](db)
+            version += 1
+            db.execute(f"PRAGMA user_version = {version}")
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+
+def _state_of_1(db: sqlite3.Connection) -> None:
+    """Schema 1 knew of a service what had to serve, and of workers nothing: they ended with their daemon."""
+    for kind in ("worker", "reservation"):
+        db.execute(f'CREATE TABLE "{kind}" (name TEXT PRIMARY KEY, body TEXT NOT NULL)')
+    for name, text in db.execute("SELECT name, body FROM service").fetchall():
+        old = json.loads(text)
+        revisions = [{**old[key], "service": name} for key in ("previous", "stable") if old.get(key) is not None]
+        body = {
+            "name": name,
+            "settings": {},
+            "config_model": old["config_model"],
+            "revisions": revisions,
+            "stable": (old.get("stable") or {}).get("number", 0),
+            "previous": (old.get("previous") or {}).get("number", 0),
+            "last_revision": old["last_revision"],
+            "epoch": old["epoch"],
+        }
+        db.execute("UPDATE service SET body = ? WHERE name = ?", (_dump(body), name))
+
+
+_MIGRATIONS: Final[Mapping[int, Callable[[sqlite3.Connection], None]]] = {1: _state_of_1}
+
+
+def _count_boot(db: sqlite3.Connection) -> int:
+    """Counts the daemon's starts: operations and events are numbered within one."""
+    row = db.execute("SELECT value FROM meta WHERE key = 'next_boot'").fetchone()
+    boot = int(row[0]) if row else 1
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('next_boot', ?)", (str(boot + 1),))
+    return boot
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ from swapd.worker.life import Answer, Life
 from swapd.worker.progress import Progress, progress_of
 from swapd.worker.sockets import Descriptors, bind_http
 from swapd.worker.spec import WorkerSpec
+from swapd.worker.standing import lend, standing_of
 
 log = logging.getLogger("swapd.worker")
 
@@ -80,6 +81,7 @@ class Worker:
             wire.SOURCE_DEAD: self._source_dead,
             wire.TARGET_DEAD: self._target_dead,
             wire.POINT: self._point,
+            wire.LEND: self._lend,
             wire.DRAIN: self._drain,
             wire.STATS: self._stats,
             wire.STOP: self._stop,
@@ -107,8 +109,9 @@ class Worker:
             "kind": self._spec.kind,
             "state": self.life.state.value,
             "hooks": self._engine.hooks if self._engine is not None else [],
-            "epoch": front.stats().epoch if front is not None else 0,
+            "address": self._engine.address if isinstance(self._engine, CommandEngine) else "",
             "capabilities": [],
+            **standing_of(front),
         }
 
     def greeted(self, link: Link) -> None:
@@ -188,6 +191,13 @@ class Worker:
         self.life.request(states.POINT)
         self._schedule_answer(answer, request.verb, lambda: report(gate.point(table)))
 
+    def _lend(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
+        """Copies of the listeners, for a daemon that has none: sent through the socket that came along."""
+        params.descriptors(request.verb, 1, len(fds))
+        [peer] = fds.take_sockets()
+        with peer:
+            answer({"listeners": lend(self._front, peer)})
+
     def _drain(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
         deadline_s = params.deadline_s(request.params)
         and_close = params.flag(request.params, "and_close")
@@ -208,7 +218,7 @@ class Worker:
         if front is not None:
             figures = report(front.stats())
             if isinstance(front, GateFront):
-                figures |= {"table_epoch": front.table_epoch, "upstreams": front.upstream_stats()}
+                figures |= {"table_epoch": front.table.epoch, "upstreams": front.upstream_stats()}
         else:
             late_s = time.monotonic() - self._last_tick - TICK_S
             figures = {**STATS_WITHOUT_FRONT, "loop_blocked_s": max(0.0, late_s)}

@@ -9,9 +9,9 @@ import pytest
 from swapd.core.errors import INTERNAL, TIMEOUT, WORKER_EXITED, SwapdError
 from swapd.core.model import Kind, Op, OpKind
 from swapd.daemon.draining import drain
+from swapd.daemon.live import Live
 from swapd.daemon.reading import Reading
 from swapd.daemon.transfers import Transfers
-from swapd.daemon.workers import Live
 
 
 @dataclass
@@ -25,9 +25,7 @@ class Asked:
     upstreams: set = field(default_factory=set)
     revision: int = 7
     address: str = "unix:/run/w/http.sock"
-    blocked: tuple = ("/sleep",)
-    uid: int | None = None
-    reuse: bool = True
+    facts: object = field(default_factory=lambda: SimpleNamespace(blocked=("/sleep",), uid=None, reuse=True))
     heard: list = field(default_factory=list)
     channel: object = True
 

@@ -197,7 +197,8 @@ def test_a_server_that_needs_longer_to_stop_than_workers_have_gets_it(run):
         live, _ = await world.load()
         await world.workers.stop("chat-1", force=False)
         assert await world.ended.get() == "exit code 0"
-        assert "worker.server_stop_timeout" in live.log_path.read_text()
+        with open(live.facts.log_path) as log:  # noqa: ASYNC230
+            assert "worker.server_stop_timeout" in log.read()
 
     run(test, engine="command", command=stand_in("--uds", "{socket}", "deaf"), stop_timeout="1s")
 

@@ -7,6 +7,7 @@ from swapd.core.errors import JOURNAL_FAILED, SwapdError
 from swapd.core.events import Run
 from swapd.core.model import Revision, ServiceSettings, State
 from swapd.daemon.loop import Loop
+from swapd.daemon.records import Records
 from swapd.host.journal import Journal
 
 
@@ -40,7 +41,7 @@ def add(loop):
 def test_the_intent_of_every_operation_is_durable_before_it_begins(tmp_path):
     journal = Journal(tmp_path / "journal.db")
     recorder = Recorder(journal)
-    add(Loop(State(), journal, recorder, lambda event, body: None))
+    add(Loop(State(), Records(journal), recorder, lambda event, body: None))
     assert recorder.seen
     assert all(rows == [kind] for kind, rows in recorder.seen), recorder.seen
     journal.close()
@@ -49,7 +50,7 @@ def test_the_intent_of_every_operation_is_durable_before_it_begins(tmp_path):
 def test_a_journal_that_cannot_be_written_is_told_and_serving_goes_on(tmp_path):
     journal = Journal(tmp_path / "journal.db")
     recorder = Recorder(journal)
-    loop = Loop(State(), journal, recorder, lambda event, body: None)
+    loop = Loop(State(), Records(journal), recorder, lambda event, body: None)
 
     def full(*_, **__):
         raise SwapdError(JOURNAL_FAILED, "database or disk is full")
@@ -67,17 +68,17 @@ def test_a_journal_that_cannot_be_written_is_told_and_serving_goes_on(tmp_path):
 def test_what_a_failing_journal_missed_is_written_once_it_works_again(tmp_path):
     """The service's record is compared with what was written, not with the step before: see the restart after it."""
     journal = Journal(tmp_path / "journal.db")
-    loop = Loop(State(), journal, Recorder(journal), lambda event, body: None)
+    loop = Loop(State(), Records(journal), Recorder(journal), lambda event, body: None)
 
     def full(*_, **__):
         raise SwapdError(JOURNAL_FAILED, "database or disk is full")
 
     journal.add_transition, kept = full, journal.add_transition
     add(loop)
-    assert journal.services() == {}
+    assert journal.rows("service") == {}
     journal.add_transition = kept
     loop.take(events.TimerFired(2.0, "chat"))
-    assert journal.services()["chat"]["stable"]["model"] == "a"
+    assert Records(journal).read() == loop.state
     assert journal.number("next_worker") == loop.state.next_worker
     journal.close()
 
@@ -85,8 +86,8 @@ def test_what_a_failing_journal_missed_is_written_once_it_works_again(tmp_path):
 def test_the_model_of_a_reloaded_configuration_is_remembered_as_the_configurations(tmp_path):
     """A restarted daemon would take it for a change made since, and undo the swaps that came after the reload."""
     journal = Journal(tmp_path / "journal.db")
-    loop = Loop(State(), journal, Recorder(journal), lambda event, body: None)
+    loop = Loop(State(), Records(journal), Recorder(journal), lambda event, body: None)
     add(loop)
     loop.take(events.SettingsChanged(2.0, "chat", ServiceSettings(), "b"))
-    assert journal.services()["chat"]["config_model"] == "b"
+    assert Records(journal).read().service("chat").config_model == "b"
     journal.close()

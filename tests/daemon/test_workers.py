@@ -8,7 +8,9 @@ import pytest
 from swapd.core.errors import OUT_OF_MEMORY, WORKER_EXITED
 from swapd.core.model import Kind
 from swapd.daemon import workers
-from swapd.daemon.workers import Live, Workers, exit_problem
+from swapd.daemon.live import Live
+from swapd.daemon.spec import Facts
+from swapd.daemon.workers import Workers, exit_problem
 
 
 class Dead:
@@ -60,9 +62,9 @@ class World:
             clock=lambda: 0.0,
         )
         self.process = process()
-        self.live = Live(
-            "chat-1", "chat", tmp_path / "chat-1", tmp_path / "chat-1.log", self.process, 0.0, Kind.DIRECT, 1, ""
-        )
+        log = str(tmp_path / "chat-1.log")
+        facts = Facts(service="chat", kind=Kind.DIRECT, revision=None, nonce="n", started_at=0.0, log_path=log)
+        self.live = Live("chat-1", tmp_path / "chat-1", self.process, facts, "")
         self.workers.live["chat-1"] = self.live
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -17,6 +18,8 @@ import time
 from pathlib import Path
 
 import zmq
+
+from swapd.host.processes import kill_leftovers
 
 APPS = Path(__file__).parent / "apps"
 DEADLINE_S = 30.0
@@ -148,9 +151,18 @@ class Daemon:
         until(lambda: self.service(service)["health"] == "Healthy", deadline_s=self.patience_s, what=healthy)
 
     def __exit__(self, *_):
-        self.stop()
-        self.context.destroy(linger=0)
+        try:
+            self.stop()
+        finally:
+            self.end_workers()
+            self.context.destroy(linger=0)
         shutil.rmtree(self.dir, ignore_errors=True)
+
+    def end_workers(self):
+        """Those that a daemon has left which was killed."""
+        for spec in (self.dir / "r/w").glob("*/spec.json"):
+            told = json.loads(spec.read_text())
+            asyncio.run(kill_leftovers(f"{told['worker_id']}:{told['host']['nonce']}"))
 
     def stop(self, number=signal.SIGTERM):
         if self.process is None:
@@ -163,6 +175,7 @@ class Daemon:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             raise AssertionError("swapd did not stop:\n" + self.output.read_text()[-3000:]) from None
+        (self.dir / "r/control.sock").unlink(missing_ok=True)  # of a killed one: the next one's is waited for
 
     # --- control -----------------------------------------------------------------------------------------
 

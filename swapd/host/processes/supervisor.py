@@ -13,13 +13,13 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from swapd.core.process_tree import UNKNOWN_EXIT, describe_exit
 from swapd.host.processes.start import start_process
-from swapd.host.processes.tree import MARKER, ProcessIdentity, Tree, end_tree, read_row
+from swapd.host.processes.tree import MARKER, ProcessIdentity, Tree, end_tree, read_row, roots_of
 
 ORPHAN_PERIOD_S: Final = 5.0  # a zombie seen in two rounds is nobody's: asyncio and subprocess reap at once
 _PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
@@ -28,18 +28,19 @@ _log = logging.getLogger("swapd.processes")
 
 
 class Process:
-    """A worker's root process, made by `Supervisor.spawn`. `kill_tree` is due in the end, also if it has died."""
+    """A worker's root process, started by `Supervisor.spawn` or adopted by `find`. `kill_tree` is due in the end, also
+    if it has died; `let_go` if it shall live on without us."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], pidfd: int, marker: str, log_path: Path) -> None:
-        identity = ProcessIdentity.of(popen.pid)
-        assert identity is not None  # not yet reaped, so it is in the table
+    def __init__(
+        self, identity: ProcessIdentity, pidfd: int, marker: str, popen: subprocess.Popen[bytes] | None
+    ) -> None:
+        """`popen` None: an earlier daemon started it. It may still be our child, or somebody else's."""
         self.identity: Final = identity
         self.marker: Final = marker
-        self.log_path: Final = log_path
         self.exit_code: int | None = None
         self._popen = popen
         self._pidfd = pidfd
-        self._tree = Tree(popen.pid, marker)
+        self._tree = Tree(identity.pid, marker)
         self._signalled = False
         self._oom_kills_before = _oom_kills()
         self._oom_kills: int | None = None
@@ -58,7 +59,7 @@ class Process:
 
     @property
     def reaped(self) -> bool:
-        return self._popen.returncode is not None
+        return self._popen is None or self._popen.returncode is not None
 
     @property
     def exit_text(self) -> str:
@@ -87,18 +88,16 @@ class Process:
         if self._settling is not None:
             await asyncio.shield(self._settling)
 
+    def let_go(self) -> None:
+        """Watch it no longer: it lives on."""
+        if self.alive:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
+        self.exit_code = exit_code_of(self.pid, self._pidfd)
         os.close(self._pidfd)
-        try:
-            # WNOWAIT: while it stays a zombie its pid and session are not used again, so what it left is found.
-            status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            status = None
-        if status is None:
-            self.exit_code = UNKNOWN_EXIT
-        else:
-            self.exit_code = status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
         if self._oom_kills_before is not None and (after := _oom_kills()) is not None:
             self._oom_kills = after - self._oom_kills_before
         self._exited.set_result(self.exit_code)
@@ -108,7 +107,20 @@ class Process:
         try:
             await asyncio.to_thread(self._tree.scan)
         finally:
-            self._popen.wait()  # a zombie already: returns at once
+            if self._popen is not None:
+                self._popen.wait()  # a zombie already: returns at once
+
+
+def exit_code_of(pid: int, pidfd: int) -> int:
+    """Of a process that has ended: its exit code, negative for a signal; UNKNOWN_EXIT if it cannot be known."""
+    try:
+        # WNOWAIT: while it stays a zombie its pid and session are not used again, so what it left is found.
+        status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        status = None
+    if status is None:
+        return UNKNOWN_EXIT
+    return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
 
 
 def _oom_kills() -> int | None:
@@ -172,9 +184,26 @@ class Supervisor:
         except asyncio.CancelledError:
             starting.add_done_callback(_abandon)
             raise
-        process = Process(popen, os.pidfd_open(popen.pid), marker, log_path)
+        identity = ProcessIdentity.of(popen.pid)
+        assert identity is not None  # not yet reaped, so it is in the table
+        process = Process(identity, os.pidfd_open(popen.pid), marker, popen)
         self._children[process.pid] = process
         return process
+
+    async def find(self, markers: Collection[str]) -> dict[str, Process]:
+        """The living processes that an earlier daemon has started, by marker. Whoever gets one owns it, as from
+        `spawn`; of those that have ended nothing is known any more."""
+        found = {}
+        for marker, pid in (await asyncio.to_thread(roots_of, markers)).items():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                pidfd = os.pidfd_open(pid)
+                identity = ProcessIdentity.of(pid)
+                if identity is None or not identity.alive:
+                    os.close(pidfd)
+                    continue
+                found[marker] = Process(identity, pidfd, marker, None)
+                self._children[pid] = found[marker]
+        return found
 
     def reap_orphans(self) -> int:
         """Takes the exit status of orphans that ended before the previous round. Returns how many."""

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -95,6 +95,19 @@ def trees_pids(roots: Mapping[str, int]) -> dict[str, set[int]]:
         marker: {pid for pid, row in Tree(root, marker).members(rows, markers).items() if row.alive}
         for marker, root in roots.items()
     }
+
+
+def roots_of(markers: Collection[str]) -> dict[str, int]:
+    """Of each marker that a living process carries, the first of its tree: what carries it has not started that."""
+    rows = {pid: row for pid, row in _read_table().items() if row.alive}
+    marked = _read_markers(rows.values())
+    wanted = {marker.encode(): marker for marker in markers}
+    found: dict[str, int] = {}
+    for pid in sorted(marked, key=lambda pid: rows[pid].start_time):
+        name = wanted.get(marked[pid])
+        if name is not None and marked.get(rows[pid].ppid) != marked[pid]:
+            found.setdefault(name, pid)
+    return found
 
 
 class Tree:

@@ -91,6 +91,11 @@ class CommandEngine:
     def hooks(self) -> list[str]:
         return list(self._server.hooks)
 
+    @property
+    def address(self) -> str:
+        """Where it accepts connections; empty before it is loaded."""
+        return self._address
+
     async def stage(self, progress: Progress) -> None:
         raise SwapdError(NOT_SUPPORTED, "a server of its own cannot be staged: it is started as a whole")
 

@@ -1,0 +1,284 @@
+"""What a daemon finds at its start: the journal's state and the host's differ, and this brings the two together.
+
+A worker that is gone has ended, as if its end had just been told. An operation whose end is seen on the host (the
+model is loaded, another front owns the clients) has ended well. Any other is void, and `core.advance` begins it again:
+its effects are idempotent by observation. Nothing here asks in which step of which swap the daemon died.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from swapd.core import commands, errors, events, results
+from swapd.core.draft import Draft
+from swapd.core.errors import Problem
+from swapd.core.events import Kept, Observed, OpDone, OpFailed, WorkerExited
+from swapd.core.ledger import return_of
+from swapd.core.model import Kind, Op, OpKind, Reservation, Revision, Worker
+from swapd.core.states import Phase, WorkerState
+
+MAX_RECOVERIES: Final = 3
+ENDED: Final = "the daemon ended"
+
+_UP: Final = frozenset({WorkerState.LOADED, WorkerState.SERVING, WorkerState.HANDING_OVER, WorkerState.QUIESCED})
+_NOT_UP: Final = frozenset({WorkerState.SPAWNED, WorkerState.STAGED})
+_AGAIN: Final = frozenset({OpKind.STOP, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})  # `advance` waits for their end
+
+Seen = Mapping[str, Observed]
+
+
+def recovered(d: Draft, event: events.Recovered) -> None:
+    """Take the host as it is for what it is."""
+    d.stopping = False
+    for added in event.added:
+        commands.service_added(d, added)
+    seen = {o.worker: o for o in event.observed}
+    for o in event.observed:
+        if o.worker not in d.workers and o.state is not None and o.service in d.services:
+            _take_in(d, o)
+    kept = {each.name: each for each in event.kept}
+    for name in list(d.services):
+        _recover(d, name, seen, kept.get(name))
+
+
+def resumed(d: Draft, event: events.Resumed) -> Problem | None:
+    service = d.services.get(event.service)
+    if service is None:
+        return Problem(errors.UNKNOWN_SERVICE, f"There is no service {event.service!r}.")
+    if service.paused is None:
+        return Problem(errors.NOTHING_TO_RESUME, f"{event.service} is not paused.")
+    d.set_service(event.service, paused=None, recoveries=0)
+    return None
+
+
+def journal_found(d: Draft, event: events.JournalFound) -> None:
+    """No number is given twice."""
+    d.next_worker = max(d.next_worker, event.next_worker)
+    d.next_swap = max(d.next_swap, event.next_swap)
+    for name, last in event.last_revisions:
+        if name in d.services:
+            d.set_service(name, last_revision=max(last, d.services[name].last_revision))
+
+
+def note_settled(d: Draft) -> None:
+    """A service that has nothing under way counts its failed recoveries anew."""
+    for service in list(d.services.values()):
+        serves = service.paused is None and d.server_of(service.name) is not None
+        if service.recoveries and serves and not _is_busy(d, service.name):
+            d.set_service(service.name, recoveries=0)
+
+
+def _is_busy(d: Draft, name: str) -> bool:
+    swap = d.services[name].swap
+    under_way = swap is not None and swap.phase is not Phase.SOAKING
+    return under_way or any(w.op is not None for w in d.workers_of(name))
+
+
+# --- one service -----------------------------------------------------------------------------------------------
+
+
+def _recover(d: Draft, name: str, seen: Seen, kept: Kept | None) -> None:
+    d.set_service(name, measuring=False)
+    if kept is not None:
+        d.set_service(name, settings=kept.settings, config_model=kept.config_model)
+    _count(d, name)
+    workers = d.workers_of(name)
+    living = [w for w in workers if w.id in seen and seen[w.id].state is not None]
+    if not living:
+        _begin_anew(d, name)
+    if kept is not None and kept.fresh is not None:
+        _renew(d, name, kept.fresh)
+    for worker in living:
+        _see(d, worker, seen[worker.id])
+    for worker in living:
+        _conclude(d, d.workers[worker.id], seen)
+    _find_owner(d, name, living, seen)
+    for worker in workers:
+        if worker not in living and worker.id in d.workers:
+            _bury(d, d.workers[worker.id], seen)
+    for worker in living:
+        _end_what_ends(d, worker.id, seen[worker.id])
+
+
+def _count(d: Draft, name: str) -> None:
+    """A daemon that dies here again and again would do so for ever: the service is left as it is, for a person."""
+    service = d.services[name]
+    if service.paused is not None or not _is_busy(d, name):
+        return
+    d.set_service(name, recoveries=service.recoveries + 1)
+    if service.recoveries >= MAX_RECOVERIES:
+        text = (
+            f"swapd has ended {service.recoveries} times in a row in the middle of something of {name}, and begins"
+            f" nothing for it any more; what serves goes on. Why it ended is in its own log. To go on: swapd-cli"
+            f" resume {name}."
+        )
+        d.set_service(name, paused=Problem(errors.SERVICE_PAUSED, text, {"recoveries": service.recoveries}))
+
+
+def _begin_anew(d: Draft, name: str) -> None:
+    """Nothing of the service lives (the host was started again): its stable revision is started afresh."""
+    service = d.services[name]
+    if service.swap is not None:
+        swap = service.swap
+        if swap.phase is Phase.SOAKING:
+            d.finish_swap(name, Phase.SUCCEEDED, reason=f"{ENDED} during the soak, and all workers with it")
+        else:
+            if swap.phase is not Phase.ROLLING_BACK:
+                d.set_phase(name, Phase.ROLLING_BACK)
+            end = swap.end_phase or (Phase.FAILED if swap.error is not None else Phase.CANCELED)
+            d.finish_swap(name, end, reason=f"{ENDED} during the swap, and all workers with it")
+    d.reservations.pop(return_of(name), None)
+    d.set_service(name, slots=(), failures=0, problem=None, retry_at=None)
+    for worker in d.workers_of(name):
+        del d.workers[worker.id]
+        d.reservations.pop(worker.id, None)
+    d.set_service(name, owner=None)
+
+
+def _renew(d: Draft, name: str, fresh: Revision) -> None:
+    """Nothing of the service has been ready to serve, so it may as well be what the configuration says now."""
+    service = d.services[name]
+    stable = service.revision(service.stable)
+    if service.swap is None and (stable is None or not stable.same_content(fresh)):
+        commands.number_anew(d, name, fresh)
+
+
+def _see(d: Draft, worker: Worker, o: Observed) -> None:
+    """What it says itself. Its role, which it does not know, is the journal's."""
+    changes: dict[str, Any] = {"connected": True}
+    if worker.kind is Kind.GATE:
+        changes["points_to"] = o.points_to
+    elif o.hooks:
+        changes["hooks"] = o.hooks
+    loading = worker.op is not None and worker.op.kind is OpKind.LOAD  # its end is for `_conclude` to see
+    if worker.state in _NOT_UP and o.state in _UP and not loading:
+        changes |= {"state": WorkerState.LOADED, "confirmed": True}
+    d.set_worker(worker.id, **changes)
+
+
+def _conclude(d: Draft, worker: Worker, seen: Seen) -> None:
+    op = worker.op
+    if op is None:
+        return
+    result = _end_of(worker, op, seen)
+    if result is not None:
+        results.op_done(d, OpDone(d.at, op.id, result))
+    elif op.kind is OpKind.HAND_OVER and seen[worker.id].state is WorkerState.HANDING_OVER:
+        _end_hand_over(d, worker, op, seen)
+    elif op.kind in _AGAIN:
+        d.end_step(op.service, op.step, "canceled", ENDED)
+        d.run(op.kind, worker, step=op.step, epoch=op.epoch, force=op.force)
+    else:
+        d.end_step(op.service, op.step, "canceled", ENDED)
+        d.set_worker(worker.id, op=None)
+
+
+def _end_of(worker: Worker, op: Op, seen: Seen) -> Mapping[str, Any] | None:
+    """The result of an operation whose end is seen on the host; None: it is not, or says too little."""
+    o = seen[worker.id]
+    target = seen.get(op.target or "")
+    done = {"started_at": o.started_at} if o.started_at is not None else {}
+    match op.kind:
+        case OpKind.SPAWN:
+            return {"hooks": o.hooks}
+        case OpKind.STAGE if o.state is WorkerState.STAGED:
+            return {}
+        case OpKind.LOAD if o.state in _UP and worker.kind is not Kind.ENGINE:  # a server must be seen ready as well
+            return {"hooks": o.hooks}
+        case OpKind.WAKE if o.state in _UP:
+            return {}
+        case OpKind.PARK if o.state is WorkerState.PARKED:
+            return {}
+        case OpKind.POINT if o.table_epoch >= op.epoch:
+            return {"quiesced_at": o.pointed_at, "started_at": o.pointed_at} if o.pointed_at is not None else {}
+        case OpKind.ADOPT if o.owner:
+            return done
+        case OpKind.TARGET_DEAD if o.owner:
+            return {"resumed": True}
+        case OpKind.SOURCE_DEAD if o.owner:
+            return {**done, "started": True, "listeners": True}
+        case OpKind.HAND_OVER if target is not None and target.owner:
+            times = {"quiesced_at": o.quiesced_at, "started_at": target.started_at}
+            return times if None not in times.values() else {}
+        case _:
+            return None
+
+
+def _end_hand_over(d: Draft, source: Worker, op: Op, seen: Seen) -> None:
+    """The source waits for its target to start. Proof of the target's death is all that lets it go on."""
+    if op.target not in d.workers:
+        d.run(OpKind.TARGET_DEAD, source, epoch=op.epoch, step=op.step)
+    elif (o := seen.get(op.target)) is not None and o.state is not None:
+        text = f"{op.target} did not take the clients of {source.id}, and {ENDED} meanwhile"
+        results.op_failed(d, OpFailed(d.at, op.id, Problem(errors.TIMEOUT, text)))
+    # else: the target's end, which is told in a moment, has the source go on
+
+
+def _find_owner(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
+    service = d.services[name]
+    owners = [w for w in living if seen[w.id].owner]
+    if service.owner not in {w.id for w in owners}:
+        newest = max(owners, key=lambda w: seen[w.id].epoch, default=None)
+        d.set_service(name, owner=newest.id if newest is not None else None)
+    epochs = [max(seen[w.id].epoch, seen[w.id].table_epoch) for w in living]
+    d.set_service(name, epoch=max([service.epoch, *epochs]))
+    d.settle_roles(name)
+
+
+def _bury(d: Draft, worker: Worker, seen: Seen) -> None:
+    """It ended while no daemon was there to see it, or had not begun."""
+    if not worker.connected:
+        d.set_worker(worker.id, op=None)
+        if worker.state is WorkerState.STOPPING:
+            _gone(d, worker, seen)
+    else:
+        _gone(d, worker, seen)
+
+
+def _gone(d: Draft, worker: Worker, seen: Seen) -> None:
+    o = seen.get(worker.id)
+    text = f"{worker.id} ended while no daemon was there to see it."
+    problem = o.problem if o is not None and o.problem is not None else Problem(errors.WORKER_EXITED, text)
+    results.worker_exited(d, WorkerExited(d.at, worker.id, problem, o.log_tail if o is not None else ()))
+
+
+def _end_what_ends(d: Draft, worker_id: str, o: Observed) -> None:
+    """Told to stop by whoever it was, it accepts nobody any more: another takes its place."""
+    worker = d.workers.get(worker_id)
+    if worker is not None and o.state is WorkerState.STOPPING and not worker.ending:
+        d.stop(worker, force=False)
+
+
+# --- what the journal does not know ------------------------------------------------------------------------------
+
+
+def _take_in(d: Draft, o: Observed) -> None:
+    """A worker of ours that the journal has lost. One that clients are not answered by is ended by `advance`."""
+    number = o.revision.number if o.revision is not None else 0
+    service = d.services[o.service]
+    up = o.state in _UP
+    worker = Worker(
+        o.worker,
+        o.service,
+        o.kind,
+        number,
+        WorkerState.LOADED if up else WorkerState.SPAWNED,
+        connected=True,
+        confirmed=up,
+        warmed=up,
+        verified=up,
+        hooks=o.hooks,
+        ready_at=d.at if up else None,
+        points_to=o.points_to,
+        made_of=o.made_of,
+    )
+    d.workers[worker.id] = worker
+    if o.revision is not None and service.revision(number) is None:
+        d.set_service(o.service, revisions=(*service.revisions, o.revision))
+    if o.slot is not None:
+        if service.slot(number) is None:
+            d.set_service(o.service, slots=(*service.slots, (number, o.slot)))
+        d.reservations[worker.id] = Reservation(worker.id, o.service, o.slot.device, o.slot.need_bytes, settled=up)
+    tail = o.worker.rpartition("-")[2]
+    d.next_worker = max(d.next_worker, int(tail) + 1 if tail.isdigit() else 0)

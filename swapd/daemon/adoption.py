@@ -1,0 +1,167 @@
+"""What an earlier daemon has left: its workers are found, spoken to and taken over, before anything is decided.
+
+What is seen is told to the core as `Observed`; nothing is judged here. A worker that lives and does not answer is of no
+use to anybody, and is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from swapd.core.errors import WORKER_EXITED, Problem, SwapdError
+from swapd.core.events import Observed
+from swapd.core.model import Kind, OpKind, State
+from swapd.core.states import WorkerState
+from swapd.daemon.live import Live
+from swapd.daemon.spec import SPEC_FILE, Facts, read_facts
+from swapd.daemon.transfers import HELLO, REQUEST_S
+from swapd.daemon.workers import Workers, marker_of
+from swapd.host.processes import Process
+from swapd.wire import worker as wire
+
+log = logging.getLogger("swapd.adoption")
+
+ANSWER_S: Final = 10.0  # for a worker that an earlier daemon has started, perhaps a moment before it died
+POLL_S: Final = 0.02
+MAX_NAMES_BYTES: Final = 64 * 1024
+
+
+async def observe(workers: Workers, state: State, settle_s: float) -> tuple[Observed, ...]:
+    """Take over every worker that is there. Hand-overs that are under way are given `settle_s` to end by themselves."""
+    directory = Path(workers.config.daemon.runtime_dir) / "w"
+    left = await asyncio.to_thread(_read_all, directory)
+    markers = {worker_id: marker_of(worker_id, facts.nonce) for worker_id, facts in left.items()}
+    processes = await workers.find(markers)
+    gone = {name: _gone(name, workers) for name in left.keys() - processes.keys()}
+    for worker_id in gone:
+        shutil.rmtree(directory / worker_id, ignore_errors=True)
+    adopted = await asyncio.gather(
+        *(_adopt(workers, directory / name, left[name], process) for name, process in processes.items())
+    )
+    await _settle(workers, state, settle_s)
+    for live in workers.live.values():
+        if live.kind is Kind.GATE:  # to whom it was ever pointed is not known
+            live.upstreams = {other.id for other in workers.live.values() if other.facts.service == live.facts.service}
+    unseen = [w.id for w in state.workers if w.id not in left]
+    living = tuple(_observed(live) for live in workers.live.values())
+    mute = (each for each in adopted if each is not None)
+    return (*living, *mute, *gone.values(), *(_gone(name, workers) for name in unseen))
+
+
+async def borrow_listeners(workers: Workers) -> dict[str, socket.socket]:
+    """Copies of the listeners that fronts have, by address. The caller owns them."""
+    fronts = [live for live in workers.live.values() if live.kind is not Kind.ENGINE]
+    found: dict[str, socket.socket] = {}
+    for lent in await asyncio.gather(*(_borrow(live) for live in fronts)):
+        for address, sock in lent.items():
+            if address in found:
+                sock.close()
+            else:
+                found[address] = sock
+    return found
+
+
+def _read_all(directory: Path) -> dict[str, Facts]:
+    found = {}
+    for path in sorted(directory.glob(f"*/{SPEC_FILE}")):
+        try:
+            found[path.parent.name] = read_facts(path.parent)
+        except (OSError, ValueError) as error:
+            log.error("recovery.spec_unreadable path=%s error=%s", path, error)
+    return found
+
+
+async def _adopt(workers: Workers, directory: Path, facts: Facts, process: Process) -> Observed | None:
+    """None: it is ours now, among `workers.live`."""
+    worker_id = directory.name
+    try:
+        live = await workers.adopt(worker_id, directory, process, facts, ANSWER_S)
+    except SwapdError as error:
+        log.error("recovery.worker_ended worker=%s because=%s", worker_id, error.message)
+        problem = Problem(WORKER_EXITED, f"{worker_id} did not answer a daemon that was started: {error.message}")
+        return Observed(worker_id, problem=problem, log_tail=workers.last_lines(worker_id))
+    log.info("recovery.adopted worker=%s pid=%d state=%s", worker_id, process.pid, live.hello.get("state"))
+    return None
+
+
+async def _settle(workers: Workers, state: State, limit_s: float) -> None:
+    """A source takes back what it has not committed, now that its daemon is gone; what it has, its target takes."""
+    clock = asyncio.get_running_loop().time
+    until_s = clock() + limit_s
+    while clock() < until_s:
+        moving = [live for live in workers.live.values() if live.hello.get("state") == WorkerState.HANDING_OVER.value]
+        targets = {name: _target_of(state, name) for name in (live.id for live in moving)}
+        waiting = [live for live in moving if targets[live.id] in workers.live]
+        if not waiting:
+            return
+        await asyncio.sleep(POLL_S)
+        for live in [*waiting, *(workers.live[targets[live.id] or ""] for live in waiting)]:
+            with contextlib.suppress(SwapdError):  # its end is seen by its watcher
+                live.hello = await live.request(wire.HELLO, HELLO | {"worker_id": live.id}, deadline_s=REQUEST_S)
+
+
+def _target_of(state: State, worker_id: str) -> str | None:
+    worker = state.worker(worker_id)
+    op = worker.op if worker is not None else None
+    return op.target if op is not None and op.kind is OpKind.HAND_OVER else None
+
+
+def _observed(live: Live) -> Observed:
+    hello, facts = live.hello, live.facts
+    return Observed(
+        live.id,
+        _state_of(hello),
+        owner=hello.get("owner") is True,
+        epoch=max(_number(hello, "epoch"), _number(hello, "last_epoch")),
+        table_epoch=_number(hello, "table_epoch"),
+        points_to=hello.get("points_to"),
+        hooks=frozenset(hello.get("hooks", ())),
+        quiesced_at=hello.get("quiesced_at"),
+        started_at=hello.get("started_at"),
+        pointed_at=hello.get("pointed_at"),
+        service=facts.service,
+        kind=facts.kind,
+        revision=facts.revision,
+        slot=facts.slot,
+        made_of=facts.made_of,
+    )
+
+
+def _state_of(hello: Mapping[str, Any]) -> WorkerState:
+    try:
+        return WorkerState(hello.get("state"))
+    except ValueError:  # of a later version
+        return WorkerState.FAILED
+
+
+def _number(hello: Mapping[str, Any], key: str) -> int:
+    value = hello.get(key, 0)
+    return value if isinstance(value, int) else 0
+
+
+def _gone(worker_id: str, workers: Workers) -> Observed:
+    return Observed(worker_id, log_tail=workers.last_lines(worker_id))
+
+
+async def _borrow(live: Live) -> dict[str, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        try:
+            await live.request(wire.LEND, fds=(theirs.fileno(),), deadline_s=REQUEST_S)
+            ours.setblocking(False)
+            data, fds, _, _ = socket.recv_fds(ours, MAX_NAMES_BYTES, wire.MAX_FDS)
+        except (SwapdError, OSError) as error:  # it has just ended, or is of a version that cannot
+            log.warning("recovery.no_listeners worker=%s error=%s", live.id, error)
+            return {}
+    socks = [socket.socket(fileno=fd) for fd in fds]
+    for sock in socks:
+        sock.set_inheritable(False)
+    return dict(zip(json.loads(data), socks, strict=True))

@@ -1,0 +1,154 @@
+"""What the journal holds of the state: read at the start, written at every step, before any effect of it begins.
+
+A journal that cannot be written stops new swaps, never a service. What it has missed is written once it works again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TypeVar
+
+from swapd.core.errors import Problem, SwapdError
+from swapd.core.events import Amend, Event, JournalFound, OpDone, OpFailed, Outcome, Publish, Run
+from swapd.core.model import Reservation, Service, State, Swap, Worker
+from swapd.core.report import problem_record, swap_record
+from swapd.core.states import Phase
+from swapd.host.clock import wall_s as now
+from swapd.host.journal import Journal
+from swapd.wire import saved
+
+log = logging.getLogger("swapd.records")
+
+Row = TypeVar("Row", Service, Worker, Reservation)
+
+
+class Records:
+    def __init__(self, journal: Journal) -> None:
+        self.problem: Problem | None = None  # why the last write failed
+        self._journal = journal
+        self._lost = False  # it could not even be read
+        self._written = State()  # what the journal holds: older than the state while it cannot be written
+        self._unwritten: list[Swap] = []  # swaps that ended meanwhile
+
+    def read(self) -> State:
+        """The state as the last daemon left it. What the journal does not tell is left to what the host does."""
+        journal = self._journal
+        try:
+            workers = _read(Worker, journal.rows("worker"))
+            state = State(
+                _read(Service, journal.rows("service")),
+                workers,
+                _read(Reservation, journal.rows("reservation")),
+                next_op=1 + max((w.op.id for w in workers if w.op is not None), default=0),
+                next_worker=journal.number("next_worker"),
+                next_swap=journal.last_swap_id() + 1,
+            )
+            self._close_strangers(state)
+            journal.interrupt_ops(now())
+        except SwapdError as error:
+            log.error("journal.failed %s", error.message)
+            self.problem = error.problem
+            self._lost = True
+            return State()
+        self._written = state
+        return state
+
+    def _close_strangers(self, state: State) -> None:
+        """Swaps that are under way by the history alone: their service is not known any more."""
+        under_way = {service.swap.id for service in state.services if service.swap is not None}
+        for record in self._journal.unfinished_swaps():
+            if record["id"] not in under_way:
+                soaked = record["phase"] == Phase.SOAKING.value
+                record["phase"] = (Phase.SUCCEEDED if soaked else Phase.CANCELED).value
+                record["reason"] = f"the daemon ended during the {'soak' if soaked else 'swap'}"
+                record["finished_at"] = now()
+                self._journal.save_swap(record)
+
+    def find_again(self, at: float) -> JournalFound | None:
+        """Try a journal that could not be read at the start. Once it works: which numbers have been given."""
+        if not self._lost:
+            return None
+        try:
+            if self._journal.reopen() is not None:
+                return None
+            services = _read(Service, self._journal.rows("service"))
+            last = tuple((service.name, service.last_revision) for service in services)
+            next_worker, next_swap = self._journal.number("next_worker"), self._journal.last_swap_id() + 1
+            found = JournalFound(at, next_worker, next_swap, last)
+        except SwapdError as error:
+            self.problem = error.problem
+            return None
+        self._lost = False
+        return found
+
+    def write(self, outcome: Outcome, event: Event) -> None:
+        """One transaction for the step."""
+        self._unwritten += outcome.finished
+        try:
+            with self._journal.transaction():
+                self._write_state(outcome.state)
+                if isinstance(event, OpDone):
+                    self._journal.conclude(event.op, {"ok": dict(event.result)}, event.at)
+                elif isinstance(event, OpFailed):
+                    self._journal.conclude(event.op, {"error": problem_record(event.problem)}, event.at)
+                for effect in outcome.effects:
+                    self._write_effect(outcome.state, effect, event.at)
+        except SwapdError as error:
+            if self.problem is None:
+                log.error("journal.failed %s", error.message)
+            self.problem = error.problem
+        else:
+            if self.problem is not None:
+                log.info("journal.works_again")
+            self.problem = None
+            self._written, self._unwritten = outcome.state, []
+
+    def _write_state(self, state: State) -> None:
+        before = self._written
+        self._write_rows("service", {s.name: s for s in before.services}, {s.name: s for s in state.services})
+        self._write_rows("worker", {w.id: w for w in before.workers}, {w.id: w for w in state.workers})
+        reserved = ({r.worker_id: r for r in each.reservations} for each in (before, state))
+        self._write_rows("reservation", *reserved)
+        for service in state.services:
+            old = before.service(service.name)
+            if service.swap is not None and (old is None or old.swap != service.swap):
+                self._journal.save_swap(swap_record(service.swap))
+        if before.next_worker != state.next_worker:
+            self._journal.save_number("next_worker", state.next_worker)
+        for swap in self._unwritten:
+            self._journal.save_swap(swap_record(swap))
+
+    def _write_rows(self, kind: str, before: Mapping[str, Row], now: Mapping[str, Row]) -> None:
+        for name, row in now.items():
+            old = before.get(name)
+            if old is not row and old != row:
+                self._journal.save_row(kind, name, saved.dump(row))
+        for name in before.keys() - now.keys():
+            self._journal.delete_row(kind, name)
+
+    def _write_effect(self, state: State, effect: object, at: float) -> None:
+        if isinstance(effect, Run):
+            op = effect.op
+            service = state.service(op.service)
+            swap_id = service.swap.id if service is not None and service.swap is not None else None
+            args = {"target": op.target, "epoch": op.epoch, "deadline_s": op.deadline_s, "force": op.force}
+            self._journal.intend(op.id, swap_id, op.service, op.worker, op.kind.value, args, at)
+        elif isinstance(effect, Publish):
+            self._journal.add_transition(effect.body.get("swap_id"), effect.event, effect.body, at)
+        elif isinstance(effect, Amend):
+            record = self._journal.last_swap_from(effect.service, effect.revision)
+            if record is not None:
+                record["cut_requests"] += effect.cut_requests
+                self._journal.save_swap(record)
+
+
+def _read(kind: type[Row], rows: Mapping[str, str]) -> tuple[Row, ...]:
+    """Rows that cannot be understood are told and left out."""
+    found = []
+    for name, body in rows.items():
+        try:
+            found.append(saved.load(kind, body))
+        except ValueError as error:
+            log.error("journal.row_unreadable kind=%s name=%s error=%s", kind.__name__, name, error)
+    return tuple(found)

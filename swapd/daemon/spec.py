@@ -1,0 +1,141 @@
+"""What a worker is started with: its directory, its spec.json, its environment.
+
+The spec is the worker's to read; its `host` is the next daemon's: what one must know of a worker that it has not
+started. Written before the process is begun, so that no worker is without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from swapd.core.config import ModelConfig, ServiceConfig
+from swapd.core.model import DeviceKind, DeviceReading, Kind, Revision, Slot, Worker
+from swapd.core.presets import Launch, visible_devices
+
+SPEC_FILE: Final = "spec.json"
+MAX_SPEC_BYTES: Final = 1024 * 1024
+RETRY_AFTER_S: Final = 5
+# What a worker's environment has besides its model's own: nothing of the daemon's, which may hold secrets.
+PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Of one worker, beside what it tells itself."""
+
+    service: str
+    kind: Kind
+    revision: Revision | None  # None: a gate
+    nonce: str
+    started_at: float  # wall time
+    log_path: str
+    slot: Slot | None = None
+    made_of: str = ""
+    blocked: tuple[str, ...] = ()  # paths that clients may not ask it for
+    reuse: bool = True  # its connections may carry one request after the other
+    uid: int | None = None  # of the user that its server runs as, where it has one of its own
+    own_stop_s: float = 0.0  # that an engine with a server of its own may take to end it
+
+
+def write_spec(directory: Path, spec: Mapping[str, Any], facts: Facts) -> None:
+    """Into a directory of the worker's own, 0700: its sockets are as private as this."""
+    directory.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+    descriptor = os.open(directory / SPEC_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({**spec, "host": msgspec.to_builtins(facts)}, file)
+
+
+def read_facts(directory: Path) -> Facts:
+    """Of a worker that an earlier daemon has started. Raises OSError or ValueError."""
+    with (directory / SPEC_FILE).open("rb") as file:
+        body = msgspec.json.decode(file.read(MAX_SPEC_BYTES))
+    try:
+        return msgspec.convert(body["host"], Facts)
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise ValueError(f"{directory / SPEC_FILE} is not of this version: {error}") from None
+
+
+def spec_of(worker: Worker, service: ServiceConfig, model: ModelConfig | None, nonce: str) -> dict[str, Any]:
+    return {
+        "protocol": 1,
+        "worker_id": worker.id,
+        "nonce": nonce,
+        "kind": worker.kind.value,
+        "service": worker.service,
+        "revision": worker.revision,
+        "model": model.name if model is not None else "",
+        "app": model.app if model is not None else "",
+        "directory": model.directory if model is not None else "",
+        "daemon_uid": os.getuid(),
+        **front_settings(service),
+    }
+
+
+def front_settings(service: ServiceConfig) -> dict[str, Any]:
+    """What the front in a worker, or a gate, is started with. A gate of other settings is replaced by a new one."""
+    return {
+        "health_path": service.health_path,
+        "hold_timeout_s": service.hold_timeout_s,
+        "queue_limit": service.queue_limit,
+        "keep_alive_s": service.keep_alive_s,
+        "retry_after_s": RETRY_AFTER_S,
+        "trust_forwarded": service.trust_forwarded,
+        "tcp": service.protocol == "tcp",
+    }
+
+
+def server_spec(model: ModelConfig, launch: Launch, reading: DeviceReading | None, runtime_dir: str) -> dict[str, Any]:
+    return {
+        "argv": launch.argv,
+        "device": reading.uuid if reading is not None and reading.kind is DeviceKind.NVML else "cpu",
+        "user": model.user or "",
+        "stop_signal": launch.stop_signal,
+        "stop_timeout_s": launch.stop_timeout_s,
+        "ready_timeout_s": model.ready.timeout_s,
+        "hooks": launch.hooks,
+        "ports_dir": f"{runtime_dir}/ports",
+    }
+
+
+def uid_of(user: str) -> int | None:
+    """None: there is no such user, which its runner will say."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(user).pw_uid
+    return None
+
+
+def let_pass(directory: Path, top: Path) -> None:
+    """Let a server with a user of its own through to its directory. What lies on the way stays closed to it."""
+    while directory != top.parent:
+        directory.chmod(stat.S_IMODE(directory.stat().st_mode) | stat.S_IXOTH)
+        directory = directory.parent
+
+
+def environment_of(model: ModelConfig | None, reading: DeviceReading | None, launch: Launch | None) -> dict[str, str]:
+    """Of the worker. What its model says itself comes last."""
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment.setdefault("PATH", os.defpath)
+    environment["PYTHONUNBUFFERED"] = "1"
+    if model is None:
+        return environment
+    if model.user is not None:
+        for name in ("HOME", "XDG_CACHE_HOME"):  # the daemon's
+            environment.pop(name, None)
+    if reading is not None:
+        environment |= visible_devices(model, reading)
+    if launch is not None:
+        environment |= launch.environment
+    return environment | model.environment

@@ -1,0 +1,151 @@
+"""The daemon is killed at whatever instant, and another finds what it has left. Clients ask all the while."""
+
+import json
+import os
+import signal
+
+import pytest
+from support.daemon_host import Crowd, Daemon, model, server, until
+
+A, B = model("a"), model("b")
+KINDS = {"direct": (model, ""), "gate": (model, 'front = "gate"'), "server": (server, "")}
+
+
+def again(daemon):
+    daemon.stop(signal.SIGKILL)
+    daemon.start(healthy=False)
+
+
+def pids(daemon):
+    return {w["id"]: w["pid"] for w in daemon.call("workers")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_daemons_workers_serve_on_and_are_taken_over(kind):
+    make, service = KINDS[kind]
+    with Daemon([make("a"), make("b")], service=service) as daemon:
+        before = pids(daemon)
+        with Crowd(daemon.port) as crowd:
+            daemon.stop(signal.SIGKILL)
+            crowd.more(20)
+            daemon.start()
+            assert pids(daemon) == before
+            assert daemon.service()["problem"] is None
+            crowd.mark()
+            assert daemon.swap("b")["phase"] == "Soaking"
+            crowd.more(20)
+        crowd.check()
+        assert daemon.model() == "b"
+
+
+def reached(daemon, step):
+    def arrived():
+        records = daemon.call("history")
+        return any(s["name"] == step for s in records[0]["steps"]) if records else False
+
+    until(arrived, what=f"step {step}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("step", ["spawn", "load", "verify", "soak"])
+def test_a_dual_swap_is_finished_by_the_next_daemon(kind, step):
+    make, service = KINDS[kind]
+    with Daemon([make("a"), make("b", LOAD_S="0.5")], service=service) as daemon, Crowd(daemon.port) as crowd:
+        record = daemon.call("swap", service="chat", to="b", strategy="dual")
+        reached(daemon, step)
+        again(daemon)
+        ended = daemon.wait(record["id"])
+        assert ended["phase"] == "Soaking", ended
+        crowd.more(20)
+        assert daemon.model() == "b"
+        assert len(pids(daemon)) <= 3
+        crowd.__exit__()
+        crowd.check()
+    assert not [p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if str(daemon.dir) in cmdline(p)]
+
+
+def cmdline(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("step", ["spawn", "hold", "drain", "stop", "load", "verify"])
+def test_an_in_place_swap_is_finished_by_the_next_daemon(kind, step):
+    make, service = KINDS[kind]
+    with Daemon([make("a"), make("b", LOAD_S="0.5")], service=service) as daemon, Crowd(daemon.port) as crowd:
+        record = daemon.call("swap", service="chat", to="b", strategy="in-place")
+        reached(daemon, step)
+        again(daemon)
+        ended = daemon.wait(record["id"])
+        assert ended["phase"] in ("Soaking", "Failed", "Canceled"), ended
+        crowd.more(20)
+        assert daemon.model() == ended["to" if ended["phase"] == "Soaking" else "from"]["model"]
+        crowd.__exit__()
+        crowd.check()
+
+
+def test_a_worker_that_died_meanwhile_is_started_again():
+    with Daemon([A]) as daemon:
+        pid = next(w["pid"] for w in daemon.call("workers") if w["model"] == "a")
+        daemon.stop(signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        daemon.start()
+        assert daemon.model() == "a"
+        assert pid not in pids(daemon).values()
+
+
+def test_a_lost_journal_costs_no_request_and_no_worker():
+    with Daemon([A, B]) as daemon:
+        daemon.swap("b")
+        before = pids(daemon)
+        with Crowd(daemon.port) as crowd:
+            daemon.stop(signal.SIGKILL)
+            for path in (daemon.dir / "s").glob("journal.db*"):
+                path.unlink()
+            daemon.start()
+            crowd.more(20)
+            assert daemon.service()["model"] == "b"
+            server = next(w for w in daemon.call("workers") if w["model"] == "b")
+            assert before[server["id"]] == server["pid"]
+            crowd.mark()
+            daemon.swap("a")
+            crowd.more(20)
+        crowd.check()
+        assert daemon.get()[1] > 2, "no number of a revision is given twice"
+
+
+def test_a_successor_in_the_same_process_takes_over():
+    with Daemon([A, B]) as daemon, Crowd(daemon.port) as crowd:
+        before, pid = pids(daemon), daemon.process.pid
+        daemon.process.send_signal(signal.SIGUSR2)
+        until(lambda: daemon.output.read_text().count("daemon.ready") == 2, what="the successor")
+        assert daemon.process.pid == pid
+        assert pids(daemon) == before
+        assert daemon.swap("b")["phase"] == "Soaking"
+        crowd.more(20)
+        crowd.__exit__()
+        crowd.check()
+
+
+def test_a_successor_that_could_not_start_is_not_made_way_for():
+    with Daemon([A]) as daemon:
+        daemon.config.write_text(daemon.config.read_text() + "\n[nonsense]\n")
+        daemon.process.send_signal(signal.SIGUSR2)
+        until(lambda: "daemon.stays" in daemon.output.read_text(), what="its refusal")
+        assert daemon.model() == "a"
+        assert daemon.service()["health"] == "Healthy"
+
+
+def test_history_tells_what_was_interrupted():
+    with Daemon([A, model("b", LOAD_S="1")]) as daemon:
+        record = daemon.call("swap", service="chat", to="b")
+        reached(daemon, "load")
+        again(daemon)
+        ended = daemon.wait(record["id"])
+        loads = [s for s in ended["steps"] if s["name"] == "load"]
+        assert [s["status"] for s in loads] == ["canceled", "done"], json.dumps(ended["steps"], indent=1)
+        assert loads[0]["detail"] == "the daemon ended"
