@@ -27,7 +27,7 @@ MEMORY_MOVES: Final = frozenset({OpKind.LOAD, OpKind.WAKE, OpKind.WARM, OpKind.P
 
 def advance(d: Draft, name: str) -> None:
     """Begin whatever the service needs now."""
-    if d.stopping:
+    if d.shuts_down(name):
         _shut_down(d, d.services[name])
         return
     if d.services[name].paused is not None:
@@ -269,15 +269,16 @@ def _hopeless(service: Service, swap: Swap) -> bool:
 
 
 def _shut_down(d: Draft, service: Service) -> None:
-    """Drain whoever owns the listeners, end everything else; the daemon may exit when all are gone. What a gate relays
-    to is drained after it."""
+    """Drain whoever owns the listeners, end everything else; when all are gone, a service that leaves is dropped, and a
+    daemon that stops may exit. What a gate relays to is drained after it."""
+    why = "the daemon was stopped" if d.stopping else "the service was removed"
     if service.swap is not None:
         swap = service.swap
         if swap.phase is Phase.SOAKING:
-            d.finish_swap(service.name, Phase.SUCCEEDED, reason=f"{swap.target.model} serves; the daemon was stopped")
+            d.finish_swap(service.name, Phase.SUCCEEDED, reason=f"{swap.target.model} serves; {why}")
         else:
             if swap.phase is not Phase.ROLLING_BACK:
-                d.set_phase(service.name, Phase.ROLLING_BACK, reason="the daemon was stopped")
+                d.set_phase(service.name, Phase.ROLLING_BACK, reason=why)
             d.finish_swap(service.name, swap.end_phase or Phase.CANCELED)
     workers = d.workers_of(service.name)
     for worker in workers:
@@ -296,5 +297,7 @@ def _shut_down(d: Draft, service: Service) -> None:
             )
         elif worker.id != service.owner or len(workers) == 1:  # the owner last: what others finish follows to it
             d.stop(worker, force=not serving)
-    if not d.workers and not any(isinstance(e, Exit) for e in d.effects):
+    if service.leaving and not d.workers_of(service.name):
+        del d.services[service.name]
+    if d.stopping and not d.workers and not any(isinstance(e, Exit) for e in d.effects):
         d.effects.append(Exit())

@@ -19,7 +19,9 @@ from swapd.core.states import Phase, WorkerState
 KEPT_REVISIONS: Final = 32
 
 
-def service_added(d: Draft, event: events.ServiceAdded) -> None:
+def service_added(d: Draft, event: events.ServiceAdded) -> Problem | None:
+    if event.name in d.services and d.services[event.name].leaving:
+        return leaving(event.name)
     known = [r for r in (event.previous, event.revision) if r is not None]
     d.services[event.name] = Service(
         event.name,
@@ -31,6 +33,17 @@ def service_added(d: Draft, event: events.ServiceAdded) -> None:
         last_revision=max(event.last_revision, *(r.number for r in known)),
         epoch=event.epoch,
     )
+    return None
+
+
+def service_removed(d: Draft, event: events.ServiceRemoved) -> None:
+    if event.service in d.services:
+        d.set_service(event.service, leaving=True)
+
+
+def leaving(service: str) -> Problem:
+    text = f"{service} was removed from the configuration and is being stopped; wait until `status` shows it no more."
+    return Problem(errors.SHUTTING_DOWN, text)
 
 
 def number_anew(d: Draft, name: str, fresh: Revision) -> Revision:
@@ -106,6 +119,8 @@ def plan(state: State, event: events.SwapRequested) -> placement.Placement | Pro
         return Problem(errors.SHUTTING_DOWN, "swapd is shutting down; no swap is begun.")
     if service is None:
         return Problem(errors.UNKNOWN_SERVICE, f"There is no service {event.service!r}.")
+    if service.leaving:
+        return leaving(service.name)
     swap = service.swap
     if swap is not None and swap.phase is not Phase.SOAKING:
         text = (

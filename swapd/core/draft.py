@@ -83,6 +83,9 @@ class Draft:
         owner = self.owner_of(service)
         return self.workers.get(owner.points_to or "") if owner is not None and owner.kind is Kind.GATE else owner
 
+    def shuts_down(self, service: str) -> bool:
+        return self.stopping or self.services[service].leaving
+
     def transferring(self, service: str) -> bool:
         return any(w.op is not None and w.op.kind in TRANSFERS for w in self.workers_of(service))
 

@@ -70,6 +70,14 @@ class SettingsChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceRemoved:
+    """The configuration has no such service any more: it is drained and stopped, then dropped from the state."""
+
+    at: float
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
 class SwapRequested:
     """`candidate.number` is 0: the step gives it its number. `again` allows a swap to equal content."""
 
@@ -242,6 +250,7 @@ class TimerFired:
 Event = (
     ServiceAdded
     | SettingsChanged
+    | ServiceRemoved
     | SwapRequested
     | ReturnRequested
     | ShutdownRequested

@@ -281,6 +281,7 @@ class Service:
     retry_at: float | None = None
     recoveries: int = 0  # daemons in a row that began in the middle of something here, and ended in it
     paused: Problem | None = None  # nothing is begun for it until an operator says so; what serves goes on
+    leaving: bool = False  # it is in the configuration no more: shut down, then forgotten
 
     def revision(self, number: int) -> Revision | None:
         return next((r for r in self.revisions if r.number == number), None)

@@ -128,7 +128,7 @@ def _settle(d: Draft, worker: Worker, used_bytes: int | None) -> None:
 
 def _drained(d: Draft, worker: Worker, cut: int) -> None:
     service = d.services[worker.service]
-    if worker.state is WorkerState.SERVING and not d.stopping:
+    if worker.state is WorkerState.SERVING and not d.shuts_down(service.name):
         return  # it became the owner again meanwhile
     d.set_worker(worker.id, drained=True)
     if not cut:
@@ -239,7 +239,7 @@ def worker_exited(d: Draft, event: events.WorkerExited) -> None:
             worker.service, worker.op.step, "done" if expected else "failed", "" if expected else event.problem.message
         )
     end_transfer(d, worker, event.at)
-    if worker.ending or d.stopping:
+    if worker.ending or d.shuts_down(worker.service):
         return
     swap = service.swap
     if worker.kind is Kind.GATE:

@@ -68,6 +68,7 @@ def _note_kept(draft: Draft) -> None:
 _HANDLERS: Final[dict[type, Callable[[Draft, Any], Any]]] = {
     events.ServiceAdded: commands.service_added,
     events.SettingsChanged: commands.settings_changed,
+    events.ServiceRemoved: commands.service_removed,
     events.SwapRequested: commands.swap_requested,
     events.ReturnRequested: commands.return_requested,
     events.ShutdownRequested: commands.shutdown_requested,

@@ -32,13 +32,16 @@ def tell(d: Draft) -> None:
         told = service.owner, server, service.failures, service.problem
         if old is None or told != (old.owner, server_before, old.failures, old.problem):
             d.publish("service.changed", service=name, owner=service.owner, server=server, failures=service.failures)
+    for gone in d.before.services:
+        if gone.name not in d.services:
+            d.publish("service.removed", service=gone.name)
     for worker in d.workers.values():
         was = d.before.worker(worker.id)
         if was is None or was.state is not worker.state:
             d.publish("worker.state", worker=worker.id, service=worker.service, state=worker.state.value)
-    for gone in d.before.workers:
-        if gone.id not in d.workers:
-            d.publish("worker.state", worker=gone.id, service=gone.service, state=WorkerState.GONE.value)
+    for ended in d.before.workers:
+        if ended.id not in d.workers:
+            d.publish("worker.state", worker=ended.id, service=ended.service, state=WorkerState.GONE.value)
 
 
 def _id(worker: Worker | None) -> str | None:

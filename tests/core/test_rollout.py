@@ -207,6 +207,47 @@ def test_a_stable_worker_that_dies_is_restarted_at_once_and_then_with_growing_pa
     assert pauses == [0.0, 0.5, 1.0, 2.0, 4.0, 4.0]
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_removed_service_is_drained_and_stopped_and_leaves_the_others_alone(gated):
+    host = serving(gated=gated)
+    host.add("embed", "b")
+    host.settle(until_idle=False)
+    others = host.state.workers_of("embed")
+    host.remove("chat")
+    assert host.swap("chat", "b").code == errors.SHUTTING_DOWN
+    refused = host.send(events.ServiceAdded(host.now, "chat", chat(host).settings, "a", chat(host).revision(1)))
+    assert refused.code == errors.SHUTTING_DOWN, "it is added anew only once it is gone"
+    first = host.pending[finish_until(host, OpKind.DRAIN)].op
+    assert first.worker == chat(host).owner
+    assert first.force, "its front accepts nobody after the drain"
+    host.settle()
+    assert chat(host) is None
+    assert host.state.workers == others
+    assert {r.service for r in host.state.reservations} == {"embed"}
+    assert [body for event, body in host.told if event == "service.removed"] == [{"service": "chat"}]
+    assert not host.exited
+
+
+def test_a_service_that_is_removed_in_the_middle_of_a_swap_ends_it():
+    host = serving()
+    host.swap("chat", "b")
+    finish_until(host, OpKind.LOAD)
+    host.remove("chat")
+    host.settle()
+    assert [(s.phase, s.reason) for s in host.finished] == [(Phase.CANCELED, "the service was removed")]
+    assert not host.state.workers
+    assert not host.processes
+
+
+def test_a_worker_of_a_removed_service_that_dies_is_not_begun_again():
+    host = serving()
+    host.remove("chat")
+    host.exit(chat(host).owner)
+    assert chat(host) is None
+    host.settle()
+    assert not host.processes
+
+
 def test_a_second_swap_is_refused_and_changes_nothing():
     host = serving()
     host.swap("chat", "b")

@@ -9,7 +9,7 @@ from swapd.core.errors import Problem
 from swapd.core.model import Kind, OpKind
 
 WORLD = ["fail", "crash", "time", "measure", "start", "settle"]
-ACTIONS = ["finish"] * 12 + WORLD + ["swap", "cancel", "rollback", "restart", "flip", "renew"]
+ACTIONS = ["finish"] * 12 + WORLD + ["swap", "cancel", "rollback", "restart", "flip", "renew", "come or go"]
 MODELS = ["a", "b", "big"]
 
 
@@ -37,8 +37,14 @@ def act(host: Host, data: st.DataObject) -> None:
         case "rollback":
             host.send(events.ReturnRequested(host.now, "chat", "t", only_soaking=True))
         case "flip":  # a reload that changes `front`
-            service = data.draw(st.sampled_from(["chat", "embed"]))
-            host.reload(service, gated=not host.state.service(service).settings.gated)
+            known = host.state.service(data.draw(st.sampled_from(["chat", "embed"])))
+            if known is not None:
+                host.reload(known.name, gated=not known.settings.gated)
+        case "come or go":  # a reload that removes a service, or adds one
+            if host.state.service("embed") is not None:
+                host.remove("embed")
+            else:
+                host.add("embed", "b", gated=data.draw(st.booleans()))
         case "renew":  # a reload that changes what a gate is made of
             host.reload("chat", gate=data.draw(st.sampled_from(["", "x"])))
         case "time":
@@ -65,6 +71,7 @@ def test_whatever_fails_in_whatever_order_somebody_proved_serves_in_the_end(data
     for _ in range(data.draw(st.integers(5, 80))):
         act(host, data)
     host.settle()
+    assert not any(service.leaving for service in host.state.services)
     for service in host.state.services:
         owner, server = host.state.worker(service.owner), host.state.server_of(service.name)
         story = "\n".join(host.log[-40:])

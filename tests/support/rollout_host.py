@@ -166,9 +166,13 @@ class Host:
         revision = Revision(1, service, model, "s", model)
         self.send(events.ServiceAdded(self.now, service, ServiceSettings(**settings), model, revision))  # type: ignore[arg-type]
 
+    def remove(self, service: str) -> None:
+        self.send(events.ServiceRemoved(self.now, service))
+
     def reload(self, service: str, **settings: object) -> None:
         known = self.state.service(service)
-        assert known is not None
+        if known is None:
+            return
         changed = replace(known.settings, **settings)  # type: ignore[arg-type]
         self.send(events.SettingsChanged(self.now, service, changed, known.config_model))
 
@@ -271,10 +275,10 @@ class Host:
     def measure(self) -> None:
         m = self.measures.pop(0)
         service = self.state.service(m.service)
-        assert service is not None
-        revision = service.revision(m.revision)
-        assert revision is not None
-        self.send(events.Measured(self.now, m.service, m.revision, self.measurement(revision.model)))
+        revision = service.revision(m.revision) if service is not None else None
+        gone = Problem(errors.UNKNOWN_SERVICE, f"{m.service} is gone")
+        result = self.measurement(revision.model) if revision is not None else gone
+        self.send(events.Measured(self.now, m.service, m.revision, result))
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
