@@ -69,6 +69,7 @@ DAEMON: Final = (
     _timeout("release_timeout", NOW, 0.1, 3600.0),
     _timeout("stop_timeout", NOW, 0.1, 3600.0),
     _timeout("restart_backoff_max", NOW, 1.0, 3600.0),
+    Key("crash_loop_failures", read.integer(1, 1_000_000), NOW),
 )
 DEVICE: Final = (
     Key("kind", read.choice("nvml", "host"), RESTART, cure='write kind = "nvml" for a GPU, or "host"'),

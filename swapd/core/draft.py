@@ -133,9 +133,10 @@ class Draft:
         epoch: int = 0,
         deadline_s: float = 0.0,
         force: bool = False,
+        turn_away: bool = False,
     ) -> None:
         """Begin an operation on a worker; what it was doing before is void."""
-        op = Op(self.next_op, kind, worker.service, worker.id, target, epoch, deadline_s, force, step)
+        op = Op(self.next_op, kind, worker.service, worker.id, target, epoch, deadline_s, force, step, turn_away)
         self.next_op += 1
         service = self.services[worker.service]
         self.effects.append(Run(op, service.slot(worker.revision)))

@@ -111,7 +111,7 @@ class Strategy(str, Enum):
 
 class Health(str, Enum):
     HEALTHY = "Healthy"  # the wanted revision serves
-    DEGRADED = "Degraded"  # clients wait, or another revision than the wanted one serves
+    DEGRADED = "Degraded"  # clients wait, or another revision than the wanted one serves, or none does for long
     UNAVAILABLE = "Unavailable"  # nothing serves, and the last attempt to start failed
 
 
@@ -135,7 +135,7 @@ class OpKind(str, Enum):
     WAKE = "wake"
     ADOPT = "adopt"  # listeners given by the daemon: no live front holds them
     HAND_OVER = "hand over"
-    POINT = "point"  # a gate's table is replaced: it relays to the target; None: it holds
+    POINT = "point"  # a gate's table is replaced: it relays to the target; None: it holds, or turns away
     SOURCE_DEAD = "source dead"
     TARGET_DEAD = "target dead"
     SUCCESSOR = "successor"
@@ -157,6 +157,7 @@ class Op:
     deadline_s: float = 0.0  # DRAIN: how long requests in flight may still take
     force: bool = False  # STOP: without asking. DRAIN: stop accepting first (the front is an owner)
     step: str | None = None  # the step of the service's swap that this belongs to
+    turn_away: bool = False  # POINT to nobody: clients get 503 at once instead of waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,7 @@ class Worker:
     ready_at: float | None = None
     points_to: str | None = None  # a gate's: the worker that its table names; None: it holds
     made_of: str = ""  # a gate's: `ServiceSettings.gate` when it was started
+    turns_away: bool = False  # a gate's, where it points to nobody: clients are not held
 
     @property
     def ending(self) -> bool:
@@ -258,6 +260,7 @@ class ServiceSettings:
     drain_timeout_s: float = 60.0
     soak_s: float = 600.0
     backoff_max_s: float = 30.0
+    crash_loop_failures: int = 5
     gated: bool = False  # a gate answers the clients, whatever front the model's worker has itself
     gate: str = ""  # digest of what a gate is made of: settings and version
 

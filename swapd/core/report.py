@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from swapd.core.crash_loop import crash_loops
 from swapd.core.errors import Problem
 from swapd.core.ledger import available_bytes
 from swapd.core.model import (
@@ -87,11 +88,16 @@ def _revision(revision: Revision | None) -> dict[str, Any] | None:
 
 
 def health(state: State, service: Service) -> Health:
-    """Healthy: the wanted revision serves. Unavailable: nothing does, and starting it failed."""
-    server = state.server_of(service.name)
+    """Healthy: the wanted revision serves. Unavailable: nothing does, and starting it failed. Degraded: clients wait,
+    or are turned away because it has failed too often in a row."""
+    return health_with(service, state.server_of(service.name))
+
+
+def health_with(service: Service, server: Worker | None) -> Health:
+    """`server`: as `State.server_of`."""
     if server is not None and not server.ending:
         return Health.HEALTHY
-    if service.swap is not None and service.swap.phase not in TERMINAL:
+    if crash_loops(service) or (service.swap is not None and service.swap.phase not in TERMINAL):
         return Health.DEGRADED
     return Health.UNAVAILABLE if service.problem is not None else Health.DEGRADED
 
@@ -155,7 +161,7 @@ def service_record(
         "streams": (stats or {}).get("streams"),
         "held": (stats or {}).get("held"),
         "failures": service.failures,
-        "retry_at": service.retry_at if health(state, service) is Health.UNAVAILABLE else None,
+        "retry_at": service.retry_at if health(state, service) is Health.UNAVAILABLE or crash_loops(service) else None,
         "problem": problem_record(service.problem),
     }
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from swapd.core import errors, events, placement
 from swapd.core.commands import begin_return
+from swapd.core.crash_loop import problem_after
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Amend, Measurement
@@ -58,8 +59,10 @@ def _place_start(d: Draft, service: Service, revision: Revision, m: Measurement)
 
 
 def _postpone(d: Draft, service: str, problem: Problem) -> None:
-    failures = d.services[service].failures + 1
-    pause_s = backoff_s(failures, d.services[service].settings.backoff_max_s)
+    known = d.services[service]
+    failures = known.failures + 1
+    pause_s = backoff_s(failures, known.settings.backoff_max_s)
+    problem = problem_after(known, failures, problem)
     d.set_service(service, failures=failures, problem=problem, retry_at=d.at + pause_s)
 
 
@@ -266,6 +269,7 @@ def _restart(d: Draft, service: Service, dead: Worker, problem: Problem) -> None
     calm = dead.ready_at is not None and d.at - dead.ready_at > CALM_S
     failures = 1 if calm else service.failures + 1
     pause_s = 0.0 if failures == 1 else backoff_s(failures - 1, service.settings.backoff_max_s)
+    problem = problem_after(service, failures, problem)
     d.set_service(service.name, failures=failures, problem=problem, retry_at=d.at + pause_s)
     slot = service.slot(dead.revision)
     if slot is not None and d.worker_of(service.name, dead.revision) is None:

@@ -4,18 +4,20 @@ Level-triggered like the rest of `advance`, whose third rule this is. A worker w
 listeners themselves, unless the service is gated; any other is pointed to by a gate that has them. So a switch is a
 table where the owner is a gate already, else a hand-over: to a gate that points there before it gets anything.
 
+A gate that points to nobody holds the clients, or turns them away where waiting is in vain (`core.crash_loop`).
 A gate that has handed over relays what is in flight until it is drained, and is pointed to whoever answers by then.
 """
 
 from __future__ import annotations
 
+from swapd.core.crash_loop import crash_loops
 from swapd.core.draft import Draft
 from swapd.core.model import RESTORE, Kind, OpKind, Revision, Service, Worker
 from swapd.core.states import FORWARD, Phase, WorkerState
 
 
 def route(d: Draft, name: str, goal: Revision | None) -> None:
-    """Bring the clients to the best worker that can serve; where nobody can, to a gate that holds them."""
+    """Bring the clients to the best worker that can serve; where nobody can, to a gate that holds or tells them."""
     service, owner, server = d.services[name], d.owner_of(name), d.server_of(name)
     if d.transferring(name) or (owner is not None and owner.ending):
         return
@@ -30,28 +32,29 @@ def route(d: Draft, name: str, goal: Revision | None) -> None:
         if stand_in is not None:
             _serve_by(d, service, stand_in, None)
         else:
-            hold(d, service, None)
+            hold(d, service, None, turn_away=crash_loops(service))
     if not d.transferring(name):
         _renew(d, service)
     if not d.transferring(name):
         _follow(d, name)
 
 
-def hold(d: Draft, service: Service, step: str | None) -> None:
-    """Let the clients wait: the gate that owns them points to nobody, or such a one is given them."""
+def hold(d: Draft, service: Service, step: str | None, *, turn_away: bool = False) -> None:
+    """Let the clients wait, or tell them off: the gate that owns them points to nobody, or such a one is given them."""
     owner = d.owner_of(service.name)
     if d.transferring(service.name) or (owner is not None and owner.ending):
         return
     if owner is not None and owner.kind is Kind.GATE:
-        if owner.points_to is not None:
-            _progress(d, service, "clients are held")
-            _point(d, service, owner, None, step)
+        if owner.points_to is not None or owner.turns_away is not turn_away:
+            if owner.points_to is not None:
+                _progress(d, service, "clients are held")
+            _point(d, service, owner, None, step, turn_away=turn_away)
         return
     gate = _gate_for(d, service)
     if gate is None:
         return
-    if gate.points_to is not None:
-        _point(d, service, gate, None, None)
+    if gate.points_to is not None or gate.turns_away is not turn_away:
+        _point(d, service, gate, None, None, turn_away=turn_away)
     elif owner is None:
         _adopt(d, service, gate, None)
     else:
@@ -104,8 +107,8 @@ def _renew(d: Draft, service: Service) -> None:
     gate = _gate_for(d, service)
     if gate is None:
         return
-    if gate.points_to != owner.points_to:
-        _point(d, service, gate, owner.points_to, None)
+    if (gate.points_to, gate.turns_away) != (owner.points_to, owner.turns_away):
+        _point(d, service, gate, owner.points_to, None, turn_away=owner.turns_away)
     else:
         _hand_over(d, service, owner, gate, None)
 
@@ -174,11 +177,12 @@ def _needs_spare(d: Draft, service: Service, goal: Revision | None) -> bool:
 
 
 def is_pointed_to(d: Draft, worker: Worker) -> bool:
-    """A gate that has clients, or had them and is not drained, relays to it."""
+    """A gate that has clients, or had them and is not drained, relays to it; one that is being ended, until it is."""
     service = d.services[worker.service]
+    relaying = (WorkerState.QUIESCED, WorkerState.STOPPING)
     return any(
-        g.points_to == worker.id and not g.drained and (g.id == service.owner or g.state is WorkerState.QUIESCED)
-        for g in d.gates_of(worker.service)
+        g.points_to == worker.id and not g.drained and (g.id == service.owner or g.state in relaying)
+        for g in d.workers_of(worker.service)
     )
 
 
@@ -224,5 +228,7 @@ def _hand_over(d: Draft, service: Service, source: Worker, target: Worker, step:
     d.run(OpKind.HAND_OVER, source, target=target.id, epoch=_next_epoch(d, service), step=step)
 
 
-def _point(d: Draft, service: Service, gate: Worker, target: str | None, step: str | None) -> None:
-    d.run(OpKind.POINT, gate, target=target, epoch=_next_epoch(d, service), step=step)
+def _point(
+    d: Draft, service: Service, gate: Worker, target: str | None, step: str | None, *, turn_away: bool = False
+) -> None:
+    d.run(OpKind.POINT, gate, target=target, epoch=_next_epoch(d, service), step=step, turn_away=turn_away)

@@ -9,7 +9,8 @@ from typing import Any
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Event, WorkerExited
-from swapd.core.model import State, Swap, Worker
+from swapd.core.model import Service, State, Swap, Worker
+from swapd.core.report import health_with
 from swapd.core.states import WorkerState
 
 
@@ -32,6 +33,9 @@ def tell(d: Draft) -> None:
         told = service.owner, server, service.failures, service.problem
         if old is None or told != (old.owner, server_before, old.failures, old.problem):
             d.publish("service.changed", service=name, owner=service.owner, server=server, failures=service.failures)
+        state = _health(service, d.server_of(name))
+        if old is None or state != _health(old, d.before.server_of(name)):
+            d.publish("service.health", service=name, **state)
     for gone in d.before.services:
         if gone.name not in d.services:
             d.publish("service.removed", service=gone.name)
@@ -42,6 +46,15 @@ def tell(d: Draft) -> None:
     for ended in d.before.workers:
         if ended.id not in d.workers:
             d.publish("worker.state", worker=ended.id, service=ended.service, state=WorkerState.GONE.value)
+
+
+def _health(service: Service, server: Worker | None) -> dict[str, Any]:
+    problem = service.problem
+    return {
+        "health": health_with(service, server).value,
+        "code": problem.code if problem is not None else None,
+        "message": problem.message if problem is not None else None,
+    }
 
 
 def _id(worker: Worker | None) -> str | None:

@@ -18,7 +18,7 @@ def owns(d: Draft, worker: Worker, epoch: int) -> None:
 
 
 def pointed(d: Draft, gate: Worker, op: Op, result: Mapping[str, Any]) -> None:
-    d.set_worker(gate.id, points_to=op.target)
+    d.set_worker(gate.id, points_to=op.target, turns_away=op.turn_away)
     if d.services[op.service].owner == gate.id:
         d.settle_roles(op.service)
         switched(d, op.service, result)

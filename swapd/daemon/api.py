@@ -277,6 +277,7 @@ def service_settings(config: Config, service: ServiceConfig) -> ServiceSettings:
         service.drain_timeout_s,
         service.soak_s,
         config.daemon.restart_backoff_max_s,
+        config.daemon.crash_loop_failures,
         gated=service.front == "gate" or service.protocol == "tcp",
         gate=_gate_digest(service),
     )

@@ -89,7 +89,7 @@ class Transfers:
                 target = self._live(op.target)
                 gate.upstreams.add(target.id)
                 routes = [target.route]
-        params = {"epoch": op.epoch, "hold": not routes, "routes": routes}
+        params = {"epoch": op.epoch, "hold": not routes and not op.turn_away, "routes": routes}
         return await gate.request("point", params, deadline_s=REQUEST_S)
 
     async def successor(self, op: Op) -> Mapping[str, Any]:

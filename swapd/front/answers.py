@@ -18,6 +18,7 @@ from typing import Final
 
 # Why a request gets a 503, and the error's code.
 REPLACED: Final = ("The model is being replaced, and the time to finish is over. Try again.", "model_replaced")
+FAILING: Final = ("The model fails again and again, and is being restarted. Try again later.", "crash_loop")
 STOPPED: Final = ("The service is being stopped. Try again later.", "shutting_down")
 
 MAX_RETRY_AFTER_S: Final = 60

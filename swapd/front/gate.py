@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from swapd.core.errors import BAD_REQUEST, SwapdError
 from swapd.core.handover import Phase
-from swapd.front.answers import LAST_CALL_S, STOPPED, answer
+from swapd.front.answers import FAILING, LAST_CALL_S, STOPPED, answer
 from swapd.front.base import Copy, DrainReport, Front, FrontStats
 from swapd.front.common import DRAIN_POLL_S
 from swapd.front.relay.client import ClientConnection
@@ -82,6 +82,7 @@ class GateFront(Front):
         quiesced_at = time.monotonic()
         self._relay.point(table)
         self.pointed_at = now = time.monotonic()
+        self._room.refuse(FAILING if table.turns_away else None)
         report = PointReport(quiesced_at, now, len(self._room.waiting), self._turned_away_as_owner())
         if table.open:
             self._room.let_in()
@@ -107,7 +108,8 @@ class GateFront(Front):
         """Good for as long as waiting may help: who came when this gate began to hold has not waited in vain yet."""
         relay = self._relay
         holding = not relay.table.open
-        good = not (holding and time.monotonic() - self._holding_since > self._hold_timeout_s)
+        in_vain = time.monotonic() - self._holding_since > self._hold_timeout_s
+        good = not holding or not (in_vain or relay.table.turns_away)
         word = "unavailable" if not good else "holding" if holding else "serving"
         body = json.dumps({"status": word}).encode()
         retry_after_s = None if good else self._retry_after_s

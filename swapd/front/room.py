@@ -94,7 +94,8 @@ class Room:
     ) -> None:
         self.clients: dict[int, Held] = {}
         self.waiting: dict[int, Held] = {}  # those of which something has come, in order of their first byte
-        self.turning_away = False
+        self.turning_away = False  # the service is being stopped
+        self.refusal: tuple[str, str] | None = None  # why waiting is in vain just now: message and code of the 503
         self.turned_away = 0
         self.answered = 0  # health requests
         self.quiesced = False
@@ -213,10 +214,11 @@ class Room:
     def _wait(self, client: Held, undecided: bool = False) -> None:
         if client.since is None:
             client.since = time.monotonic()
+        why = STOPPED if self.turning_away else self.refusal
+        if why is not None and not undecided:
+            self._turn_away(client, *why)
+            return
         if client.fd not in self.waiting:
-            if self.turning_away:
-                self._turn_away(client, *STOPPED)
-                return
             if len(self.waiting) >= self._queue_limit:
                 self._turn_away(client, "Too many requests wait for the model.", "queue_full")
                 return
@@ -273,9 +275,15 @@ class Room:
         body = unavailable_body(message, code)
         self.lingering.say(client.fd, answer(503, body, retry_after_s=self._retry_after_s, head_only=head_only))
 
-    def turn_away_waiting(self) -> None:
+    def turn_away_waiting(self, why: tuple[str, str] = STOPPED) -> None:
         for client in list(self.waiting.values()):
-            self._turn_away(client, *STOPPED)
+            self._turn_away(client, *why)
+
+    def refuse(self, why: tuple[str, str] | None) -> None:
+        """Nobody waits from here on, and nobody who did; None: clients wait again."""
+        self.refusal = why
+        if why is not None and not self.quiesced:
+            self.turn_away_waiting(why)
 
     def end_waits(self) -> None:
         """Of those who have waited for too long."""

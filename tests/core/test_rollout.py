@@ -207,6 +207,81 @@ def test_a_stable_worker_that_dies_is_restarted_at_once_and_then_with_growing_pa
     assert pauses == [0.0, 0.5, 1.0, 2.0, 4.0, 4.0]
 
 
+def crash(host, times):
+    """Let the serving worker end so many times, each time as soon as it serves."""
+    for _ in range(times):
+        host.exit(host.state.server_of("chat").id)
+        host.settle()
+
+
+def next_try(host):
+    while not [run for run in host.pending.values() if run.op.kind is OpKind.SPAWN and "gate" not in run.op.worker]:
+        host.pass_time(0.1)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_model_that_crashes_again_and_again_keeps_nobody_waiting_until_it_has_proved_itself(gated):
+    host = serving(gated=gated, crash_loop_failures=3)
+    crash(host, 2)
+    assert health(host.state, chat(host)) is Health.HEALTHY
+    host.exit(host.state.server_of("chat").id)
+    host.settle(until_idle=False)
+    assert (chat(host).problem.code, chat(host).problem.details["failures"]) == (errors.CRASH_LOOP, 3)
+    assert chat(host).problem.details["last"]["code"] == errors.WORKER_EXITED
+    assert health(host.state, chat(host)) is Health.DEGRADED
+    assert host.turns_away("chat")
+    next_try(host)
+    host.fail(finish_until(host, OpKind.VERIFY))
+    host.settle(until_idle=False)
+    assert host.turns_away("chat")
+    next_try(host)
+    finish_until(host, OpKind.VERIFY)
+    assert host.turns_away("chat"), "until it has proved itself"
+    host.settle()
+    assert not host.turns_away("chat")
+    assert host.answering("chat")
+    assert health(host.state, chat(host)) is Health.HEALTHY
+    told = [(body["health"], body["code"]) for event, body in host.told if event == "service.health"]
+    assert told[-2:] == [("Degraded", "CRASH_LOOP"), ("Healthy", None)]
+    crash(host, 1)
+    assert [body for event, body in host.told if event == "service.health"][-2]["code"] == errors.CRASH_LOOP
+
+
+def test_failures_with_calm_between_them_are_no_crash_loop():
+    host = serving(crash_loop_failures=2)
+    for _ in range(4):
+        crash(host, 1)
+        host.pass_time(61)
+    assert not [body for event, body in host.told if body.get("code") == errors.CRASH_LOOP]
+
+
+def test_a_model_that_never_starts_is_a_crash_loop_too_and_a_swap_to_another_ends_it():
+    host = Host()
+    host.add("chat", "a", crash_loop_failures=2)
+    host.measure()
+    host.fail(finish_until(host, OpKind.LOAD))
+    host.settle(until_idle=False)
+    assert health(host.state, chat(host)) is Health.UNAVAILABLE
+    assert not host.turns_away("chat")
+    next_try(host)
+    host.fail(finish_until(host, OpKind.LOAD))
+    host.settle(until_idle=False)
+    assert host.turns_away("chat")
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    assert host.answering("chat")
+    assert chat(host).failures == 0
+
+
+def test_an_in_place_swap_holds_its_clients_although_the_model_was_restarted_often():
+    host = serving(crash_loop_failures=1)
+    crash(host, 1)
+    host.swap("chat", "big")
+    finish_until(host, OpKind.LOAD)
+    assert host.answering("chat") is None
+    assert not host.turns_away("chat")
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_removed_service_is_drained_and_stopped_and_leaves_the_others_alone(gated):
     host = serving(gated=gated)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from support.rollout_host import Host
 
 from swapd.core import events
+from swapd.core.crash_loop import crash_loops
 from swapd.core.errors import Problem
 from swapd.core.model import Kind, OpKind
 
@@ -59,7 +60,7 @@ def begin(data: st.DataObject, **values: object) -> Host:
     """Two services, each behind a gate or not, of models with and without a front of their own."""
     host = Host(**values)
     host.kinds = {model: data.draw(st.sampled_from([Kind.DIRECT, Kind.ENGINE])) for model in MODELS}
-    host.add("chat", "a", gated=data.draw(st.booleans()))
+    host.add("chat", "a", gated=data.draw(st.booleans()), crash_loop_failures=data.draw(st.integers(1, 3)))
     host.add("embed", "b", gated=data.draw(st.booleans()))
     return host
 
@@ -78,6 +79,7 @@ def test_whatever_fails_in_whatever_order_somebody_proved_serves_in_the_end(data
         assert service.swap is None, f"{service.name}: {service.swap}"
         assert owner is not None, f"{service.name} has no owner\n{story}"
         assert host.owner[service.name] == owner.id
+        assert host.turns_away(service.name) is crash_loops(service)
         if service.problem is None:
             assert server is not None, f"nobody serves {service.name}\n{story}"
             assert server.revision == service.stable

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from swapd.core import errors, events
-from swapd.core.config import ServiceConfig
+from swapd.core.config import DaemonConfig, ServiceConfig
 from swapd.core.errors import SwapdError
 from swapd.core.model import Revision, ServiceSettings, State
 from swapd.daemon.api import Api, service_settings
@@ -79,7 +79,7 @@ def test_a_swap_is_refused_while_the_journal_cannot_be_written(world):
     ids=lambda changed: next(iter(changed)),
 )
 def test_a_gate_is_another_one_with_any_setting_that_it_is_started_with(changed):
-    config = SimpleNamespace(daemon=SimpleNamespace(restart_backoff_max_s=30.0))
+    config = SimpleNamespace(daemon=DaemonConfig())
     service = ServiceConfig(name="chat", listen=("127.0.0.1:8000",), model="a", front="gate")
     gate = service_settings(config, service).gate
     assert service_settings(config, replace(service, model="b", soak_s=1.0)).gate == gate

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from support.daemon_host import Crowd, Daemon, Refused, free_port, model, until
+from support.daemon_host import Crowd, Daemon, Refused, free_port, model, server, until
 
 A = model("a")
 READY = '[models.{0}.ready]\npath = "/ready"\ntimeout = "2s"\n'
@@ -99,6 +99,32 @@ def test_a_stable_worker_that_dies_is_restarted_while_its_clients_wait():
         status, _, document, _ = daemon.get()  # waits: nobody is refused
         assert status == 200
         assert document["pid"] != pid
+
+
+@pytest.mark.parametrize("make", [model, server])
+def test_a_model_that_ends_again_and_again_keeps_nobody_waiting_until_it_serves(tmp_path, make):
+    broken = tmp_path / "broken"
+    sections = 'crash_loop_failures = 3\nrestart_backoff_max = "1s"'
+    with Daemon([make("a", EXIT_WHILE=f"at:{broken}")], daemon=sections) as daemon:
+        broken.touch()
+        with pytest.raises((OSError, AssertionError)):
+            assert daemon.get("/crash", timeout=2)[0] == 200
+        known = until(lambda: (s := daemon.service())["health"] == "Degraded" and s["problem"] and s, what="the end")
+        assert known["health"] == "Degraded"
+        assert known["failures"] >= 3
+        assert known["problem"]["code"] == "CRASH_LOOP"
+        assert known["problem"]["details"]["last"]["code"] in ("WORKER_EXITED", "LOAD_FAILED")
+        _, _, document, headers = until(lambda: (seen := daemon.get("/"))[0] == 503 and seen, what="a 503")
+        assert document["error"]["code"] == "crash_loop"
+        assert 1 <= int(headers["retry-after"]) <= 60
+        assert daemon.get("/-/swapd/health")[0] == 503
+        broken.unlink()
+        daemon.wait_healthy()
+        assert daemon.service()["problem"] is None
+        assert daemon.get("/")[0] == 200
+        told = [e for e in daemon.call("events_since", epoch=0, seq=0)["events"] if e["event"] == "service.health"]
+        assert [e["code"] for e in told if e["health"] == "Degraded" and e["code"]] == ["CRASH_LOOP"]
+        assert told[-1]["health"] == "Healthy"
 
 
 def blocked_s(daemon):

@@ -153,6 +153,38 @@ def test_idle_connections_time_out_while_others_are_relayed_or_held(relaying, en
     assert gate.wait_stats(connections=1)["held"] == 1
 
 
+def test_a_gate_that_is_told_that_waiting_is_in_vain_turns_everybody_away_until_a_model_is_back(
+    relaying, engine, connect
+):
+    answering = engine()
+    gate = relaying(answering)
+    known, checker = connect(), connect()
+    known.get()
+    gate.request("point", epoch=2, hold=True)
+    waiting = connect()
+    waiting.send_request()
+    gate.wait_stats(held=1)
+    gate.request("point", epoch=3, hold=False)
+    assert_turned_away(*waiting.answer(), "crash_loop")
+    known.send_request()
+    assert_turned_away(*known.answer(), "crash_loop")
+    status, headers, body = checker.get(HEALTH)
+    assert (status, json.loads(body)) == (503, {"status": "unavailable"})
+    assert 1 <= int(headers["retry-after"]) <= 60
+    in_pieces = connect()
+    in_pieces.send(f"GET {HEALTH}".encode()[:9])
+    gate.wait_stats(connections=2)
+    in_pieces.send(f"GET {HEALTH} HTTP/1.1\r\nhost: test\r\n\r\n".encode()[9:])
+    assert json.loads(in_pieces.answer()[2]) == {"status": "unavailable"}
+    gate.request("point", epoch=4, hold=True)
+    later = connect()
+    later.send_request()
+    gate.wait_stats(held=1)
+    gate.request("point", epoch=5, hold=False, routes=[answering.route()])
+    assert later.answer()[0] == 200
+    assert checker.get(HEALTH)[0] == 200
+
+
 @pytest.mark.parametrize("how", ["reset", "close"])
 def test_clients_that_hang_up_are_let_go_and_never_reach_a_model(gate, spawn, connect, how):
     leaving, staying = connect(), connect()

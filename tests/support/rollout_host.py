@@ -45,6 +45,7 @@ class Process:
     held: int = 0
     verified: bool = False
     table: str | None = None  # a gate's
+    turns_away: bool = False  # a gate's
 
 
 @dataclass
@@ -115,6 +116,11 @@ class Host:
             return None
         answering = front.worker if front.kind is not Kind.GATE else front.table
         return answering if answering in self.processes else None
+
+    def turns_away(self, service: str) -> bool:
+        """A request that comes now gets 503."""
+        front = self.processes.get(self.owner.get(service, ""))
+        return front is not None and front.table is None and front.turns_away
 
     def check_clients(self, name: str) -> None:
         story = "\n".join(self.log[-60:])
@@ -214,7 +220,7 @@ class Host:
         elif op.kind is OpKind.DRAIN:
             self.drain(op)
         elif op.kind is OpKind.POINT:
-            process.table = op.target
+            process.table, process.turns_away = op.target, op.turn_away
             result = {"quiesced_at": self.now, "started_at": self.now, "turned_away": self.turned_away}
         elif op.kind is OpKind.TARGET_DEAD and (op.service, op.epoch) in self.gave:
             result = {"resumed": False}

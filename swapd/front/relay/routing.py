@@ -55,7 +55,8 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """`epoch` counts tables: an older one than is known is void. `hold`: no request begins, clients wait."""
+    """`epoch` counts tables: an older one than is known is void. `hold`: no request begins, clients wait. With neither
+    that nor a route they are turned away."""
 
     epoch: int
     routes: tuple[Route, ...] = ()
@@ -64,6 +65,10 @@ class Table:
     @property
     def open(self) -> bool:
         return not self.hold and any(route.weight > 0 for route in self.routes)
+
+    @property
+    def turns_away(self) -> bool:
+        return not self.hold and not self.routes
 
 
 def choose(

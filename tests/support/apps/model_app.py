@@ -3,7 +3,8 @@
 NAME: what it answers. HOLD_MB: memory that it takes at load. LOAD_S: how long loading takes. READY_AFTER_S: from its
 import until its ready path says so. FAIL: one of import, exit, load, never_ready, probe, slow_probe, warmup,
 after_cutover, oom, shutdown (which hangs). LEAK: it says that value when it fails to load and in its failing probe, and
-writes it at import. Every answer has, as "asked", how many requests of its path there were.
+writes it at import. EXIT_WHILE, "at:PATH": it exits at its import for as long as there is that file. Every answer has,
+as "asked", how many requests of its path there were.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ if LEAK:
 
 if FAIL == "import":
     import a_module_that_is_not_there  # noqa: F401
-if FAIL == "exit":
+if FAIL == "exit" or os.path.exists(os.environ.get("EXIT_WHILE", "").removeprefix("at:")):
     print("I cannot find my weights", file=sys.stderr, flush=True)
     os._exit(3)
 
