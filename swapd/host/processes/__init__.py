@@ -7,11 +7,10 @@ PR_SET_CHILD_SUBREAPER(2const).
 """
 
 from swapd.core.process_tree import UNKNOWN_EXIT
+from swapd.host.pids import ProcessIdentity, boot_id
 from swapd.host.processes.supervisor import Process, Supervisor
 from swapd.host.processes.tree import (
     MARKER,
-    ProcessIdentity,
-    boot_id,
     kill_leftovers,
     tree_pids,
     trees_pids,

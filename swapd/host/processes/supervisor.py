@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Final
 
 from swapd.core.process_tree import UNKNOWN_EXIT, describe_exit
+from swapd.host.pids import ProcessIdentity, exit_status, oom_kills, read_row
 from swapd.host.processes.start import start_process
-from swapd.host.processes.tree import MARKER, ProcessIdentity, Tree, end_tree, read_row, roots_of
+from swapd.host.processes.tree import MARKER, Tree, end_tree, roots_of
 
 ORPHAN_PERIOD_S: Final = 5.0  # a zombie seen in two rounds is nobody's: asyncio and subprocess reap at once
+REAPED_POLLS: Final = 100
+REAPED_POLL_S: Final = 0.01  # 1 s in all, for whoever is the parent of a process that is not ours
 _PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 
 _log = logging.getLogger("swapd.processes")
@@ -42,7 +45,7 @@ class Process:
         self._pidfd = pidfd
         self._tree = Tree(identity.pid, marker)
         self._signalled = False
-        self._oom_kills_before = _oom_kills()
+        self._oom_kills_before = oom_kills()
         self._oom_kills: int | None = None
         self._loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[int] = self._loop.create_future()
@@ -90,46 +93,53 @@ class Process:
 
     def let_go(self) -> None:
         """Watch it no longer: it lives on."""
-        if self.alive:
+        if self._settling is None:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
-        self.exit_code = exit_code_of(self.pid, self._pidfd)
-        os.close(self._pidfd)
-        if self._oom_kills_before is not None and (after := _oom_kills()) is not None:
-            self._oom_kills = after - self._oom_kills_before
-        self._exited.set_result(self.exit_code)
+        code = _child_exit(self.pid)
+        if code is not None:
+            self._ended(code)
         self._settling = self._loop.create_task(self._settle())
+
+    def _ended(self, code: int) -> None:
+        self.exit_code = code
+        if self._oom_kills_before is not None and (after := oom_kills()) is not None:
+            self._oom_kills = after - self._oom_kills_before
+        self._exited.set_result(code)
 
     async def _settle(self) -> None:
         try:
+            if self.exit_code is None:
+                self._ended(await self._foreign_exit())
             await asyncio.to_thread(self._tree.scan)
         finally:
+            os.close(self._pidfd)
             if self._popen is not None:
                 self._popen.wait()  # a zombie already: returns at once
 
+    async def _foreign_exit(self) -> int:
+        """Of a process that is not our child: told by the kernel once its parent has reaped it."""
+        for _ in range(REAPED_POLLS):
+            code = exit_status(self._pidfd)
+            if code is not None:
+                return code
+            await asyncio.sleep(REAPED_POLL_S)
+        return UNKNOWN_EXIT
 
-def exit_code_of(pid: int, pidfd: int) -> int:
-    """Of a process that has ended: its exit code, negative for a signal; UNKNOWN_EXIT if it cannot be known."""
+
+def _child_exit(pid: int) -> int | None:
+    """The exit code of a child of ours, negative for a signal; None: it is none."""
     try:
         # WNOWAIT: while it stays a zombie its pid and session are not used again, so what it left is found.
         status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
-        status = None
+        return None
     if status is None:
-        return UNKNOWN_EXIT
+        return None
     return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
-
-
-def _oom_kills() -> int | None:
-    """How many processes the kernel's OOM killer has ended since boot: of any cgroup, of either version."""
-    with contextlib.suppress(OSError, ValueError), open("/proc/vmstat", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return None
 
 
 class Supervisor:

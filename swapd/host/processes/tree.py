@@ -14,14 +14,14 @@ import os
 import signal
 import threading
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import psutil
 
 from swapd.core.errors import TIMEOUT, SwapdError
-from swapd.core.process_tree import ProcessRow, find_members, parse_stat
+from swapd.core.process_tree import ProcessRow, find_members
+from swapd.host.pids import read_row
 
 MARKER: Final = "SWAPD_WORKER"  # environment variable that every descendant inherits
 # After SIGKILL only the kernel (state D) can keep a process; a driver's teardown takes seconds.
@@ -31,39 +31,7 @@ _FREEZE_ROUNDS: Final = 50  # each stops every process found; one that forks has
 _log = logging.getLogger("swapd.processes")
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessIdentity:
-    """Names one process for ever: a pid alone is used again."""
-
-    pid: int
-    start_time: int  # clock ticks since boot, field 22 of /proc/PID/stat
-    boot_id: str
-
-    @classmethod
-    def of(cls, pid: int) -> ProcessIdentity | None:
-        row = read_row(pid)
-        return None if row is None else cls(pid, row.start_time, boot_id())
-
-    @property
-    def alive(self) -> bool:
-        row = read_row(self.pid)
-        return row is not None and row.alive and row.start_time == self.start_time and self.boot_id == boot_id()
-
-
-def boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
 # --- the process table -------------------------------------------------------------------------------------
-
-
-def read_row(pid: int) -> ProcessRow | None:
-    # One read gives all six values; psutil would take four, and has no session, nor the start time in ticks.
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return parse_stat(file.read())
-    except (OSError, ValueError):
-        return None
 
 
 def _read_table() -> dict[int, ProcessRow]:
