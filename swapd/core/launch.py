@@ -18,6 +18,7 @@ class Confinement:
     """What a worker may touch where the host can confine it. Plain processes are not confined."""
 
     user: str = ""  # "": the daemon's own
+    group: str = ""  # "": the user's own
     devices: tuple[str, ...] = ()  # (NVIDIA,): its nodes; (): none but the harmless ones
     read_paths: tuple[str, ...] = ()  # all it sees of homes, /srv, /mnt and /media; (): what its user may read there
     needed_paths: tuple[str, ...] = ()  # seen besides those: the model's directory, its weights, its interpreter

@@ -122,9 +122,8 @@ class SystemdHost:
 
     def run(self, *argv: str, check: bool = True, timeout_s: float = DEADLINE_S) -> str:
         """Runs a command inside, as root; its output."""
-        enter = ["nsenter", "-t", str(self._init), "-m", "-p", "-C", "-u", "-i", "env", "-i", f"PATH={PATH}"]
         done = subprocess.run(
-            [*enter, *argv],
+            [*self._enter(), *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -135,6 +134,13 @@ class SystemdHost:
         if check and done.returncode != 0:
             raise AssertionError(f"{shlex.join(argv)} exits {done.returncode}:\n{done.stdout}\n{self._said()}")
         return done.stdout
+
+    def popen(self, *argv: str) -> subprocess.Popen[str]:
+        """Starts a command inside, as root, and leaves its pipes to the caller."""
+        return subprocess.Popen([*self._enter(), *argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def _enter(self) -> list[str]:
+        return ["nsenter", "-t", str(self._init), "-m", "-p", "-C", "-u", "-i", "env", "-i", f"PATH={PATH}"]
 
     def systemctl(self, *argv: str, check: bool = True) -> str:
         return self.run("systemctl", "--no-pager", "--no-ask-password", *argv, check=check)
@@ -234,6 +240,8 @@ class SystemdHost:
             "mkdir /etc/systemd/system/service.d",  # there is no journal
             f"printf '[Service]\\nStandardOutput={log}\\nStandardError={log}\\n'"
             " > /etc/systemd/system/service.d/log.conf",
+            "mkdir /etc/systemd/system/swapd-.service.d",  # but for workers, whose unit names their log
+            "ln -s /dev/null /etc/systemd/system/swapd-.service.d/log.conf",
             "cp -a --no-preserve=ownership /mnt/staged/. /",
             "umount -R /sys/fs/cgroup",
             "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
