@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "swapd"
 SOLE = {
     "zmq": ("host/control_socket", "client"),
     "pynvml": ("host/nvml.py",),
-    "sqlite3": ("host/journal.py",),
+    "sqlite3": ("host/journal.py", "host/journal_reader.py"),
     "sdnotify": ("host/service_manager.py",),
     "h11": ("host/probes.py",),
     "psutil": ("host/host_memory.py", "host/listeners.py", "host/processes", "host/nvml.py"),

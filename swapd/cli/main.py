@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from swapd import __version__
-from swapd.cli import verbs
+from swapd.cli import looking, verbs
+from swapd.cli.looking import Looking
 from swapd.cli.render import Output
 from swapd.cli.text import printable
 from swapd.cli.verbs import Verbs
@@ -27,6 +28,8 @@ from swapd.core.units import NotAQuantity, parse_duration
 BROKEN_PIPE: Final = 141  # 128 + SIGPIPE, as a shell counts it
 # Ctrl-C is the ordinary end of these, and undoes nothing.
 ENDLESS: Final = frozenset({"status", "events", "logs", "wait"})
+# What can be told without the daemon.
+OFFLINE: Final = ("status", "history", "show", "logs", "workers")
 
 EPILOG: Final = """\
 exit status:
@@ -37,6 +40,7 @@ examples:
   swapd-cli plan chat --to b
   swapd-cli swap chat --to b --reason "retrained on Monday's data"
   swapd-cli rollback chat
+  swapd-cli --offline status
 """
 
 
@@ -44,15 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # replaced by a test, or closed
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.offline and arguments.verb not in OFFLINE:
+        parser.error(f"--offline: {arguments.verb} needs the daemon; without it there are {', '.join(OFFLINE)}")
     try:
-        with Client(arguments.connect) as client:
-            return Verbs(client, arguments, Output()).run()
+        return _run(arguments)
     except SwapdError as error:
         return _tell(error, arguments)
     except KeyboardInterrupt:
         if arguments.verb in ENDLESS:
-            return verbs.DONE if arguments.verb != "wait" else verbs.UNFINISHED
+            return looking.DONE if arguments.verb != "wait" else verbs.UNFINISHED
         print("interrupted; it may have been acted on: swapd-cli status", file=sys.stderr)
         return verbs.UNFINISHED
     except BrokenPipeError:
@@ -61,11 +67,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
 
 
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.offline:
+        from swapd.cli.offline import Offline, config_path  # late: it reads more of the host than a client needs
+
+        return Looking(Offline(config_path(arguments.config)), arguments, Output()).run()
+    with Client(arguments.connect) as client:
+        return Verbs(client, arguments, Output()).run()
+
+
 def _tell(error: SwapdError, arguments: argparse.Namespace) -> int:
     if arguments.json:
         problem = {"code": error.code, "message": error.message, "details": dict(error.details)}
         print(json.dumps({"error": problem}, indent=2, ensure_ascii=False))
-    print(f"swapd-cli: {printable(error.message)} ({error.code})", file=sys.stderr)
+    hint = ""
+    if error.code == errors.DAEMON_UNREACHABLE and arguments.verb in OFFLINE:
+        hint = f"; to read what is known without it: swapd-cli --offline {arguments.verb} …"
+    print(f"swapd-cli: {printable(error.message)} ({error.code}){hint}", file=sys.stderr)
     return {
         errors.DAEMON_UNREACHABLE: verbs.UNREACHABLE,
         errors.TIMEOUT: verbs.UNFINISHED,
@@ -84,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"swapd-cli {__version__}")
-    _add_common(parser, connect=None, json=False, actor=None)
+    _add_common(parser, connect=None, json=False, actor=None, offline=False, config=None)
     add = _Adder(parser.add_subparsers(dest="verb", metavar="VERB", required=True))
 
     swap = add("swap", "replace a service's model, and wait until clients are served by the new one", "SERVICE")
@@ -175,15 +193,21 @@ class _Adder:
                 options["type"] = _whole
             parser.add_argument(options.pop("dest"), **options)
         # Also after the verb; what is not given there must not undo what came before it.
-        _add_common(parser, *[argparse.SUPPRESS] * 3)
+        _add_common(parser, *[argparse.SUPPRESS] * 5)
         return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, connect: Any, json: Any, actor: Any) -> None:
+def _add_common(
+    parser: argparse.ArgumentParser, connect: Any, json: Any, actor: Any, offline: Any, config: Any
+) -> None:
     where = "where the daemon listens (SWAPD_CONTROL; ipc:///run/swapd/control.sock)"
     parser.add_argument("--connect", metavar="ENDPOINT", default=connect, help=where)
     parser.add_argument("--json", action="store_true", default=json, help="the daemon's answer as it is")
     parser.add_argument("--actor", metavar="NAME", default=actor, help="who asks, added to the user in the history")
+    without = f"do not ask the daemon, but its journal and the workers ({', '.join(OFFLINE)})"
+    parser.add_argument("--offline", action="store_true", default=offline, help=without)
+    file = "with --offline: swapd's configuration (SWAPD_CONFIG; /etc/swapd/swapd.toml)"
+    parser.add_argument("--config", metavar="FILE", default=config, help=file)
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:

@@ -22,9 +22,10 @@ STEP_CHARS = 15  # "restore: switch"
 BACKWARD = ("RollingBack", "Canceled")  # a return answers with the swap that it undoes, in one of these
 
 _STYLES = {
-    **dict.fromkeys(("Healthy", "Succeeded", "ok", "done"), "green"),
+    **dict.fromkeys(("Healthy", "Serving", "Succeeded", "ok", "done"), "green"),
     **dict.fromkeys(("Degraded", "Soaking", "Progressing", "Preparing", "RollingBack", "running"), "yellow"),
-    **dict.fromkeys(("Unavailable", "Failed", "failed", "Canceled", "canceled"), "red"),
+    **dict.fromkeys(("Holding", "Unknown"), "yellow"),
+    **dict.fromkeys(("Unavailable", "Down", "Failed", "failed", "Canceled", "canceled"), "red"),
 }
 
 
@@ -81,7 +82,7 @@ def _status_row(service: Record, now_s: float) -> list[str]:
         service["health"],
         revision({"model": service["model"] or NONE, "revision": service["revision"]}),
         _swap_cell(service, now_s),
-        service["rollback"],
+        count(service["rollback"]),
         count(service["requests"]),
         count(service["in_flight"]) + waiting,
         printable(", ".join(listen) if isinstance(listen, list) else listen),
@@ -103,20 +104,32 @@ def _swap_cell(service: Record, now_s: float) -> str:
 
 def status_head(status: Record) -> str:
     daemon = status["daemon"]
+    if daemon.get("offline"):
+        return printable(f"{_daemon_unasked(daemon)}; by its journal and its workers, {daemon['config']}")
     up = seconds(daemon["uptime_s"]).split(".")[0]
     up = up if " " in up else f"{up} s"
     stopping = ", stopping" if daemon.get("stopping") else ""
     return printable(f"swapd {daemon['version']}, pid {daemon['pid']}, up {up}, {daemon['config']}{stopping}")
 
 
+def _daemon_unasked(daemon: Record) -> str:
+    """What `--offline` knows of it."""
+    if not daemon["running"]:
+        return "swapd is not running"
+    return f"swapd, pid {daemon['pid']}, " + ("is stopped (SIGSTOP)" if daemon["stopped"] else "is there")
+
+
 def status_notes(status: Record, now_s: float) -> list[str]:
     notes = [f"swapd: {printable(status['daemon']['journal'])}"] if status["daemon"].get("journal") else []
+    notes += [f"config: {printable(each)}" for each in status["daemon"].get("config_problems", ())]
     for service in status["services"]:
         name = printable(service["name"])
         if service.get("drift"):
             notes.append(f"{name}: {printable(service['drift'])}")
         if service.get("problem"):
             notes.append(f"{name}: {problem_words(service, now_s)}")
+        if service.get("note"):
+            notes.append(f"{name}: {printable(service['note'])}")
     return notes
 
 
@@ -168,7 +181,7 @@ def worker_rows(workers: Sequence[Record]) -> list[list[str]]:
         [
             printable(w["id"]),
             revision({"model": w["model"], "revision": w["revision"]}) if w["model"] else NONE,
-            w["role"],
+            count(w["role"]),
             w["state"],
             count(w["pid"]),
             w["device"] or NONE,

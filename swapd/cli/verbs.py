@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
 import sys
 import time
@@ -11,42 +9,26 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from swapd.cli import render, text
+from swapd.cli.looking import DONE, FOLLOW_S, Arguments, Looking
 from swapd.cli.render import Output
 from swapd.cli.watch import Watch
 from swapd.client import Client, SwapdError
 from swapd.core import errors
 from swapd.wire.control import PHASES_AT_REST, PHASES_WELL
 
-DONE: Final = 0
 FAILED: Final = 1  # the swap failed or was rolled back
 USAGE: Final = 2
 UNREACHABLE: Final = 3
 REFUSED: Final = 4
 UNFINISHED: Final = 5  # timed out, or detached by Ctrl-C
 
-REFRESH_S: Final = 1.0
-FOLLOW_S: Final = 0.5
 
-Arguments = argparse.Namespace
-
-
-class Verbs:
+class Verbs(Looking):
     """One method a verb, named as it is; each returns the exit status."""
 
     def __init__(self, client: Client, arguments: Arguments, output: Output) -> None:
+        super().__init__(client, arguments, output)
         self._client = client
-        self._arguments = arguments
-        self._output = output
-
-    def run(self) -> int:
-        verb: Callable[[], int] = getattr(self, self._arguments.verb.replace("-", "_"))
-        return verb()
-
-    def _json(self, value: Any) -> bool:
-        """Prints the daemon's answer as it is, where --json is given."""
-        if self._arguments.json:
-            self._output.line(json.dumps(value, indent=2, ensure_ascii=False))
-        return bool(self._arguments.json)
 
     # --- swaps ---------------------------------------------------------------------------------------------------
 
@@ -166,50 +148,7 @@ class Verbs:
             self._output.lines(render.plan_lines(plan))
         return DONE
 
-    # --- reading -------------------------------------------------------------------------------------------------
-
-    def status(self) -> int:
-        if self._arguments.watch:
-            return self._watch_status()
-        status = self._client.status(self._arguments.service)
-        if not self._json(status):
-            now_s = time.time()
-            self._output.line(render.status_head(status))
-            self._output.table(render.STATUS_HEADER, render.status_rows(status, now_s))
-            self._output.lines(render.status_notes(status, now_s))
-        return DONE
-
-    def _watch_status(self) -> int:
-        """On a terminal redrawn in place; in a pipe, told again when a service changes."""
-        if self._output.live and not self._arguments.json:
-            return self._draw_status()
-        before: Any = None
-        while True:
-            status = self._client.status(self._arguments.service)
-            rows = render.status_rows(status, time.time())
-            changed = [row[:5] for row in rows]  # not the counters
-            if changed != before:
-                before = changed
-                if self._arguments.json:
-                    self._output.line(json.dumps(status, ensure_ascii=False))
-                else:
-                    self._output.lines(text.columns(render.STATUS_HEADER, rows))
-            time.sleep(REFRESH_S)
-
-    def _draw_status(self) -> int:
-        from rich.console import Console, Group
-        from rich.live import Live
-        from rich.text import Text
-
-        console = Console(file=self._output.file, highlight=False)
-        with Live(console=console, auto_refresh=False) as live:
-            while True:
-                status = self._client.status(self._arguments.service)
-                now_s = time.time()
-                table = render.rich_table(render.STATUS_HEADER, render.status_rows(status, now_s))
-                notes = "\n".join(render.status_notes(status, now_s))
-                live.update(Group(Text(render.status_head(status)), table, Text(notes)), refresh=True)
-                time.sleep(REFRESH_S)
+    # --- reading: see `Looking` for what can also be told without the daemon -----------------------------------------
 
     def devices(self) -> int:
         devices = self._client.devices()
@@ -217,26 +156,6 @@ class Verbs:
             self._output.table(render.DEVICES_HEADER, render.device_rows(devices))
             self._output.lines(render.device_notes(devices))
         return DONE
-
-    def workers(self) -> int:
-        workers = self._client.workers()
-        if not self._json(workers):
-            self._output.table(render.WORKERS_HEADER, render.worker_rows(workers))
-        return DONE
-
-    def history(self) -> int:
-        history = self._client.history(self._arguments.service, self._arguments.limit)
-        if not self._json(history):
-            self._output.table(render.HISTORY_HEADER, render.history_rows(history, time.time()))
-        return DONE
-
-    def show(self) -> int:
-        record = self._client.show(self._arguments.id)
-        if not self._json(record):
-            self._output.lines(render.swap_lines(record, time.time()))
-        return DONE
-
-    # --- events and logs -----------------------------------------------------------------------------------------
 
     def events(self) -> int:
         hello = self._client.hello()
@@ -255,43 +174,6 @@ class Verbs:
         rest = {key: value for key, value in event.items() if key not in ("event", "epoch", "seq", "at")}
         at = time.strftime("%H:%M:%S", time.localtime(event.get("at", time.time())))
         self._output.line(f"{at}  {text.printable(event['event']):<14}  {text.pairs(rest)}".rstrip())
-
-    def logs(self) -> int:
-        target = self._arguments.target
-        found = self._client.logs(target, self._arguments.lines)
-        if not self._arguments.follow:
-            if not self._json(found):
-                self._log_lines(found)
-            return DONE
-        self._log_lines(found)
-        while True:
-            time.sleep(FOLLOW_S)
-            found = self._next_log(target, found)
-
-    def _next_log(self, target: str, last: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Shows what was written after `last`, and returns where it ends. A service's log becomes another one with its
-        next worker: then the rest of the old one comes first, and the new one from its beginning."""
-        worker = last["worker"]
-        try:
-            found: Mapping[str, Any] = self._client.logs(target, offset=last["offset"])
-            if found["worker"] == worker:
-                self._log_lines(found)
-                return found
-        except SwapdError as gone:
-            if gone.code != errors.UNKNOWN_WORKER or target == worker:
-                raise
-            return last  # its log was tidied away, and the next worker has none yet
-        with contextlib.suppress(SwapdError):  # tidied away meanwhile
-            while (rest := self._client.logs(worker, offset=last["offset"]))["offset"] > last["offset"]:
-                self._log_lines(rest)
-                last = rest
-        self._output.line(f"==> {text.printable(found['worker'])}")
-        return {"worker": found["worker"], "offset": 0}
-
-    def _log_lines(self, found: Mapping[str, Any]) -> None:
-        for line in found["lines"]:
-            # In a pipe as it was written; on a terminal it must not steer it.
-            self._output.line(text.printable(line) if self._output.live else line)
 
     # --- the daemon ----------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from swapd.daemon.loop import Loop
 from swapd.daemon.workers import Workers
 from swapd.host.clock import wall_s as now
 from swapd.host.journal import Journal
-from swapd.host.logs import read_end, read_from
+from swapd.host.logs import newest, read_end, read_from
 
 STATS_S: Final = 0.5
 STATS_PERIOD_S: Final = 1.0
@@ -189,9 +189,8 @@ class Reading:
         """A worker that has a log: one that waits for its (next) start has none."""
         if self._loop.state.service(target) is not None:
             workers = [w.id for w in self._loop.state.workers_of(target) if w.kind is not Kind.GATE]
-            written = [worker_id for worker_id in workers if self._workers.log_path(worker_id).exists()]
-            newest = max(written, key=lambda worker_id: int(worker_id.rpartition("-")[2]), default=None)
-            found = newest or _newest_log(self._workers.log_path("x").parent, target)
+            directory = self._workers.log_path("x").parent
+            found = newest(directory, target, among=workers) or newest(directory, target)
             if found is not None:
                 return found
             text = f"No worker of {target} has a log: none has been started yet, or its log is gone (log_keep)."
@@ -200,11 +199,6 @@ class Reading:
             return target
         names = ", ".join(s.name for s in self._loop.state.services)
         raise SwapdError(errors.UNKNOWN_WORKER, f"There is no service or worker {target!r}; services: {names}.")
-
-
-def _newest_log(directory: Path, service: str) -> str | None:
-    logs = [p for p in directory.glob(f"{service}-*.log") if p.stem.removeprefix(f"{service}-").isdigit()]
-    return max(logs, key=lambda p: p.stat().st_mtime).stem if logs else None
 
 
 def _read_log(path: Path, lines: int, offset: int | None, ended: bool, redactor: Redactor) -> dict[str, Any]:

@@ -321,3 +321,9 @@ class GateFront(Front):
     def table(self) -> Table:
         """[any thread]"""
         return self._relay.table
+
+    @property
+    def points_to(self) -> str | None:
+        """[any thread] Who gets the requests that begin now; None: it holds."""
+        table = self._relay.table
+        return next((route.worker for route in table.routes if route.weight > 0), None) if table.open else None

@@ -58,6 +58,12 @@ def load_config(path: Path) -> Config:
     return config
 
 
+def load_partly(path: Path) -> tuple[Config | None, list[ConfigProblem]]:
+    """What could be read, and everything that is wrong. Good for looking at a host, not for running anything: None
+    when not even the tables could be read."""
+    return _load(path)
+
+
 def check_paths(config: Config) -> list[ConfigProblem]:
     """What the configuration names and this host does not have. Runs nothing."""
     problems: list[ConfigProblem] = []

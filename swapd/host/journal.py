@@ -1,7 +1,8 @@
 """The journal: what swapd decided and did, in SQLite (WAL), and what it knows again after a restart.
 
-Duty: the only importer of sqlite3. An operation's intent is written, with the state it belongs to, in one
-transaction before the operation begins; its result after. May not know: what the records mean (bodies are JSON).
+Duty: the only writer of the file (`journal_reader` reads it without a daemon). An operation's intent is written, with
+the state it belongs to, in one transaction before the operation begins; its result after. May not know: what the
+records mean (bodies are JSON).
 
 `synchronous=NORMAL`: a commit survives the death of the daemon at any instant. After a power cut the last few may
 be missing, which costs nothing: the workers that they speak of are gone as well.

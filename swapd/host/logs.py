@@ -92,6 +92,26 @@ def read_from(path: Path, offset: int, max_bytes: int = MAX_CHUNK_BYTES, *, ende
     return LogChunk(data.decode(errors="replace"), offset + len(data), restarted)
 
 
+def newest(directory: Path, service: str, *, among: Collection[str] | None = None) -> str | None:
+    """The worker of the service whose log was written last; with `among`, of these the one of the highest number."""
+    found = [(int(m["number"]), path) for path, m in _worker_logs(directory) if m["service"] == service]
+    if among is not None:
+        return max(((n, path.stem) for n, path in found if path.stem in among), default=(0, None))[1]
+    return max(found, key=lambda each: _written_at(each[1]))[1].stem if found else None
+
+
+def _worker_logs(directory: Path) -> list[tuple[Path, re.Match[str]]]:
+    with contextlib.suppress(FileNotFoundError):
+        return [(path, match) for path in directory.iterdir() if (match := _WORKER_LOG.fullmatch(path.name))]
+    return []
+
+
+def _written_at(path: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):  # tidied away meanwhile
+        return path.stat().st_mtime
+    return 0.0
+
+
 def prune(directory: Path, *, keep_per_service: int, running: Collection[str] = ()) -> list[str]:
     """Removes logs of ended workers but for the newest of each service. Returns the ids whose logs went.
 
@@ -99,11 +119,9 @@ def prune(directory: Path, *, keep_per_service: int, running: Collection[str] = 
     newest. A gate's logs (`chat-gate-4`) are counted apart from the models'.
     """
     by_service: dict[str, list[tuple[int, Path]]] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for path in directory.iterdir():
-            match = _WORKER_LOG.fullmatch(path.name)
-            if match is not None and path.stem not in running:
-                by_service.setdefault(match["service"], []).append((int(match["number"]), path))
+    for path, match in _worker_logs(directory):
+        if path.stem not in running:
+            by_service.setdefault(match["service"], []).append((int(match["number"]), path))
     removed = []
     for logs in by_service.values():
         logs.sort(reverse=True)

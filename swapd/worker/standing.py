@@ -19,8 +19,7 @@ def standing_of(front: Front | None) -> dict[str, Any]:
     told |= {"quiesced_at": standing.quiesced_at, "started_at": standing.started_at}
     if isinstance(front, GateFront):
         table = front.table
-        points_to = table.routes[0].worker if table.routes else None
-        told |= {"table_epoch": table.epoch, "points_to": points_to, "pointed_at": front.pointed_at}
+        told |= {"table_epoch": table.epoch, "points_to": front.points_to, "pointed_at": front.pointed_at}
     return told
 
 

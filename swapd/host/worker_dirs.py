@@ -1,0 +1,77 @@
+"""The workers' directories as anybody finds them: who was started there, and which process listens.
+
+Duty: read runtime_dir/w/*/spec.json, and see by the control socket whether a process is behind it. May not know: what
+a worker says (`worker_channel`), why it was started. Source: unix(7), SO_PEERCRED; proc(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from swapd.core.config import CONTROL_SOCKET
+
+SPEC_NAME: Final = "spec.json"
+_UCRED: Final = struct.Struct("3i")
+_START_TIME: Final = 19  # of the fields of /proc/PID/stat after the name: clock ticks since boot
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDir:
+    """One worker that was started, as its spec.json names it. It may have ended since."""
+
+    id: str
+    path: Path
+    spec: Mapping[str, Any]
+
+    @property
+    def control(self) -> Path:
+        return self.path / CONTROL_SOCKET
+
+
+def worker_dirs(runtime_dir: Path) -> list[WorkerDir]:
+    """Those whose spec.json can be read, by name. Raises PermissionError when not one could, for want of permission."""
+    found: list[WorkerDir] = []
+    refused: PermissionError | None = None
+    try:
+        directories = sorted((runtime_dir / "w").iterdir())
+    except FileNotFoundError:
+        return []
+    for directory in directories:
+        try:
+            spec = json.loads((directory / SPEC_NAME).read_text(encoding="utf-8"))
+            found.append(WorkerDir(str(spec["worker_id"]), directory, spec))
+        except PermissionError as error:
+            refused = error
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # it begins or ends just now
+    if refused is not None and not found:
+        raise refused
+    return found
+
+
+def listener_pid(path: Path) -> int:
+    """Who listens on this control socket, by the kernel's word, also when it does not answer.
+
+    Raises OSError: ECONNREFUSED or ENOENT when nobody does, EAGAIN when its queue is full, EACCES.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as sock:
+        sock.connect(os.fspath(path))
+        pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return int(pid)
+
+
+def age_s(pid: int) -> float | None:
+    """How long the process has been there. None: it is gone."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        ticks = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[_START_TIME])
+        up_s = float(Path("/proc/uptime").read_text().split()[0])
+        return max(0.0, up_s - ticks / os.sysconf("SC_CLK_TCK"))
+    return None

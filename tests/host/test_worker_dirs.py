@@ -1,0 +1,41 @@
+"""Workers' directories: who was started, and whether a process is behind the control socket."""
+
+import json
+import os
+import socket
+
+import pytest
+
+from swapd.host.worker_dirs import age_s, listener_pid, worker_dirs
+
+
+def write_spec(directory, text):
+    directory.mkdir(parents=True)
+    (directory / "spec.json").write_text(text)
+
+
+def test_what_was_started_is_read_and_what_is_broken_left_out(tmp_path):
+    assert worker_dirs(tmp_path) == []
+    write_spec(tmp_path / "w/chat-1", json.dumps({"worker_id": "chat-1", "service": "chat"}))
+    write_spec(tmp_path / "w/chat-2", '{"worker_id": "cha')
+    write_spec(tmp_path / "w/chat-3", "[]")
+    (tmp_path / "w/chat-4").mkdir()
+    [found] = worker_dirs(tmp_path)
+    assert (found.id, found.spec["service"], found.control) == ("chat-1", "chat", tmp_path / "w/chat-1/control.sock")
+
+
+def test_who_listens_is_known_though_nobody_answers(tmp_path):
+    path = tmp_path / "control.sock"
+    with pytest.raises(FileNotFoundError):
+        listener_pid(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        assert listener_pid(path) == os.getpid()
+    with pytest.raises(ConnectionRefusedError):
+        listener_pid(path)
+
+
+def test_the_age_of_a_process_is_known_until_it_is_gone():
+    assert 0 <= age_s(os.getpid()) < 3600
+    assert age_s(1 << 30) is None
