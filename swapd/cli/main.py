@@ -123,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_waiting(rollback)
     cancel = add("cancel", "end the swap in progress; the old revision serves on", "SERVICE|ID")
     _add_waiting(cancel)
+    add("resume", "have a service go on that swapd has paused", "SERVICE")
     restart = add("restart", "a swap to the same model", "SERVICE")
     _add_how(restart)
     _add_waiting(restart)
@@ -156,6 +157,7 @@ EXAMPLES: Final[dict[str, str]] = {
     "workers": "  swapd-cli workers",
     "rollback": "  swapd-cli rollback chat\n  swapd-cli rollback chat --to 41",
     "cancel": "  swapd-cli cancel chat\n  swapd-cli cancel 42",
+    "resume": "  swapd-cli resume chat",
     "restart": "  swapd-cli restart chat",
     "history": "  swapd-cli history chat -n 5\n  swapd-cli --json history | jq '.[0].phase'",
     "show": "  swapd-cli show 42",

@@ -54,6 +54,12 @@ class Verbs(Looking):
         which = {"id": int(target)} if target.isdigit() else {"service": target}
         return self._change(lambda: self._client.cancel(**which, **self._why()))
 
+    def resume(self) -> int:
+        record = self._client.resume(self._arguments.service, actor=self._arguments.actor)
+        if not self._json(record):
+            self._output.line(render.service_line(record, time.time()))
+        return DONE
+
     def _how(self) -> dict[str, Any]:
         given = self._arguments
         allow = given.allow_name_mismatch or None  # not sent to a daemon that may not know it

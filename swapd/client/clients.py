@@ -122,6 +122,10 @@ class _Methods:
         """Returns the record at once; `wait_swap` tells when the old revision serves again."""
         return self._ask("cancel", deadline_s, service=service, id=id, **options)
 
+    def resume(self, service: str, *, deadline_s: float = DEADLINE_S, **options: Any) -> Any:
+        """Have a paused service go on. Returns its record, as `status` has it."""
+        return self._ask("resume", deadline_s, service=service, **options)
+
     def history(self, service: str | None = None, limit: int | None = None, *, deadline_s: float = DEADLINE_S) -> Any:
         return self._ask("history", deadline_s, service=service, limit=limit)
 

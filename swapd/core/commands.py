@@ -121,6 +121,8 @@ def plan(state: State, event: events.SwapRequested) -> placement.Placement | Pro
         return Problem(errors.UNKNOWN_SERVICE, f"There is no service {event.service!r}.")
     if service.leaving:
         return leaving(service.name)
+    if service.paused is not None:
+        return service.paused
     swap = service.swap
     if swap is not None and swap.phase is not Phase.SOAKING:
         text = (
@@ -238,6 +240,8 @@ def return_requested(d: Draft, event: events.ReturnRequested) -> Problem | str:
     if (event.only_soaking and not soaking) or (soaking and swap is not None and swap.source is None):
         text = f"{service.name} has no revision to return to; to swap to another model: swapd-cli swap."
         return Problem(errors.NOTHING_TO_ROLL_BACK, text)
+    if service.paused is not None:  # the operator has looked at it
+        service = d.set_service(service.name, paused=None, recoveries=0)
     if event.only_soaking:
         begin_return(d, service, Phase.CANCELED, _by("rolled back", event))
         return service.name

@@ -229,6 +229,8 @@ def _find_owner(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
 def _bury(d: Draft, worker: Worker, seen: Seen) -> None:
     """It ended while no daemon was there to see it, or had not begun."""
     if not worker.connected:
+        if worker.op is not None:
+            d.end_step(worker.service, worker.op.step, "canceled", ENDED)
         d.set_worker(worker.id, op=None)
         if worker.state is WorkerState.STOPPING:
             _gone(d, worker, seen)

@@ -95,9 +95,13 @@ def health(state: State, service: Service) -> Health:
 
 def health_with(service: Service, server: Worker | None) -> Health:
     """`server`: as `State.server_of`."""
-    if server is not None and not server.ending:
+    if server is not None and not server.ending and service.paused is None:
         return Health.HEALTHY
-    if crash_loops(service) or (service.swap is not None and service.swap.phase not in TERMINAL):
+    if (
+        service.paused is not None
+        or crash_loops(service)
+        or (service.swap is not None and service.swap.phase not in TERMINAL)
+    ):
         return Health.DEGRADED
     return Health.UNAVAILABLE if service.problem is not None else Health.DEGRADED
 
@@ -162,7 +166,7 @@ def service_record(
         "held": (stats or {}).get("held"),
         "failures": service.failures,
         "retry_at": service.retry_at if health(state, service) is Health.UNAVAILABLE or crash_loops(service) else None,
-        "problem": problem_record(service.problem),
+        "problem": problem_record(service.paused or service.problem),
     }
 
 

@@ -16,7 +16,7 @@ from swapd.core import errors
 from swapd.core.config import Config, ModelConfig, ServiceConfig
 from swapd.core.config_views import DIGEST_DIGITS, SWAP, diff_config
 from swapd.core.errors import Problem, SwapdError
-from swapd.core.events import ReturnRequested, SettingsChanged, SwapRequested
+from swapd.core.events import Resumed, ReturnRequested, SettingsChanged, SwapRequested
 from swapd.core.model import Service, ServiceSettings, Strategy, Swap
 from swapd.core.outage import longest_drain_s
 from swapd.core.placement import Placement
@@ -154,6 +154,14 @@ class Api:
         self._write_command(actor, "cancel", params)
         return _answer(self._loop.take(ReturnRequested(now(), name, actor, params.get("reason") or "")))
 
+    async def resume(self, params: Params, actor: str) -> Any:
+        service = self._reading.service(params["service"])
+        self._write_command(actor, "resume", params)
+        refused = self._loop.take(Resumed(now(), service.name, actor))
+        if isinstance(refused, Problem):
+            raise SwapdError.of(refused)
+        return (await self._reading.status({"service": service.name}))["services"][0]
+
     async def _request(
         self, service: Service, model: ModelConfig, params: Params, actor: str, *, again: bool = False
     ) -> SwapRequested:
@@ -265,6 +273,7 @@ _COMMANDS: Final[Mapping[str, Callable[[Api, Params, str], Awaitable[Any]]]] = {
     "restart": Api.restart,
     "rollback": Api.rollback,
     "cancel": Api.cancel,
+    "resume": Api.resume,
     "reload": Api.reload,
     "stop_workers": Api.stop_workers,
 }

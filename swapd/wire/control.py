@@ -150,6 +150,12 @@ METHODS: Final[Mapping[str, Method]] = {
             acts=True,
         ),
         Method(
+            "resume",
+            "have a service go on that swapd has paused, because it ended again and again in the middle of something",
+            {"service": _SERVICE, **_ACTING},
+            acts=True,
+        ),
+        Method(
             "history",
             "the swaps, newest first",
             {"service": Param(Kind.NAME, "only this one"), "limit": Param(Kind.COUNT, "at most so many; 20 otherwise")},

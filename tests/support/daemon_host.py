@@ -108,7 +108,9 @@ class Daemon:
         port=None,
         env=None,
         patience_s=DEADLINE_S,  # with servers that are slow to start
+        program=("-m", "swapd.daemon.main"),
     ):
+        self.program = program
         self.env = env
         self.patience_s = patience_s
         self.devices = devices
@@ -135,7 +137,7 @@ class Daemon:
     def start(self, *, healthy=True):
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "swapd.daemon.main", "--config", str(self.config)],
+                [sys.executable, *map(str, self.program), "--config", str(self.config)],
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **(self.env or {})},
@@ -179,11 +181,11 @@ class Daemon:
 
     # --- control -----------------------------------------------------------------------------------------
 
-    def call(self, method, **params):
+    def call(self, method, *, deadline_s=DEADLINE_S, **params):
         """One raw JSON-RPC request over ZeroMQ. Raises Refused."""
         sock = self.context.socket(zmq.REQ)
         sock.setsockopt(zmq.LINGER, 0)
-        sock.setsockopt(zmq.RCVTIMEO, int(DEADLINE_S * 1000))
+        sock.setsockopt(zmq.RCVTIMEO, int(deadline_s * 1000))
         sock.connect(f"ipc://{self.dir}/r/control.sock")
         try:
             sock.send_json({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
