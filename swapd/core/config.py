@@ -107,6 +107,17 @@ class ReadyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LivenessConfig:
+    """[models.NAME.liveness]: of a worker that answers clients. Two minutes in all, as long as a client is held: a
+    server of language models that is saturated may well be silent for a while, and takes minutes to be started again.
+    """
+
+    period_s: float = 10.0  # from one question's end to the next
+    timeout_s: float = 10.0  # for an answer
+    failures: int = 12  # in a row, until it is replaced; 0: never
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WarmupConfig:
     """[models.NAME.warmup]"""
 
@@ -141,6 +152,7 @@ class ModelConfig:
     served_names: tuple[str, ...] = ()  # what clients may write as "model"
     stop_signal: str | None = None  # None: SIGTERM
     stop_timeout_s: float | None = None  # from the signal until the whole tree is killed; None: by the engine
+    liveness: LivenessConfig = field(default_factory=LivenessConfig)
     sleep: bool = False  # vllm: its worker may be parked asleep instead of being stopped
 
     def names(self) -> tuple[str, ...]:

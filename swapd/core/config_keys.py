@@ -90,6 +90,7 @@ MODEL: Final = (
     Key("ready", None),
     Key("probes", None),
     Key("warmup", None),
+    Key("liveness", None, NOW),
     Key("gpus", read.integer(1, 64)),
     Key("command", read.command, show=list),
     Key("user", read.text),
@@ -103,6 +104,11 @@ MODEL: Final = (
 READY: Final = (
     Key("path", request.url_path),
     _timeout("timeout", NEXT_SWAP, 0.1),
+)
+LIVENESS: Final = (
+    _timeout("period", NOW, 0.1, 86400.0),
+    _timeout("timeout", NOW, 0.1, 86400.0),
+    Key("failures", read.integer(0, 1_000_000), NOW),
 )
 PROBE: Final = (
     Key("request", None, cure='write request = { path = "/health" }'),
@@ -148,6 +154,7 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "devices": DEVICE,
     "models": MODEL,
     "ready": READY,
+    "liveness": LIVENESS,
     "probes": PROBE,
     "request": REQUEST,
     "expect": EXPECT,

@@ -19,6 +19,7 @@ from swapd.core.config import (
     DaemonConfig,
     DeviceConfig,
     ExpectConfig,
+    LivenessConfig,
     ModelConfig,
     ProbeConfig,
     ReadyConfig,
@@ -181,6 +182,8 @@ def _device(report: _Report, name: str, path: str, content: object) -> DeviceCon
 def _model(report: _Report, name: str, path: str, content: object) -> ModelConfig:
     values = _read(report, "models", path, content)
     values["ready"] = _make(ReadyConfig, _read(report, "ready", f"{path}.ready", values.get("ready", {})))
+    liveness = _read(report, "liveness", f"{path}.liveness", values.get("liveness", {}))
+    values["liveness"] = _make(LivenessConfig, liveness)
     values["probes"] = _probes(report, f"{path}.probes", values.get("probes", []))
     if "warmup" in values:
         warmup = _read(report, "warmup", f"{path}.warmup", values["warmup"])

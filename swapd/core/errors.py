@@ -47,6 +47,7 @@ SPAWN_FAILED: Final = "SPAWN_FAILED"  # the host refuses: too many processes, no
 IMPORT_FAILED: Final = "IMPORT_FAILED"
 LOAD_FAILED: Final = "LOAD_FAILED"
 WORKER_EXITED: Final = "WORKER_EXITED"
+WORKER_HUNG: Final = "WORKER_HUNG"  # it lives, and gives no sign of it
 CRASH_LOOP: Final = "CRASH_LOOP"  # it fails again and again; its clients are told at once
 NOT_READY: Final = "NOT_READY"
 WARMUP_FAILED: Final = "WARMUP_FAILED"

@@ -219,6 +219,16 @@ class WorkerExited:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerHung:
+    """A worker that answers clients lives, and has given no sign of it for as long as its model may."""
+
+    at: float
+    worker: str
+    problem: Problem
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ContentChanged:
     """Right before a worker is started: its model's files are no longer those of its revision."""
 
@@ -261,6 +271,7 @@ Event = (
     | OpDone
     | OpFailed
     | WorkerExited
+    | WorkerHung
     | ContentChanged
     | SuccessorNeeded
     | PeakSeen

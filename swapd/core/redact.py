@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from swapd.core.config import Config
 from swapd.core.errors import Problem
-from swapd.core.events import Event, OpFailed, WorkerExited
+from swapd.core.events import Event, OpFailed, WorkerExited, WorkerHung
 
 MASK: Final = "***"
 SHORTEST: Final = 6  # characters: a shorter value ("1", "true") is in every other line, and hides nothing
@@ -67,7 +67,7 @@ class Redactor:
 
     def event(self, event: Event) -> Event:
         """The event without secrets in what a worker has said: why it failed, and its last lines."""
-        if isinstance(event, OpFailed | WorkerExited):
+        if isinstance(event, OpFailed | WorkerExited | WorkerHung):
             lines = tuple(map(self.text, event.log_tail))
             return replace(event, problem=self.problem(event.problem), log_tail=lines)
         return event

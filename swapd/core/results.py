@@ -231,10 +231,8 @@ def worker_exited(d: Draft, event: events.WorkerExited) -> None:
     if worker is None:
         return
     d.reservations.pop(worker.id, None)
-    service = d.services[worker.service]
-    was_owner = service.owner == worker.id
-    if was_owner:
-        service = d.set_service(worker.service, owner=None)
+    if d.services[worker.service].owner == worker.id:
+        d.set_service(worker.service, owner=None)
     d.settle_roles(worker.service)
     if worker.op is not None:
         expected = worker.op.kind is OpKind.STOP
@@ -242,8 +240,24 @@ def worker_exited(d: Draft, event: events.WorkerExited) -> None:
             worker.service, worker.op.step, "done" if expected else "failed", "" if expected else event.problem.message
         )
     end_transfer(d, worker, event.at)
-    if worker.ending or d.shuts_down(worker.service):
+    if not worker.ending:
+        _lost(d, worker, event)
+
+
+def worker_hung(d: Draft, event: events.WorkerHung) -> None:
+    """As if it had ended by itself; its process tree, and with it its memory, follows."""
+    worker = d.workers.get(event.worker)
+    if worker is None or worker.state is not WorkerState.SERVING or worker.op is not None:
         return
+    d.stop(worker, force=True)
+    _lost(d, worker, event)
+
+
+def _lost(d: Draft, worker: Worker, event: events.WorkerExited | events.WorkerHung) -> None:
+    """It was to go on, and does not: what that means for its swap, or who takes its place."""
+    if d.shuts_down(worker.service):
+        return
+    service = d.services[worker.service]
     swap = service.swap
     if worker.kind is Kind.GATE:
         if swap is not None and swap.strategy is Strategy.IN_PLACE and swap.phase is Phase.PREPARING:
@@ -265,7 +279,7 @@ def worker_exited(d: Draft, event: events.WorkerExited) -> None:
 
 
 def _restart(d: Draft, service: Service, dead: Worker, problem: Problem) -> None:
-    """The serving revision's worker ended by itself: begin another, with backoff, in the same memory."""
+    """The serving revision's worker ended by itself: begin another, with backoff, in the memory that it had."""
     calm = dead.ready_at is not None and d.at - dead.ready_at > CALM_S
     failures = 1 if calm else service.failures + 1
     pause_s = 0.0 if failures == 1 else backoff_s(failures - 1, service.settings.backoff_max_s)
@@ -274,7 +288,8 @@ def _restart(d: Draft, service: Service, dead: Worker, problem: Problem) -> None
     slot = service.slot(dead.revision)
     if slot is not None and d.worker_of(service.name, dead.revision) is None:
         worker = d.add_worker(service.name, slot.kind, dead.revision, d.at + pause_s)
-        d.reserve(worker, slot)
+        if dead.id not in d.reservations:
+            d.reserve(worker, slot)
 
 
 def content_changed(d: Draft, event: events.ContentChanged) -> None:

@@ -60,7 +60,13 @@ def _note_kept(draft: Draft) -> None:
         if swap is None or swap.phase is not Phase.SOAKING or swap.source is None:
             continue
         worker = draft.worker_of(service.name, swap.source.number)
-        kept = "stopped" if worker is None else "parked" if worker.state is WorkerState.PARKED else "resident"
+        kept = (
+            "stopped"
+            if worker is None or not worker.connected
+            else "parked"
+            if worker.state is WorkerState.PARKED
+            else "resident"
+        )
         if swap.kept != kept:
             draft.set_swap(service.name, kept=kept)
 
@@ -79,6 +85,7 @@ _HANDLERS: Final[dict[type, Callable[[Draft, Any], Any]]] = {
     events.OpDone: results.op_done,
     events.OpFailed: results.op_failed,
     events.WorkerExited: results.worker_exited,
+    events.WorkerHung: results.worker_hung,
     events.ContentChanged: results.content_changed,
     events.SuccessorNeeded: results.successor_needed,
     events.PeakSeen: results.peak_seen,

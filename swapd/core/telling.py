@@ -8,7 +8,7 @@ from typing import Any
 
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
-from swapd.core.events import Event, WorkerExited
+from swapd.core.events import Event, WorkerExited, WorkerHung
 from swapd.core.model import Service, State, Swap, Worker
 from swapd.core.report import health_with
 from swapd.core.states import WorkerState
@@ -87,6 +87,9 @@ def troubles(before: State, event: Event, after: State) -> Iterator[tuple[str, d
         if worker is not None and not worker.ending and not before.stopping:
             told = event.problem
             yield "worker.ended", {"worker": worker.id, "service": worker.service, **_words(told)}
+    if isinstance(event, WorkerHung) and before != after:
+        told = event.problem
+        yield "worker.hung", {"worker": event.worker, **_words(told)}
     for service in after.services:
         old = before.service(service.name)
         if service.problem not in (None, told, old.problem if old is not None else None):

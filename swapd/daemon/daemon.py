@@ -23,6 +23,7 @@ from swapd.daemon.closing import Closing
 from swapd.daemon.devices import Devices
 from swapd.daemon.executor import Executor
 from swapd.daemon.knowledge import Knowledge
+from swapd.daemon.liveness import Liveness
 from swapd.daemon.loop import Loop
 from swapd.daemon.reading import Reading
 from swapd.daemon.records import Records
@@ -165,6 +166,7 @@ class Daemon:
         periodic = (
             *(self.reading.poll_stats(), self._report(), self._tidy_logs(), self._prune_journal()),
             *(self._mend_journal(), self.restart.follow_changes()),
+            Liveness(self.loop, self.workers, self.knowledge).run(),
         )
         tasks = [loop.create_task(each) for each in periodic]
         for task in tasks:

@@ -44,6 +44,7 @@ class Group(ServerState):
         self.closed = closed
         self.quiesced = False
         self.now = 0.0  # the loop's time, some 100 ms coarse: precise enough for timeouts, and free to read
+        self.heard_at: float | None = None  # when an application last sent a part of an answer that is no 5xx
 
     def running(self, transport: asyncio.Transport | None = None) -> list[RequestResponseCycle]:
         """The requests that applications work on (of one connection), found through their tasks: asked for rarely,
@@ -68,6 +69,9 @@ class Cycle(RequestResponseCycle):
     def send(self, message: Any) -> Coroutine[Any, Any, None]:
         if not self.response_started:
             self.start = message
+        if self.start.get("status", 0) < 500:
+            group = self.on_response.__self__.group  # type: ignore[attr-defined] # the connection's method
+            group.heard_at = group.now
         return _send(self, message)  # no coroutine around it: this runs for every message
 
     @property

@@ -390,4 +390,5 @@ class DirectFront(Front):
             oldest_in_flight_s=max((now - c.began_at for c in busy), default=0.0),
             loop_blocked_s=self._blocked_s(),
             stragglers=self._stragglers() if state.gave else 0,
+            quiet_s=None if self._group.heard_at is None else max(0.0, now - self._group.heard_at),
         )

@@ -311,6 +311,7 @@ class GateFront(Front):
             oldest_in_flight_s=max(oldest_s, room.oldest_s),
             loop_blocked_s=self._blocked_s(),
             stragglers=self._stragglers() if state.gave else 0,
+            quiet_s=None,  # there is no model here: `upstream_stats`
         )
 
     def upstream_stats(self) -> dict[str, dict[str, Any]]:

@@ -76,6 +76,7 @@ class FrontStats:
     oldest_in_flight_s: float
     loop_blocked_s: float
     stragglers: int
+    quiet_s: float | None  # since the model here last sent a part of an answer that is no 5xx; None: it has not yet
 
 
 class Copy(Protocol):

@@ -48,7 +48,7 @@ TICK_S: Final = 0.1  # how finely loop_blocked_s is known
 FRONT_CLOSE_S: Final = 5.0
 STATS_WITHOUT_FRONT: Final[Mapping[str, Any]] = {
     **{"owner": False, "epoch": 0, "connections": 0, "idle": 0, "in_flight": 0, "streams": 0, "upgraded": 0},
-    **{"held": 0, "requests": 0, "cut": 0, "oldest_in_flight_s": 0.0, "stragglers": 0},
+    **{"held": 0, "requests": 0, "cut": 0, "oldest_in_flight_s": 0.0, "stragglers": 0, "quiet_s": None},
 }
 
 

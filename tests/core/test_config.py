@@ -13,6 +13,7 @@ from swapd.core.config import (
     DaemonConfig,
     DeviceConfig,
     ExpectConfig,
+    LivenessConfig,
     ModelConfig,
     ProbeConfig,
     ReadyConfig,
@@ -175,6 +176,7 @@ def test_every_field_has_a_key_and_every_key_a_field():
         "request": RequestConfig,
         "expect": ExpectConfig,
         "warmup": WarmupConfig,
+        "liveness": LivenessConfig,
         "services": ServiceConfig,
     }
     assert owners.keys() == config_keys.SECTIONS.keys()

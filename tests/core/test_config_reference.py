@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from swapd.core import config_keys
-from swapd.core.config import Config, DaemonConfig, ExpectConfig, ReadyConfig, ServiceConfig, WarmupConfig
+from swapd.core.config import (
+    Config,
+    DaemonConfig,
+    ExpectConfig,
+    LivenessConfig,
+    ReadyConfig,
+    ServiceConfig,
+    WarmupConfig,
+)
 from swapd.core.config_parse import parse_config, parse_tables
 from swapd.core.units import parse_duration
 
@@ -38,6 +46,7 @@ def _named(tables: dict, section: str) -> set[str]:
         "models": models,
         "services": list(tables["services"].values()),
         "ready": [model.get("ready", {}) for model in models],
+        "liveness": [model.get("liveness", {}) for model in models],
         "warmup": [model.get("warmup", {}) for model in models],
         "probes": probes,
         "request": [probe["request"] for probe in probes],
@@ -72,6 +81,7 @@ def test_what_the_reference_comments_out_is_the_default():
     assert chat == ServiceConfig(name="chat", listen=chat.listen, model=chat.model)
     model = config.models["a"]
     assert model.ready == ReadyConfig(path=model.ready.path)
+    assert model.liveness == LivenessConfig()
     assert model.warmup == WarmupConfig(file="/srv/models/warm.jsonl")
 
 
@@ -82,6 +92,7 @@ def test_the_timeline_has_every_duration_with_its_default():
         "daemon": ("daemon", DaemonConfig),
         "services.*": ("services", ServiceConfig),
         "models.*.ready": ("ready", ReadyConfig),
+        "models.*.liveness": ("liveness", LivenessConfig),
         "models.*.warmup": ("warmup", WarmupConfig),
         "models.*.probes[].expect": ("expect", ExpectConfig),
     }

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from swapd.core.errors import LOAD_FAILED, Problem
-from swapd.core.events import OpFailed, TimerFired, WorkerExited
+from swapd.core.events import OpFailed, TimerFired, WorkerExited, WorkerHung
 from swapd.core.redact import Redactor, secrets_of
 
 SECRET = "sk-live-0123456789"
@@ -49,7 +49,8 @@ def test_nothing_is_masked_without_secrets():
 def test_an_event_keeps_its_code_and_figures_and_loses_the_secret():
     problem = Problem(LOAD_FAILED, f"raised {SECRET}", {"got": {"body": [SECRET]}, SECRET: 7})
     redactor = Redactor([SECRET])
-    for event in (OpFailed(1.0, 3, problem, (f"a {SECRET}", "b")), WorkerExited(1.0, "chat-1", problem, (SECRET,))):
+    ends = [kind(1.0, "chat-1", problem, (SECRET,)) for kind in (WorkerExited, WorkerHung)]
+    for event in (OpFailed(1.0, 3, problem, (f"a {SECRET}", "b")), *ends):
         masked = redactor.event(event)
         assert masked.problem == Problem(LOAD_FAILED, "raised ***", {"got": {"body": ["***"]}, SECRET: 7})
         assert masked.log_tail[0] in ("a ***", "***")

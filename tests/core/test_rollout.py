@@ -283,6 +283,60 @@ def test_an_in_place_swap_holds_its_clients_although_the_model_was_restarted_oft
 
 
 @pytest.mark.parametrize("gated", [False, True])
+def test_a_worker_that_hangs_is_ended_and_begun_again_in_the_memory_that_it_had(gated):
+    host = serving(total=12, gated=gated)  # there is no room for a second one
+    old = host.state.server_of("chat").id
+    host.hang(old)
+    assert [(run.op.worker, run.op.force) for run in host.pending.values() if run.op.kind is OpKind.STOP] == [
+        (old, True)
+    ]
+    assert chat(host).problem.code == errors.WORKER_HUNG
+    if gated:
+        assert OpKind.POINT in kinds(host), "its clients are held before it is gone"
+    host.settle()
+    assert host.state.server_of("chat").id != old
+    assert chat(host).failures == 1
+    assert chat(host).problem is None
+
+
+def test_a_worker_that_hangs_again_and_again_is_a_crash_loop():
+    host = serving(crash_loop_failures=2)
+    for _ in range(2):
+        host.hang(host.state.server_of("chat").id)
+        host.settle(until_idle=False)
+    assert chat(host).problem.code == errors.CRASH_LOOP
+    assert chat(host).problem.details["last"]["code"] == errors.WORKER_HUNG
+
+
+def test_a_worker_that_hangs_in_the_soak_gives_the_clients_back_at_once():
+    host = serving(gated=True)
+    stable = host.state.server_of("chat").id
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    hung = host.state.server_of("chat").id
+    host.hang(hung)
+    host.finish(finish_until(host, OpKind.POINT))
+    assert host.answering("chat") == stable
+    host.settle()
+    assert host.finished[-1].phase is Phase.FAILED
+    assert host.finished[-1].error.code == errors.WORKER_HUNG
+
+
+def test_only_a_worker_that_answers_clients_and_has_nothing_else_to_do_can_hang():
+    host = serving()
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    kept = next(w.id for w in host.state.workers if w.id != chat(host).owner)
+    state = host.state
+    for worker in (kept, "nobody-1"):
+        assert step(state, events.WorkerHung(host.now, worker, Problem("X", "it hangs"))).state == state
+    host.send(events.ReturnRequested(host.now, "chat", "ana", only_soaking=True))
+    assert kinds(host) == [OpKind.HAND_OVER]
+    state = host.state
+    assert step(state, events.WorkerHung(host.now, chat(host).owner, Problem("X", "it hangs"))).state == state
+
+
+@pytest.mark.parametrize("gated", [False, True])
 def test_a_removed_service_is_drained_and_stopped_and_leaves_the_others_alone(gated):
     host = serving(gated=gated)
     host.add("embed", "b")

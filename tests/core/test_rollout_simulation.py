@@ -10,7 +10,7 @@ from swapd.core.errors import Problem
 from swapd.core.model import Kind, OpKind
 
 WORLD = ["fail", "crash", "time", "measure", "start", "settle"]
-ACTIONS = ["finish"] * 12 + WORLD + ["swap", "cancel", "rollback", "restart", "flip", "renew", "come or go"]
+ACTIONS = ["finish"] * 12 + WORLD + ["swap", "cancel", "rollback", "restart", "flip", "renew", "come or go", "hang"]
 MODELS = ["a", "b", "big"]
 
 
@@ -28,6 +28,8 @@ def act(host: Host, data: st.DataObject) -> None:
                     host.start_target(op_id)
         case "crash" if host.processes:
             host.exit(data.draw(st.sampled_from(sorted(host.processes))))
+        case "hang" if host.processes:
+            host.hang(data.draw(st.sampled_from(sorted(host.processes))))
         case "swap":
             host.swap(data.draw(st.sampled_from(["chat", "embed"])), data.draw(st.sampled_from(MODELS)))
         case "restart":

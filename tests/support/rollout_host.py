@@ -29,7 +29,7 @@ from swapd.core.model import (
 )
 from swapd.core.outage import ExpectedTimes
 from swapd.core.rollout import step
-from swapd.core.states import Phase
+from swapd.core.states import Phase, WorkerState
 
 GIB = 1 << 30
 
@@ -277,6 +277,13 @@ class Host:
                 del self.owner[service]
         if process is not None or self.state.worker(worker_id) is not None:
             self.send(events.WorkerExited(self.now, worker_id, Problem(errors.WORKER_EXITED, f"{worker_id} ended")))
+
+    def hang(self, worker_id: str) -> None:
+        """It lives and does nothing, which is noticed where it answers clients."""
+        worker = self.state.worker(worker_id)
+        if worker is not None and worker.state is WorkerState.SERVING and worker.op is None:
+            self.failed.add(worker_id)
+        self.send(events.WorkerHung(self.now, worker_id, Problem(errors.WORKER_HUNG, f"{worker_id} hangs")))
 
     def measure(self) -> None:
         m = self.measures.pop(0)

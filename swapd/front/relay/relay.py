@@ -300,6 +300,7 @@ class Relay:
                 "streams": sum(exchange.answered for exchange in exchanges),
                 "upgraded": len(tunnels),
                 "oldest_in_flight_s": max(0.0, self.now - min(began, default=self.now)),
+                "quiet_s": None if upstream.heard_at is None else max(0.0, self.now - upstream.heard_at),
             }
         return figures
 

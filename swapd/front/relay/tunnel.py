@@ -25,6 +25,10 @@ class Tunnel:
         self.engine = End(self)
         self.client.other, self.engine.other = self.engine, self.client
 
+    @property
+    def now(self) -> float:
+        return self._relay.now
+
     def abort(self) -> None:
         for end in (self.client, self.engine):
             if end.transport is not None:
@@ -67,6 +71,8 @@ class End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         other = self.other.transport
+        if self is self.tunnel.engine:
+            self.tunnel.upstream.heard_at = self.tunnel.now
         if other is None:
             self._early += data
         elif not other.is_closing():

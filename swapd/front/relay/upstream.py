@@ -36,7 +36,7 @@ _PEERCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7)
 class Upstream:
     """One engine, as long as the table names it or anything is in flight there."""
 
-    __slots__ = ("_careful", "_loop", "_pool", "exchanges", "revision_line", "route", "tunnels")
+    __slots__ = ("_careful", "_loop", "_pool", "exchanges", "heard_at", "revision_line", "route", "tunnels")
 
     revision_line: bytes
 
@@ -44,6 +44,7 @@ class Upstream:
         self.route = route
         self.exchanges: set[Exchange] = set()
         self.tunnels: set[Tunnel] = set()
+        self.heard_at: float | None = None  # when it last sent a part of an answer that is no 5xx
         self._loop = loop
         self._pool: list[UpstreamConnection] = []  # the freshest last
         self._careful = False
@@ -133,8 +134,8 @@ def _uid_of(transport: asyncio.Transport) -> int:
 
 class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
-        *("_body", "_buffer", "_keep_alive", "_paused", "_poll", "address", "exchange", "idle_since", "reused"),
-        *("transport", "upstream"),
+        *("_body", "_buffer", "_failing", "_keep_alive", "_paused", "_poll", "address", "exchange", "idle_since"),
+        *("reused", "transport", "upstream"),
     )
 
     transport: asyncio.Transport
@@ -148,6 +149,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._buffer = b""  # the beginning of an answer's head
         self._body: Body | None = None
         self._keep_alive = False
+        self._failing = False  # its answer is a 5xx
         self._paused = False
         self._poll = select.poll()
 
@@ -213,12 +215,15 @@ class UpstreamConnection(asyncio.Protocol):
                 if head is None:
                     return
                 self._keep_alive = head.keep_alive
+                self._failing = head.status >= 500
                 self._body = body_of(head.length) if head.length else _NOTHING
             pieces, rest = self._body.feed(data)
         except (BadAnswer, BadBody) as error:
             self.abort()
             exchange.bad_answer(str(error))
             return
+        if not self._failing:
+            self.upstream.heard_at = exchange.relay.now
         if not self._body.done:
             exchange.answer(head, pieces)
             return

@@ -19,6 +19,7 @@ NAME = os.environ.get("NAME", "?")
 FAIL = os.environ.get("FAIL", "")
 LEAK = os.environ.get("LEAK", "")
 held = []
+hanging = set()  # "ready", "all": what has been told to hang, by /hang?what=…
 asked = Counter()
 ready_at = time.monotonic() + float(os.environ.get("READY_AFTER_S", "0"))
 
@@ -70,6 +71,10 @@ async def answer(scope, receive, send):
     path = scope["path"]
     asked[path] += 1
     status = 200
+    if path == "/hang":
+        hanging.add(query["what"])
+    if "all" in hanging or (path == "/ready" and "ready" in hanging):
+        await asyncio.Event().wait()
     if path == "/ready":
         ready = FAIL != "never_ready" and time.monotonic() > ready_at
         status = 200 if ready else 503
