@@ -87,7 +87,7 @@ class Liveness:
             stats = await live.request("stats", deadline_s=timeout_s)
             if worker.kind is Kind.GATE:
                 return
-            path = ready_path(self._knowledge.model_of(worker.service, worker.revision))
+            path = self._ready_path(worker)
             if path is None or await self._quiet_s(worker, stats, timeout_s) <= since_s:
                 return
             answer = await fetch(live.address, "GET", path, deadline_s=timeout_s)
@@ -97,6 +97,11 @@ class Liveness:
             return  # its end is told by itself
         if not 200 <= answer.status < 300:
             raise SwapdError(NOT_READY, f"GET {path} answered {answer.status}")
+
+    def _ready_path(self, worker: Worker) -> str | None:
+        with contextlib.suppress(SwapdError):  # adopted, and its settings are lost: its channel must do
+            return ready_path(self._knowledge.model_of(worker.service, worker.revision))
+        return None
 
     async def _quiet_s(self, worker: Worker, own: Mapping[str, Any], timeout_s: float) -> float:
         """Since when it has sent nothing of an answer to its clients: to its own front, or to the gate before it."""
