@@ -34,6 +34,7 @@ OFFLINE: Final = ("status", "history", "show", "logs", "workers")
 EPILOG: Final = """\
 exit status:
   0 done   1 the swap failed or was rolled back   2 usage   3 no daemon   4 refused   5 not finished
+  of doctor: 0 nothing wrong   1 something found
 
 examples:
   swapd-cli status
@@ -68,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.verb == "doctor":
+        from swapd.cli.doctor import doctor
+
+        return doctor(arguments, Output())
     if arguments.offline:
         from swapd.cli.offline import Offline, config_path  # late: it reads more of the host than a client needs
 
@@ -82,7 +87,7 @@ def _tell(error: SwapdError, arguments: argparse.Namespace) -> int:
         print(json.dumps({"error": problem}, indent=2, ensure_ascii=False))
     hint = ""
     if error.code == errors.DAEMON_UNREACHABLE and arguments.verb in OFFLINE:
-        hint = f"; to read what is known without it: swapd-cli --offline {arguments.verb} …"
+        hint = f"; to read what is known without it: swapd-cli --offline {arguments.verb}, or swapd-cli doctor"
     print(f"swapd-cli: {printable(error.message)} ({error.code}){hint}", file=sys.stderr)
     return {
         errors.DAEMON_UNREACHABLE: verbs.UNREACHABLE,
@@ -139,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     logs = add("logs", "what a worker wrote", "SERVICE|WORKER")
     logs.add_argument("-f", "--follow", action="store_true", help="and what it writes next")
     logs.add_argument("-n", "--lines", type=_whole, default=100, metavar="N", help="so many of the past (100)")
+    doctor = add("doctor", "what is wrong, and what to try next; works without the daemon too", "[SERVICE]")
+    doctor.add_argument("--bundle", metavar="FILE", help="also write all of it, without secrets, to a new .tar.gz")
     reload = add("reload", "read the configuration again")
     reload.add_argument("--dry-run", action="store_true", help="only say what would change")
     stop = add("stop-workers", "stop every worker: no service answers afterwards")
@@ -164,6 +171,7 @@ EXAMPLES: Final[dict[str, str]] = {
     "wait": "  swapd-cli wait chat\n  swapd-cli wait chat --healthy --deadline 5m",
     "events": "  swapd-cli events -f\n  swapd-cli --json events -f | jq -c 'select(.event == \"swap.finished\")'",
     "logs": "  swapd-cli logs chat -f\n  swapd-cli logs chat-3 -n 500",
+    "doctor": "  sudo swapd-cli doctor\n  sudo swapd-cli doctor chat --bundle /tmp/chat.tar.gz",
     "reload": "  swapd-cli reload --dry-run && swapd-cli reload",
     "stop-workers": "  swapd-cli stop-workers --yes",
 }
@@ -208,7 +216,7 @@ def _add_common(
     parser.add_argument("--actor", metavar="NAME", default=actor, help="who asks, added to the user in the history")
     without = f"do not ask the daemon, but its journal and the workers ({', '.join(OFFLINE)})"
     parser.add_argument("--offline", action="store_true", default=offline, help=without)
-    file = "with --offline: swapd's configuration (SWAPD_CONFIG; /etc/swapd/swapd.toml)"
+    file = "with --offline and doctor: swapd's configuration (SWAPD_CONFIG; /etc/swapd/swapd.toml)"
     parser.add_argument("--config", metavar="FILE", default=config, help=file)
 
 

@@ -17,13 +17,17 @@ from typing import Any, Final
 
 from swapd.core import errors
 from swapd.core.config import Config
+from swapd.core.devices import default_devices
 from swapd.core.errors import SwapdError
-from swapd.core.model import Kind
-from swapd.core.offline import Known, Seen, known_services, service_record, worker_record
+from swapd.core.model import DeviceKind, Kind
+from swapd.core.offline import Known, Seen, device_record, known_services, service_record, worker_record
 from swapd.core.redact import Redactor, secrets_of
 from swapd.host import locks, logs
 from swapd.host.config_file import ConfigError, load_partly
+from swapd.host.host_memory import HostMemory
 from swapd.host.journal_reader import JournalReader
+from swapd.host.nvml import Nvml
+from swapd.host.processes import trees_pids
 from swapd.host.worker_channel import WorkerChannel
 from swapd.host.worker_dirs import WorkerDir, age_s, listener_pid, worker_dirs
 
@@ -49,6 +53,10 @@ class Offline:
         self.config: Final[Config] = config
         self.config_problems: Final = [str(problem) for problem in problems]
         self.redactor: Final = Redactor(secrets_of(config))
+        # What could not be read of a model may have been its secrets.
+        self.secrets_unknown: Final = any(
+            each.key.startswith("models") or each.file != config.file for each in problems
+        )
 
     def __enter__(self) -> Offline:
         return self
@@ -117,6 +125,25 @@ class Offline:
         shown = [self.redactor.text(line) for line in chunk.text.splitlines()]
         return {"worker": worker, "lines": shown, "offset": chunk.offset, "restarted": chunk.restarted}
 
+    async def devices(self) -> list[dict[str, Any]]:
+        """Device memory measured here and now. What is reserved is not known, and neither is which worker was placed on
+        the host's memory: every one that holds some of it is told."""
+        directories = await asyncio.to_thread(self._directories)
+        roots = {f"{d.id}:{d.spec.get('nonce')}": _pid_or_none(d) or 0 for d in directories}
+        trees = await asyncio.to_thread(trees_pids, roots)
+        pids = {marker.rpartition(":")[0]: found for marker, found in trees.items()}
+        nvml = Nvml()
+        try:
+            configs = list(self.config.devices.values()) or list(default_devices(await nvml.list_devices()))
+            gpus = [c for c in configs if c.kind is DeviceKind.NVML]
+            host = HostMemory()
+            ours = [c for c in configs if c.kind is DeviceKind.HOST]
+            readings = await nvml.read_all(gpus, pids) if gpus else []
+            readings += [await host.read_async(c.name, c.memory_bytes, c.headroom_bytes, pids) for c in ours]
+        finally:
+            await nvml.stop()
+        return [device_record(reading) for reading in readings]
+
     # --- where it comes from -----------------------------------------------------------------------------------
 
     @property
@@ -177,6 +204,13 @@ class Offline:
 
 async def _ask_all(directories: list[WorkerDir]) -> list[Seen]:
     return list(await asyncio.gather(*(_ask(directory) for directory in directories)))
+
+
+def _pid_or_none(directory: WorkerDir) -> int | None:
+    try:
+        return listener_pid(directory.control)
+    except OSError:
+        return None
 
 
 async def _ask(directory: WorkerDir) -> Seen:

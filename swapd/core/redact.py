@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -27,12 +28,21 @@ _SECRET_NAME: Final = re.compile(
 
 
 def secrets_of(config: Config) -> set[str]:
-    """Every value of an `env_file`, and of `env` those whose names say so."""
+    """Every value of an `env_file`; of `env` and of a command's options those whose names say so."""
     found: set[str] = set()
     for model in config.models.values():
         found.update(model.env_file_values.values())
         found.update(value for name, value in model.env.items() if _SECRET_NAME.search(name))
+        found.update(_in_command(model.command))
     return found
+
+
+def _in_command(command: Sequence[str]) -> Iterator[str]:
+    """`--api-key VALUE` and `--api-key=VALUE`."""
+    for word, following in zip_longest(command, command[1:], fillvalue=""):
+        option, equals, value = word.partition("=")
+        if option.startswith("-") and _SECRET_NAME.search(option):
+            yield value if equals else following
 
 
 class Redactor:

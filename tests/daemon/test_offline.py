@@ -1,6 +1,5 @@
 """`swapd-cli --offline`: what is known while the daemon hangs, and after it was killed."""
 
-import asyncio
 import json
 import os
 import signal
@@ -9,8 +8,7 @@ import sys
 
 import pytest
 from support.daemon_host import Daemon, model, server, until
-
-from swapd.host.processes import kill_leftovers
+from support.leftovers import end_workers
 
 
 @pytest.fixture
@@ -18,10 +16,7 @@ def daemon():
     with Daemon([model("a"), model("b"), server("c")]) as daemon:
         until(lambda: len(daemon.call("workers")) == 1, what="the end of the gate that held until a served")
         yield daemon
-        if daemon.process.poll() is not None:
-            for spec in (daemon.dir / "r/w").glob("*/spec.json"):
-                told = json.loads(spec.read_text())
-                asyncio.run(kill_leftovers(f"{told['worker_id']}:{told['nonce']}"))
+        end_workers(daemon)
 
 
 def cli(daemon, *arguments, **environment):
