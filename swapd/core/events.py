@@ -170,6 +170,7 @@ class Recovered:
     kept: tuple[Kept, ...]
     added: tuple[ServiceAdded, ...]
     observed: tuple[Observed, ...]
+    crashed: bool = True  # the last daemon has not ended as it was meant to
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Kept, Observed, OpDone, OpFailed, WorkerExited
 from swapd.core.ledger import return_of
-from swapd.core.model import Kind, Op, OpKind, Reservation, Revision, Worker
+from swapd.core.model import Kind, Op, OpKind, Reservation, Revision, Service, Worker
 from swapd.core.states import Phase, WorkerState
 
 MAX_RECOVERIES: Final = 3
@@ -39,7 +39,7 @@ def recovered(d: Draft, event: events.Recovered) -> None:
             _take_in(d, o)
     kept = {each.name: each for each in event.kept}
     for name in list(d.services):
-        _recover(d, name, seen, kept.get(name))
+        _recover(d, name, event, seen, kept.get(name))
 
 
 def resumed(d: Draft, event: events.Resumed) -> Problem | None:
@@ -62,27 +62,26 @@ def journal_found(d: Draft, event: events.JournalFound) -> None:
 
 
 def note_settled(d: Draft) -> None:
-    """A service that has nothing under way counts its failed recoveries anew."""
+    """A service that has come to rest counts its failed recoveries anew."""
     for service in list(d.services.values()):
-        serves = service.paused is None and d.server_of(service.name) is not None
-        if service.recoveries and serves and not _is_busy(d, service.name):
+        rests = d.server_of(service.name) is not None and not _is_under_way(service)
+        if service.recoveries and service.paused is None and rests:
             d.set_service(service.name, recoveries=0)
 
 
-def _is_busy(d: Draft, name: str) -> bool:
-    swap = d.services[name].swap
-    under_way = swap is not None and swap.phase is not Phase.SOAKING
-    return under_way or any(w.op is not None for w in d.workers_of(name))
+def _is_under_way(service: Service) -> bool:
+    return service.swap is not None and service.swap.phase is not Phase.SOAKING
 
 
 # --- one service -----------------------------------------------------------------------------------------------
 
 
-def _recover(d: Draft, name: str, seen: Seen, kept: Kept | None) -> None:
+def _recover(d: Draft, name: str, event: events.Recovered, seen: Seen, kept: Kept | None) -> None:
     d.set_service(name, measuring=False)
     if kept is not None:
         d.set_service(name, settings=kept.settings, config_model=kept.config_model)
-    _count(d, name)
+    if event.crashed:
+        _count(d, name)
     workers = d.workers_of(name)
     living = [w for w in workers if w.id in seen and seen[w.id].state is not None]
     if not living:
@@ -104,7 +103,8 @@ def _recover(d: Draft, name: str, seen: Seen, kept: Kept | None) -> None:
 def _count(d: Draft, name: str) -> None:
     """A daemon that dies here again and again would do so for ever: the service is left as it is, for a person."""
     service = d.services[name]
-    if service.paused is not None or not _is_busy(d, name):
+    starts = d.server_of(name) is None and any(w.op is not None for w in d.workers_of(name))
+    if service.paused is not None or not (starts or _is_under_way(service)):
         return
     d.set_service(name, recoveries=service.recoveries + 1)
     if service.recoveries >= MAX_RECOVERIES:

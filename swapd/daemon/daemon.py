@@ -99,7 +99,7 @@ class Daemon:
         self.control = ControlSocket(config.daemon.control, config.daemon.events, self.handle, epoch=epoch)
         self._install_signals()
         self.prune()
-        await self.restart.recover(config, observed)
+        await self.restart.recover(config, observed, crashed=self.records.crashed)
         self._recovered = True
         for event in self._early:
             self.loop.take(event)
@@ -177,6 +177,7 @@ class Daemon:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        self.records.end()
         if not self._leaving:
             await self.closing.close()
             log.info("daemon.stopped")

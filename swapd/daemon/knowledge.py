@@ -147,7 +147,7 @@ class Knowledge:
         return None if begun is None else begun + times.get("warm", 0.0) + times.get("verify", 0.0)
 
     def _times(self, model: ModelConfig) -> Mapping[str, float]:
-        return self._journal.timing(model.name, settings_digest(model))
+        return self._known(lambda: self._journal.timing(model.name, settings_digest(model))) or {}
 
     # --- learning ------------------------------------------------------------------------------------------------
 
@@ -187,11 +187,11 @@ class Knowledge:
         model = self._models.get((service, known.stable)) if known is not None else None
         if model is None:
             return None
-        body = self._journal.footprint(model.name, settings_digest(model), _parked(kind))
+        body = self._known(lambda: self._journal.footprint(model.name, settings_digest(model), _parked(kind)))
         return int(body["residue_bytes"]) if body is not None else None
 
     def _learned(self, model: str, digest: str, kind: DeviceKind) -> Learned | None:
-        body: Mapping[str, Any] | None = self._journal.footprint(model, digest, kind.value)
+        body = self._known(lambda: self._journal.footprint(model, digest, kind.value))
         return Learned(int(body["peak_bytes"]), int(body["runs"])) if body is not None else None
 
     def model_for(self, op: Op) -> ModelConfig | None:
@@ -200,6 +200,14 @@ class Knowledge:
         if worker is None or worker.kind is Kind.GATE:
             return None
         return self._models.get((op.service, worker.revision))
+
+    def _known(self, read: Callable[[], Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+        """What was learned, if the journal tells it: a model is started without as well."""
+        try:
+            return read()
+        except SwapdError as error:
+            log.warning("knowledge.not_known %s", error.message)
+            return None
 
     def _save(self, write: Callable[[], None]) -> None:
         """What was learned is welcome, not needed: a journal that fails is told elsewhere."""

@@ -5,9 +5,10 @@ A journal that cannot be written stops new swaps, never a service. What it has m
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import Amend, Event, JournalFound, OpDone, OpFailed, Outcome, Publish, Run
@@ -20,6 +21,8 @@ from swapd.wire import saved
 
 log = logging.getLogger("swapd.records")
 
+CLEAN_END: Final = "clean_end"  # the number of the last start that was followed by an end
+
 Row = TypeVar("Row", Service, Worker, Reservation)
 
 
@@ -27,6 +30,7 @@ class Records:
     def __init__(self, journal: Journal) -> None:
         self.problem: Problem | None = None  # why the last write failed
         self._journal = journal
+        self.crashed = False  # the last daemon has not ended as it was meant to
         self._lost = False  # it could not even be read
         self._written = State()  # what the journal holds: older than the state while it cannot be written
         self._unwritten: list[Swap] = []  # swaps that ended meanwhile
@@ -44,6 +48,7 @@ class Records:
                 next_worker=journal.number("next_worker"),
                 next_swap=journal.last_swap_id() + 1,
             )
+            self.crashed = journal.boot > 1 and journal.number(CLEAN_END) != journal.boot - 1
             self._close_strangers(state)
             journal.interrupt_ops(now())
         except SwapdError as error:
@@ -64,6 +69,11 @@ class Records:
                 record["reason"] = f"the daemon ended during the {'soak' if soaked else 'swap'}"
                 record["finished_at"] = now()
                 self._journal.save_swap(record)
+
+    def end(self) -> None:
+        """The daemon ends as it was meant to."""
+        with contextlib.suppress(SwapdError):  # the next one takes it for a crash, and counts it
+            self._journal.save_number(CLEAN_END, self._journal.boot)
 
     def find_again(self, at: float) -> JournalFound | None:
         """Try a journal that could not be read at the start. Once it works: which numbers have been given."""

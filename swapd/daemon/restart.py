@@ -36,7 +36,7 @@ class Restart:
         self._changed: dict[str, str] = {}  # services whose `model` was changed meanwhile, and to what
         self.stirred = asyncio.Event()  # set when anything was published: a service may have settled
 
-    async def recover(self, config: Config, observed: Sequence[Observed]) -> None:
+    async def recover(self, config: Config, observed: Sequence[Observed], *, crashed: bool) -> None:
         """Begin with what the journal says of the configuration's services, and with what is there of them."""
         kept, added = [], []
         self._knowledge.recall(self._loop.state, observed)
@@ -47,7 +47,7 @@ class Restart:
                 kept.append(await self._kept(config, service, known, up=any(map(_is_up, here))))
             else:
                 added.append(await self._added(config, service, here))
-        self._loop.take(Recovered(now(), tuple(kept), tuple(added), tuple(observed)))
+        self._loop.take(Recovered(now(), tuple(kept), tuple(added), tuple(observed), crashed))
 
     async def _kept(self, config: Config, service: ServiceConfig, known: Service, *, up: bool) -> Kept:
         """The journal's stable revision wins; where the configuration's own value has changed, a swap to that follows.

@@ -1,5 +1,6 @@
 """The journal: what was written is there after a crash, and a file that cannot be used is explained."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -9,8 +10,10 @@ import sys
 import pytest
 
 from swapd.core.errors import SwapdError
+from swapd.core.model import Revision, Service
 from swapd.host import journal as journal_module
 from swapd.host.journal import SCHEMA_VERSION, Journal
+from swapd.wire import saved
 
 
 def record(number, service="chat", phase="Succeeded", finished_at=2.0):
@@ -141,10 +144,44 @@ def test_what_was_committed_survives_sigkill(tmp_path):
 def test_a_damaged_file_is_explained(tmp_path):
     path = tmp_path / "journal.db"
     path.write_bytes(b"this is not a database, and it is long enough to be looked at" * 100)
+    journal = Journal(path)
     with pytest.raises(SwapdError) as caught:
-        Journal(path)
+        journal.rows("service")
     assert caught.value.code == "JOURNAL_FAILED"
     assert str(path) in caught.value.message
+    path.rename(tmp_path / "damaged")
+    assert journal.reopen() is None
+    assert journal.rows("service") == {}
+    journal.close()
+
+
+SCHEMA_1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE service (name TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE swap (
+    id INTEGER PRIMARY KEY, service TEXT NOT NULL, phase TEXT NOT NULL, source INTEGER, target INTEGER,
+    from_model TEXT, to_model TEXT NOT NULL, actor TEXT NOT NULL,
+    created_at REAL NOT NULL, finished_at REAL, body TEXT NOT NULL);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_journal_of_the_version_before_is_taken_over(tmp_path):
+    """Schema 1 kept of a service what had to serve."""
+    path = tmp_path / "journal.db"
+    stable = {"number": 4, "model": "b", "settings_digest": "s", "fingerprint": "f"}
+    body = {"config_model": "a", "epoch": 7, "stable": stable, "previous": None, "last_revision": 5}
+    with sqlite3.connect(path) as db:
+        db.executescript(SCHEMA_1)
+        db.execute("INSERT INTO service VALUES ('chat', ?)", (json.dumps(body),))
+        db.execute("INSERT INTO meta VALUES ('next_boot', '9')")
+    db.close()
+    journal = Journal(path)
+    service = saved.load(Service, journal.rows("service")["chat"])
+    assert service.revision(4) == Revision(4, "chat", "b", "s", "f")
+    assert (service.stable, service.previous, service.last_revision, service.epoch) == (4, 0, 5, 7)
+    assert (journal.rows("worker"), journal.boot) == ({}, 9)
+    journal.close()
 
 
 def test_a_newer_schema_is_refused_with_what_to_do(tmp_path):

@@ -134,10 +134,14 @@ class Daemon:
         self.start()
         return self
 
+    @property
+    def argv(self):
+        return [sys.executable, *map(str, self.program), "--config", str(self.config)]
+
     def start(self, *, healthy=True):
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *map(str, self.program), "--config", str(self.config)],
+                self.argv,
                 stdout=output,
                 stderr=output,
                 env={**os.environ, **(self.env or {})},
