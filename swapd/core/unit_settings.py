@@ -34,6 +34,7 @@ SANDBOX: Final = (
     "NoNewPrivileges=yes",
     "ProtectSystem=strict",
     "PrivateTmp=yes",
+    "PrivateMounts=yes",
     "ProtectProc=invisible",
     "ProtectKernelTunables=yes",
     "ProtectKernelModules=yes",

@@ -4,60 +4,85 @@ from __future__ import annotations
 
 import asyncio
 import json
-import mmap
 import os
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
-from support.process_waiting import await_until, is_running
-
-from swapd.host.processes import Supervisor, tree_pids
+import swapd
+from swapd.core.launch import Command, Confinement
+from swapd.host.host_memory import HostMemory
+from swapd.host.journal import Journal
+from swapd.host.listeners import bind
 from swapd.host.service_manager import ServiceManager
+from swapd.host.units import Units
+from swapd.host.worker_channel import WorkerChannel
+
+LAUNCHER = Path(swapd.__file__).parent / "worker" / "launch.py"
 
 
-def _may_compile() -> bool:
-    """Memory that is written and then executed: what every just-in-time compiler needs."""
-    mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
-    return True
-
-
-async def _try_workers(state: Path) -> dict[str, object]:
-    notes = state / "notes"
-    notes.mkdir(exist_ok=True)
-    supervisor = Supervisor()
-    supervisor.become_subreaper()
-    worker = str(Path(__file__).with_name("process_worker.py"))
-    process = await supervisor.spawn(
-        [sys.executable, worker, "tree", str(notes)],
-        env={"PATH": os.environ["PATH"]},
-        cwd=None,
-        log_path=state / "worker.log",
+def _command(state: Path) -> Command:
+    directory = Path("/run/swapd/w/chat-1")
+    directory.mkdir(parents=True)
+    spec = {"protocol": 1, "worker_id": "chat-1", "nonce": "0a", "kind": "asgi", "service": "chat", "revision": 1}
+    told = {"model": "a", "app": "echo_app:app", "directory": sys.argv[-1], "daemon_uid": os.getuid()}
+    (directory / "spec.json").write_text(json.dumps(spec | told))
+    return Command(
+        name="chat-1",
         marker="chat-1:0a",
+        argv=(sys.executable, str(LAUNCHER), str(directory)),
+        env={"PATH": os.environ["PATH"], "HOME": "/var/cache/swapd/swapd", "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=sys.argv[-1],
+        log_path=str(state / "chat-1.log"),
+        directory=str(directory),
+        confinement=Confinement(user="swapd", group="swapd-workers", cache_dir="/var/cache/swapd/swapd"),
     )
-    named = await await_until(lambda: len(pids := [note.name for note in notes.glob("[0-9]*")]) == 4 and pids)
-    found = tree_pids(process.pid, process.marker)
-    await process.kill_tree(0)
-    supervisor.close()
-    return {
-        "found": sorted(found) == sorted(map(int, named)),
-        "left": [pid for pid in found if is_running(pid)],
-        "exit": process.exit_text,
-    }
+
+
+async def _try_workers(state: Path) -> dict[str, Any]:
+    units = Units()
+    command = _command(state)
+    process = await units.spawn(command)
+    try:
+        channel, hello = await WorkerChannel.connect(
+            f"{command.directory}/control.sock", worker_id="chat-1", deadline_s=30, alive=lambda: process.alive
+        )
+        pids = (await units.pids([process]))[process.marker]
+        reading = await HostMemory().read_async("host", None, 0, {"chat-1": pids})
+        channel.close()
+        return {
+            "hello": hello["worker_id"],
+            "pids": pids == {process.pid},
+            "memory": "not allowed" not in reading.detail and bool(reading.used_by[0][1]),
+        }
+    finally:
+        await process.kill_tree(0)
+        shutil.rmtree(command.directory)
 
 
 def main() -> None:
     service = ServiceManager()
     service.ready()
     state = Path(os.environ["STATE_DIRECTORY"])
+    bind("127.0.0.1:0").close()
+    Journal(state / "journal.db").close()
     result = {
         **asyncio.run(_try_workers(state)),
-        "jit": _may_compile(),
-        "runtime": os.access(os.environ["RUNTIME_DIRECTORY"], os.W_OK),
-        "read_only": [path for path in ("/etc", "/usr", "/home", "/srv") if not os.access(path, os.W_OK)],
+        "model": Path("/home/ana/model.bin").read_text(),  # whosever it is, as for a fingerprint
+        "read_only": [path for path in ("/etc", "/usr", "/home", "/srv") if not _written(path)],
         "devices": [name for name in ("null", "zero", "urandom", "shm") if os.access(f"/dev/{name}", os.W_OK)],
     }
     (state / "result.json").write_text(json.dumps(result))
     service.stopping()
+
+
+def _written(directory: str) -> bool:
+    try:
+        Path(directory, "x").touch()
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

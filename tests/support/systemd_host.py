@@ -23,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -80,6 +81,7 @@ class SystemdHost:
         needed = [*self._needed, *(path.resolve() for path in keep)]
         self._keep = [path for path in dict.fromkeys(needed) if str(path).startswith(tuple(f"{d}/" for d in _FRESH))]
         self._prepare = prepare
+        self._cgroup = _own_cgroup()
         self._unshare: subprocess.Popen[bytes] | None = None
         self._init = 0
 
@@ -179,10 +181,19 @@ class SystemdHost:
             staged.write_text(text)
             staged.chmod(0o755 if text.startswith("#!") else 0o644)
         self._staged.mkdir(exist_ok=True)
+        enter = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "sh",
+            "-c",
+            'echo $$ > "$0"/cgroup.procs; exec "$@"',
+            str(self._cgroup),
+        ]
         with (self._directory / "console.log").open("wb") as console:
             # --kill-child and --pdeathsig: if this process is killed, so is everything inside.
             self._unshare = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *_UNSHARE, "bash", "-ec", self._script()],
+                [*enter, *_UNSHARE, "bash", "-ec", self._script()],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -260,3 +271,22 @@ class SystemdHost:
         self._unshare.kill()  # and --kill-child does the same if it is not known
         self._unshare.wait()
         self._unshare = None
+        wait_until(lambda: _remove_cgroup(self._cgroup), f"{self._cgroup} is empty")
+
+
+def _own_cgroup() -> Path:
+    """The root of this host's cgroups: two that run at a time would count each other's processes as their own."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    top = Path(next(mount[1] for mount in mounts if mount[2] == "cgroup2"))
+    own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].splitlines()[0]
+    return Path(tempfile.mkdtemp(prefix="swapd-test-", dir=top / own))
+
+
+def _remove_cgroup(top: Path) -> bool:
+    """False while processes in it are still on their way out."""
+    try:
+        for path, _, _ in os.walk(top, topdown=False):
+            os.rmdir(path)
+    except OSError:
+        return False
+    return True

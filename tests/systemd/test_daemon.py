@@ -6,11 +6,12 @@ import json
 import urllib.request
 
 import pytest
+from support import shipped
 from support.process_waiting import wait_until
 from support.systemd_host import PROJECT, SystemdHost
 
 pytestmark = pytest.mark.systemd
-UNIT = "swapd.service"
+UNIT = shipped.DAEMON
 PORT = 18431  # in a network shared with the host: chosen outside the ephemeral range
 
 CONFIG = """
@@ -36,23 +37,10 @@ model = "a"
 @pytest.fixture
 def host(systemd, tmp_path):
     apps = PROJECT / "tests" / "support" / "apps"
-    files = {
-        "/etc/sysusers.d/swapd.conf": (PROJECT / "systemd" / "swapd.sysusers.conf").read_text(),
-        "/etc/tmpfiles.d/swapd.conf": (PROJECT / "systemd" / "swapd.tmpfiles.conf").read_text(),
-    }
-    prepare = "systemd-sysusers /etc/sysusers.d/swapd.conf; systemd-tmpfiles --create /etc/tmpfiles.d/swapd.conf"
-    with SystemdHost(
-        tmp_path, units={UNIT: (PROJECT / "systemd" / UNIT).read_text()}, files=files, prepare=prepare
-    ) as host:
-        config = host.path("/etc/swapd/swapd.toml")
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(CONFIG.format(apps=host.inside(apps), port=PORT))
+    with SystemdHost(tmp_path, units=shipped.UNITS, files=shipped.FILES, prepare=shipped.PREPARE) as host:
+        host.path("/etc/swapd/swapd.toml").write_text(CONFIG.format(apps=host.inside(apps), port=PORT))
         for name, module in (("swapd", "swapd.daemon.main"), ("swapd-cli", "swapd.cli.main")):
-            program = host.path(f"/opt/swapd/current/bin/{name}")
-            program.parent.mkdir(parents=True, exist_ok=True)
-            environment = f"PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={host.inside(PROJECT)}"
-            program.write_text(f'#!/bin/sh\n{environment} exec {host.python} -m {module} "$@"\n')
-            program.chmod(0o755)
+            shipped.install(host, shipped.python_script(host, f"-m {module}"), name)
         yield host
 
 

@@ -6,36 +6,26 @@ import json
 import socket
 
 import pytest
+from support import shipped
 from support.process_waiting import wait_until
 from support.systemd_host import PROJECT, SystemdHost
 
 pytestmark = pytest.mark.systemd
-UNIT = "swapd.service"
+UNIT = shipped.DAEMON
+SUPPORT = PROJECT / "tests" / "support"
 STARTS = "/var/lib/swapd/starts.jsonl"
 
 
 @pytest.fixture
 def host(systemd, tmp_path):
     files = {
-        "/etc/sysusers.d/swapd.conf": (PROJECT / "systemd" / "swapd.sysusers.conf").read_text(),
-        "/etc/tmpfiles.d/swapd.conf": (PROJECT / "systemd" / "swapd.tmpfiles.conf").read_text(),
         "/etc/swapd/swapd.toml": "# secret\n",
+        "/etc/swapd/a.env": "TOKEN=1\n",
         f"/etc/systemd/system/{UNIT}.d/test.conf": "[Service]\nWatchdogSec=2s\nRestartSec=100ms\n",
     }
-    prepare = "systemd-sysusers /etc/sysusers.d/swapd.conf; systemd-tmpfiles --create /etc/tmpfiles.d/swapd.conf"
-    units = {UNIT: (PROJECT / "systemd" / UNIT).read_text()}
-    with SystemdHost(tmp_path, units=units, files=files, prepare=prepare) as host:
-        notifier = host.inside(PROJECT / "tests" / "support" / "process_notifier.py")
-        install(host, f'PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={host.inside(PROJECT)} exec {host.python} {notifier} "$@"')
+    with SystemdHost(tmp_path, units=shipped.UNITS, files=shipped.FILES | files, prepare=shipped.PREPARE) as host:
+        shipped.install(host, shipped.python_script(host, str(host.inside(SUPPORT / "process_notifier.py"))))
         yield host
-
-
-def install(host: SystemdHost, script: str) -> None:
-    """What the unit's ExecStart runs."""
-    program = host.path("/opt/swapd/current/bin/swapd")
-    program.parent.mkdir(parents=True, exist_ok=True)
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
 
 
 def starts(host: SystemdHost) -> list[dict]:
@@ -62,7 +52,7 @@ def test_the_unit_starts_stops_and_keeps_its_descriptors(host):
     assert host.show(UNIT, "StatusText") == "sert modèle a → 127.0.0.1"
     first = starts(host)[0]
     assert first["pid"] == host.pid(UNIT)
-    assert first["uid"] == int(host.run("id", "-u", "swapd"))
+    assert first["uid"] == 0
     assert first["argv"] == ["--config", "/etc/swapd/swapd.toml"]
     assert first["environ"] == []
     assert first["watchdog_interval_s"] == 1.0
@@ -103,10 +93,12 @@ def test_the_files_are_whose_they_should_be(host):
         return host.run("stat", "-c", "%a %U:%G", path).strip()
 
     host.systemctl("start", UNIT)
-    assert owner("/run/swapd") == "750 swapd:swapd"
-    assert owner("/var/lib/swapd") == "750 swapd:swapd"
+    assert owner("/run/swapd") == "711 root:root"
+    assert owner("/var/lib/swapd") == "750 root:root"
+    assert owner("/var/cache/swapd") == "711 root:root"
     assert owner("/etc/swapd") == "750 root:swapd"
     assert owner("/etc/swapd/swapd.toml") == "640 root:swapd"
+    assert owner("/etc/swapd/a.env") == "600 root:root"
     assert owner("/etc/swapd/models.d") == "750 root:swapd"
 
 
@@ -124,26 +116,32 @@ def test_a_worker_cannot_speak_for_the_daemon(host):
 
 
 def test_a_wrong_configuration_is_not_tried_again(host):
-    install(host, "exit 2")
+    shipped.install(host, "exit 2")
     host.systemctl("start", UNIT, check=False)
     host.wait_for(UNIT, "ActiveState", "failed")
     assert host.show(UNIT, "NRestarts") == "0"
     assert host.show(UNIT, "ExecMainStatus") == "2"
 
 
-def test_workers_can_live_and_be_ended_in_the_sandbox(host):
-    program = host.inside(PROJECT / "tests" / "support" / "process_sandboxed.py")
-    path = f"{host.inside(PROJECT)}:{host.inside(PROJECT / 'tests')}"
-    install(host, f"PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={path} exec {host.python} {program}")
+def test_the_daemons_sandbox_lets_it_do_what_it_must_with_a_worker(host):
+    """Each of its three capabilities is needed: plant it by leaving one out."""
+    apps = host.inside(SUPPORT / "apps")
+    program = host.inside(SUPPORT / "process_sandboxed.py")
+    shipped.install(host, shipped.python_script(host, f"{program} {apps}").replace(' "$@"', ""))
+    host.run("sh", "-c", "mkdir -p /home/ana; echo weights > /home/ana/model.bin; chmod 700 /home/ana")
+    host.run("sh", "-c", "useradd --system ana; chown -R ana /home/ana; chmod 600 /home/ana/model.bin")
+    once = host.path(f"/etc/systemd/system/{UNIT}.d/zz-once.conf")
+    once.write_text("[Service]\nRestart=no\nWatchdogSec=0\n")
+    host.systemctl("daemon-reload")
     host.systemctl("start", UNIT)
     host.wait_for(UNIT, "ActiveState", "inactive", "failed")
     assert host.show(UNIT, "Result") == "success", host.units_log
     assert json.loads(host.path("/var/lib/swapd/result.json").read_text()) == {
-        "found": True,
-        "left": [],
-        "exit": "killed by SIGKILL (sent by swapd)",
-        "jit": True,
-        "runtime": True,
+        "hello": "chat-1",
+        "pids": True,
+        "memory": True,
+        "model": "weights\n",
         "read_only": ["/etc", "/usr", "/home", "/srv"],
         "devices": ["null", "zero", "urandom", "shm"],
     }
+    assert shipped.workers(host) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -77,6 +78,8 @@ def _hand_over(command: Command, environment_file: str) -> None:
     for entry in os.scandir(command.directory):
         if entry.path != environment_file:
             os.chown(entry.path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+    for parent in Path(command.directory).parents[:2]:  # of all workers' directories, and the daemon's
+        os.chmod(parent, stat.S_IMODE(parent.stat().st_mode) | 0o011)
     os.chmod(command.directory, _DIRECTORY_MODE)
     os.chown(command.directory, account.pw_uid, _group_of_workers(account.pw_gid))
     cache = command.confinement.cache_dir
