@@ -5,7 +5,7 @@ VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
 # Recipes quote their paths: a clone may lie below a folder with a space in its name.
 
-.PHONY: demo demo-llm test test-real check tests bench soak fuzz clean
+.PHONY: demo demo-llm test test-real check tests bench soak fuzz install uninstall clean
 
 demo: $(VENV)/.demo          ## swap two real models under load, both ways, and draw what the clients saw
 	"$(BIN)/python" -m demo.run
@@ -35,6 +35,13 @@ soak: $(VENV)/.dev           ## hand-overs and swaps for an hour (SOAK_MINUTES) 
 
 fuzz: $(VENV)/.dev           ## mutated requests at a real gate for ten minutes (FUZZ_SECONDS)
 	"$(BIN)/python" tests/fuzz_relay.py $(or $(FUZZ_SECONDS),600)
+
+# As root; docs/operations.md tells what goes where.
+install:                     ## swapd as a service of systemd, a version of its own in /opt/swapd (PREFIX, DESTDIR)
+	systemd/install.sh install
+
+uninstall:                   ## without PURGE=1 the configuration, the journal and the logs stay
+	systemd/install.sh uninstall
 
 $(VENV)/.venv:
 	"$(PYTHON)" -m venv "$(VENV)"

@@ -5,10 +5,10 @@
         assert host.show("swapd.service", "ActiveState") == "active"
 
 What happens inside stays inside. /run, /tmp and /var/tmp are fresh: systemd-tmpfiles empties /tmp at boot, and it
-would be the host's own (so it is masked besides). /etc, /var, /opt, the homes and whatever holds the project and its
-interpreter are overlaid: units may write there, and nothing of it is left. `keep` are directories below the fresh ones
-that stay visible, read-only; the interpreter's and the project's are kept by themselves. A unit with PrivateTmp= sees
-no /tmp but its own: `inside` names where such a directory is besides.
+would be the host's own (so it is masked besides). /etc, /var, /opt, /usr/local, the homes and whatever holds the
+project and its interpreter are overlaid: units may write there, and nothing of it is left. `keep` are directories below
+the fresh ones that stay visible, read-only; the interpreter's and the project's are kept by themselves. A unit with
+PrivateTmp= sees no /tmp but its own: `inside` names where such a directory is besides.
 
 Needs root, unshare, nsenter, overlayfs and systemd; `why_not()` says what is missing. Ends with all that runs in it,
 also when the test process is killed.
@@ -216,7 +216,8 @@ class SystemdHost:
         quote = shlex.quote
         log = "append:/var/log/units.log"
         top_levels = {f"/{path.parts[1]}" for path in self._needed}
-        overlaid = sorted(({"/etc", "/var", "/opt", "/root", "/home", "/srv"} | top_levels) - {"/tmp", "/run", "/usr"})
+        own = {"/etc", "/var", "/opt", "/root", "/home", "/srv", "/usr/local"}
+        overlaid = sorted((own | top_levels) - {"/tmp", "/run", "/usr"})
         lines = [
             "mount --make-rprivate /",
             # The work tree of the overlays, and what is to be kept, before anything covers it.
