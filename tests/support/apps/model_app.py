@@ -2,14 +2,16 @@
 
 NAME: what it answers. HOLD_MB: memory that it takes at load. LOAD_S: how long loading takes. READY_AFTER_S: from its
 import until its ready path says so. FAIL: one of import, exit, load, never_ready, probe, slow_probe, warmup,
-after_cutover, oom, shutdown (which hangs). LEAK: it says that value when it fails to load and in its failing probe, and
-writes it at import. EXIT_WHILE, "at:PATH": it exits at its import for as long as there is that file. Every answer has,
-as "asked", how many requests of its path there were.
+after_cutover, oom, shutdown (which hangs), killed_at_switch, stopped_at_switch (both right after the second probe).
+PROBE_S: how long a probe takes. LEAK: it says that value when it fails to load and in its failing probe, and writes
+it at import. EXIT_WHILE, "at:PATH": it exits at its import for as long as there is that file. Every answer has, as
+"asked", how many requests of its path there were.
 """
 
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -18,6 +20,7 @@ from urllib.parse import parse_qs
 NAME = os.environ.get("NAME", "?")
 FAIL = os.environ.get("FAIL", "")
 LEAK = os.environ.get("LEAK", "")
+END_AT_THE_SWITCH = {"killed_at_switch": signal.SIGKILL, "stopped_at_switch": signal.SIGSTOP}
 held = []
 hanging = set()  # "ready", "all": what has been told to hang, by /hang?what=…
 asked = Counter()
@@ -82,6 +85,9 @@ async def answer(scope, receive, send):
         if FAIL == "slow_probe":
             await asyncio.sleep(5)
         status = 500 if FAIL == "probe" else 200
+        await asyncio.sleep(float(os.environ.get("PROBE_S", "0")))
+        if asked[path] == 2 and FAIL in END_AT_THE_SWITCH:  # it has proved itself, and gets the clients in a moment
+            asyncio.get_running_loop().call_later(0.002, os.kill, os.getpid(), END_AT_THE_SWITCH[FAIL])
     elif path == "/warm":
         if FAIL == "warmup":
             os._exit(11)
