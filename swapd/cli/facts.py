@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -124,14 +125,18 @@ class Gathering:
         return found, None
 
     def _logs(self, status: Record) -> dict[str, tuple[str, list[str]]]:
-        """Of each service that is not well: its newest worker. The record of a swap has its candidate's last lines."""
+        """Of each service that is not well: the worker that its problem names, for the newest may have just begun, else
+        the newest. The record of a swap has its candidate's last lines."""
         found = {}
         for service in status["services"]:
-            name = service["name"]
-            if service["health"] in WELL and not service.get("problem"):
+            name, problem = service["name"], service.get("problem")
+            if service["health"] in WELL and not problem:
                 continue
-            if told := self._try(lambda n=name: self.source.logs(n, LOG_LINES), None):
-                found[name] = (told["worker"], told["lines"])
+            named = re.search(rf"(?<![\w.-]){re.escape(name)}-\d+\b", (problem or {}).get("message", ""))
+            for target in filter(None, (named and named[0], name)):
+                if told := self._try(lambda t=target: self.source.logs(t, LOG_LINES), None):
+                    found[name] = (told["worker"], told["lines"])
+                    break
         return found
 
     def _host(self, pid: int | None, absent: bool) -> Host:

@@ -126,8 +126,7 @@ class Offline:
         return {"worker": worker, "lines": shown, "offset": chunk.offset, "restarted": chunk.restarted}
 
     async def devices(self) -> list[dict[str, Any]]:
-        """Device memory measured here and now. What is reserved is not known, and neither is which worker was placed on
-        the host's memory: every one that holds some of it is told."""
+        """Device memory measured here and now. What is reserved is not known."""
         directories = await asyncio.to_thread(self._directories)
         roots = {f"{d.id}:{d.spec.get('nonce')}": _pid_or_none(d) or 0 for d in directories}
         trees = await asyncio.to_thread(trees_pids, roots)
@@ -139,7 +138,9 @@ class Offline:
             host = HostMemory()
             ours = [c for c in configs if c.kind is DeviceKind.HOST]
             readings = await nvml.read_all(gpus, pids) if gpus else []
-            readings += [await host.read_async(c.name, c.memory_bytes, c.headroom_bytes, pids) for c in ours]
+            for c in ours:
+                here = {d.id: pids.get(d.id, set()) for d in directories if d.device == c.name}
+                readings.append(await host.read_async(c.name, c.memory_bytes, c.headroom_bytes, here))
         finally:
             await nvml.stop()
         return [device_record(reading) for reading in readings]
@@ -222,6 +223,7 @@ async def _ask(directory: WorkerDir) -> Seen:
         str(spec.get("kind", "")),
         int(spec.get("revision") or 0),
         str(spec.get("model") or ""),
+        directory.device,
     )
     try:
         pid = listener_pid(directory.control)

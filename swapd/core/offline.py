@@ -41,6 +41,7 @@ class Seen:
     kind: str  # a Kind's value
     revision: int
     model: str
+    device: str | None = None  # that it was placed on
     pid: int | None = None
     uptime_s: float | None = None
     version: str | None = None
@@ -152,7 +153,7 @@ def _note(known: Known) -> str | None:
     swap, paused = known.under_way, known.row.get("paused")
     if swap is not None:
         return f"swap {swap['id']} was left {swap['phase']}: it goes on, or is undone, when swapd runs again"
-    return f"paused: {paused}" if isinstance(paused, str) else None
+    return f"paused: {paused.get('message')}" if isinstance(paused, Mapping) else None
 
 
 def _drift(known: Known, stable: Record | None) -> str | None:
@@ -207,7 +208,7 @@ def worker_record(known: Known, worker: Seen) -> dict[str, Any]:
         "model": worker.model or None,
         "role": _role(known, worker),
         "state": "gone" if worker.gone else worker.stats.get("state") or "no answer",
-        "device": None,
+        "device": worker.device,
         "reserved_bytes": None,
         "pid": worker.pid,
         "used_bytes": None,

@@ -35,6 +35,24 @@ class WorkerDir:
     def control(self) -> Path:
         return self.path / CONTROL_SOCKET
 
+    @property
+    def device(self) -> str | None:
+        """That it was placed on; None: it is a gate, or it is not known."""
+        slot = self._host.get("slot")
+        return str(slot["device"]) if isinstance(slot, dict) and slot.get("device") else None
+
+    @property
+    def log_path(self) -> Path | None:
+        """Where it writes, whatever the configuration says now. None: not known."""
+        path = self._host.get("log_path")
+        return Path(path) if isinstance(path, str) else None
+
+    @property
+    def _host(self) -> Mapping[str, Any]:
+        """What the daemon noted of it for the next daemon."""
+        host = self.spec.get("host")
+        return host if isinstance(host, dict) else {}
+
 
 def worker_dirs(runtime_dir: Path) -> list[WorkerDir]:
     """Those whose spec.json can be read, by name. Raises PermissionError when not one could, for want of permission."""

@@ -98,3 +98,9 @@ def test_a_service_is_known_by_the_configuration_or_else_by_what_it_left():
     stray = replace(A, service="stray")
     assert [k.name for k in known_services(configured, rows, [A, stray], {})] == ["chat", "stray"]
     assert [k.name for k in known_services([], rows, [A], {})] == ["chat", "removed"]
+
+
+def test_a_paused_service_says_why():
+    paused = {"paused": {"code": "SERVICE_PAUSED", "message": "the daemon ended three times in the middle of swap 9"}}
+    record = service_record(Known("chat", paused, workers=[A]), daemon_runs=False)
+    assert record["note"] == "paused: the daemon ended three times in the middle of swap 9"
