@@ -103,34 +103,50 @@ class Swapd:
     away at the end, unless swapd failed.
     """
 
-    def __init__(self, config: str, cpus: set[int] | None = None) -> None:
+    def __init__(
+        self, config: str, cpus: set[int] | None = None, *, daemon: str = "", env: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="swapd-", dir="/tmp"))
         self.config_path = self.folder / "swapd.toml"
         self.endpoint = f"ipc://{self.folder}/run/control.sock"
         self._cpus = cpus
+        self._env = {**os.environ, **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
         runtime, state = self.folder / "run", self.folder / "state"
         runtime.mkdir(mode=0o750)
         state.mkdir(mode=0o750)
-        daemon = f"[daemon]\nruntime_dir = {quoted(runtime)}\nstate_dir = {quoted(state)}\n\n"
-        self.config_path.write_text(daemon + config)
+        table = f"[daemon]\nruntime_dir = {quoted(runtime)}\nstate_dir = {quoted(state)}\n{daemon}\n\n"
+        self.config_path.write_text(table + config)
         self.control = Control(self.endpoint)
 
     def __enter__(self) -> Swapd:
+        self.start()
+        return self
+
+    def start(self) -> None:
         command = [*swapd_command(), "--config", str(self.config_path)]
         if self._cpus is not None:
             command = ["taskset", "-c", ",".join(map(str, sorted(self._cpus))), *command]
-        with (self.folder / "swapd.log").open("wb") as log:
+        with (self.folder / "swapd.log").open("ab") as log:
             # Its own session: a Ctrl-C at the terminal is ours to pass on, once.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=self._env
             )
-        return self
+
+    def kill(self) -> None:
+        """SIGKILL. Its workers live on."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.control.close()
         process = self._process
         assert process is not None
+        if process.poll() == -signal.SIGKILL:  # its workers live on: another one ends them
+            self.start()
+            process = self._process
+            time.sleep(1.0)  # for its signal handlers
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:

@@ -1,9 +1,12 @@
-"""Swaps for hours under load: does anything get lost, or grow? `python -m bench.soak [--minutes 60]`
+"""Swaps for hours under load: does anything get lost, or grow? `python -m bench.soak [--minutes 60] [--kill-daemon]`
 
 One swapd, moderate load of every kind, and changes one after another: swaps, rollbacks, now and then a candidate
 that fails its probe and one that dies in its soak. Watched over the time: what clients lose, and the daemon's and
 the front's open descriptors, threads and memory. Ends with status 1 if anything was lost, or if descriptors or
-threads have grown, or the daemon's memory by more than 20 % since the first tenth.
+threads have grown, or the daemon's or the gate's memory by more than 20 % since the first tenth.
+
+`--gate`: behind a gate, which stays the same process all the while. `--kill-daemon`: the daemon is killed in the middle
+of each fourth change, and another one is started: what grows is then looked for in the gate alone.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +62,15 @@ def state_of(pid: int) -> dict[str, int]:
     }
 
 
+def watched(swapd: Swapd) -> dict[str, Any]:
+    """The daemon, and whoever owns the listeners if that is a gate."""
+    found = {"daemon": state_of(swapd.pid)}
+    for worker in swapd.control.call("workers"):
+        if worker["role"] == "gate" and "serving" in worker["state"]:
+            found["gate"] = state_of(worker["pid"])
+    return found
+
+
 def fail_a_candidate(swapd: Swapd) -> None:
     record = swapd.control.call("swap", service="chat", to="bad")
     record = swapd.wait_swap(record["id"])
@@ -79,14 +92,24 @@ def kill_in_soak(swapd: Swapd) -> None:
     swapd.wait_healthy()
 
 
-def stretch(swapd: Swapd, listen: str, seconds: float) -> tuple[LoadReport, list[Done]]:
-    """One load process' life: swaps, rollbacks and failing candidates."""
+def dies(swapd: Swapd, after_s: float) -> Callable[[], None]:
+    def die() -> None:
+        time.sleep(after_s)
+        swapd.kill()
+        swapd.start()
+
+    return die
+
+
+def stretch(swapd: Swapd, listen: str, seconds: float, kill: bool) -> tuple[LoadReport, list[Done]]:
+    """One load process' life: swaps, rollbacks, failing candidates; daemons that die, each at another moment."""
     done: list[Done] = []
     with LoadProcess(LoadSpec(listen, GROUPS, REQUESTS, ANSWERS)) as load:
         load.wait_ready()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            done.append(change(swapd, "b"))
+            death = dies(swapd, 0.07 * (len(done) % 17)) if kill and len(done) % 4 == 0 else None
+            done.append(change(swapd, "b", death))
             time.sleep(CALM_S)
             done.append(change(swapd, None))
             time.sleep(CALM_S)
@@ -98,6 +121,8 @@ def stretch(swapd: Swapd, listen: str, seconds: float) -> tuple[LoadReport, list
 def main() -> int:
     options = argparse.ArgumentParser(prog="bench.soak", description=(__doc__ or "").split("\n\n")[0])
     options.add_argument("--minutes", type=float, default=float(os.environ.get("SOAK_MINUTES", "60")))
+    options.add_argument("--gate", action="store_true", help="behind a gate")
+    options.add_argument("--kill-daemon", action="store_true", help="now and then, in the middle of a swap")
     options.add_argument("--quick", action="store_true", help="one minute, no result stored in the repo")
     chosen = options.parse_args()
     minutes = 1.0 if chosen.quick else chosen.minutes
@@ -107,11 +132,12 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     total = {"changes": 0, "requests": 0, "lost": 0, "late": 0}
     notes: list[Any] = []
+    text = text.replace("[services.chat]\n", '[services.chat]\nfront = "gate"\n') if chosen.gate else text
     with Swapd(text + BAD.format(directory=directory)) as swapd:
         swapd.wait_healthy()
         until = time.monotonic() + minutes * 60
         while time.monotonic() < until:
-            report, done = stretch(swapd, listen, min(STRETCH_S, minutes * 60 / 3))
+            report, done = stretch(swapd, listen, min(STRETCH_S, minutes * 60 / 3), chosen.kill_daemon)
             total["changes"] += len(done)
             total["requests"] += len(report.records)
             total["lost"] += report.lost
@@ -119,18 +145,19 @@ def main() -> int:
             notes += report.summary["notes"]
             kill_in_soak(swapd)
             time.sleep(1)
-            rows.append({**total, "daemon": state_of(swapd.pid)})
+            rows.append({**total, **watched(swapd)})
             print(f"  {rows[-1]}", flush=True)
-        first, last = rows[len(rows) // 10]["daemon"], rows[-1]["daemon"]
-    met = {
-        "nothing lost": total["lost"] == 0,
-        "no late answer": total["late"] == 0,
-        "descriptors and threads do not grow": last["descriptors"] <= first["descriptors"] + 2
-        and last["threads"] <= first["threads"] + 2,
-        "memory does not grow": last["resident_bytes"] <= first["resident_bytes"] * MEMORY_GROWTH,
-    }
+    first, last = rows[len(rows) // 10], rows[-1]
+    steady = [who for who in ("daemon", "gate") if who in last and not (who == "daemon" and chosen.kill_daemon)]
+    met = {"nothing lost": total["lost"] == 0, "no late answer": total["late"] == 0}
+    for who in steady:
+        early, late = first[who], last[who]
+        counts = all(late[key] <= early[key] + 2 for key in ("descriptors", "threads"))
+        met[f"descriptors and threads of the {who} do not grow"] = counts
+        met[f"memory of the {who} does not grow"] = late["resident_bytes"] <= early["resident_bytes"] * MEMORY_GROWTH
+    name = "soak" + ("-gate" if chosen.gate else "") + ("-kill" if chosen.kill_daemon else "")
     result = {"minutes": minutes, **total, "met": met, "first_errors": notes[:20], "over_time": rows}
-    path = write_result("soak", result, host, chosen.quick)
+    path = write_result(name, result, host, chosen.quick)
     print(f"  {met}\n{path}")
     return 0 if all(met.values()) else 1
 

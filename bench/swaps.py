@@ -7,7 +7,7 @@ of time around it. Times are CLOCK_MONOTONIC, records' wall-clock times are move
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,17 @@ class Done:
         return None if value is None else value / 1000
 
 
-def change(swapd: Swapd, to: str | None) -> Done:
-    """A swap to that model, or with None a rollback; raises if it did not happen."""
+def change(swapd: Swapd, to: str | None, meanwhile: Callable[[], None] | None = None) -> Done:
+    """A swap to that model, or with None a rollback; raises if it did not happen. `meanwhile` is called once it is
+    asked for."""
     offset = wall_to_monotonic()
     at = time.monotonic()
     if to is None:
         record = swapd.control.call("rollback", service="chat")
     else:
         record = swapd.control.call("swap", service="chat", to=to)
+    if meanwhile is not None:
+        meanwhile()
     record = swapd.wait_swap(record["id"], deadline_s=120)
     settled = time.monotonic()
     back = record["phase"] == "Canceled" and record["reason"].startswith("rolled back")
