@@ -1,8 +1,9 @@
-"""swapd, that kills itself at a point of its journal: `python crashing_daemon.py PLAN --config FILE`.
+"""swapd, in which somebody dies at a point of its journal: `python crashing_daemon.py PLAN --config FILE`.
 
-PLAN is a file that a test writes when it wants a crash: {"op": n, "when": "intended" | "done"}. The n-th operation of a
-swap from then on is journaled, and the process is gone: before anything of it is begun ("intended"), or when it is done
-on the host and nobody has been told ("done"). Without the file nothing happens.
+PLAN is a file that a test writes when it wants a death: {"op": n, "when": "intended" or "done", "who": "daemon",
+"incumbent" or "holder"}. The n-th operation of a swap from then on is journaled, and the victim is killed: before
+anything of it is begun ("intended"), or when it is done on the host and the core has not been told ("done"). The plan
+is removed then. The incumbent is who answers the clients; the holder, a gate that owns their connections.
 """
 
 import json
@@ -12,8 +13,10 @@ import sys
 from pathlib import Path
 
 from swapd.core.events import OpDone, Run
+from swapd.core.model import Kind
 from swapd.daemon import main
 from swapd.daemon.records import Records
+from swapd.daemon.workers import Workers
 
 
 class Plan:
@@ -21,6 +24,7 @@ class Plan:
         self.path = path
         self.seen = 0
         self.awaited = None
+        self.workers = None
 
     def read(self):
         try:
@@ -29,13 +33,25 @@ class Plan:
             self.seen = 0
             return None
 
-    def crash(self):
+    def strike(self, state, service):
+        victim = self.victim(state, service)
+        self.awaited = None
         self.path.unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
+        if victim is not None:
+            os.kill(victim, signal.SIGKILL)
 
-    def before(self, event):
-        if isinstance(event, OpDone) and event.op == self.awaited:
-            self.crash()
+    def victim(self, state, service):
+        who = self.read().get("who", "daemon")
+        if who == "daemon":
+            return os.getpid()
+        worker = state.worker(state.service(service).owner) if who == "holder" else state.server_of(service)
+        if worker is None or (who == "holder" and worker.kind is not Kind.GATE):
+            return None
+        return self.workers.live[worker.id].process.pid
+
+    def before(self, event, state):
+        if isinstance(event, OpDone) and self.awaited is not None and event.op == self.awaited.id:
+            self.strike(state, self.awaited.service)
 
     def after(self, outcome):
         plan = self.read()
@@ -44,19 +60,25 @@ class Plan:
                 self.seen += 1
                 if self.seen == plan["op"]:
                     if plan["when"] == "intended":
-                        self.crash()
-                    self.awaited = effect.op.id
+                        self.strike(outcome.state, effect.op.service)
+                    else:
+                        self.awaited = effect.op
 
 
 plan = Plan(Path(sys.argv.pop(1)))
-write = Records.write
+write, start = Records.write, Workers.start
 
 
-def write_and_perhaps_crash(self, outcome, event):
-    plan.before(event)
+def write_and_perhaps_strike(self, outcome, event):
+    plan.before(event, self._written)
     write(self, outcome, event)
     plan.after(outcome)
 
 
-Records.write = write_and_perhaps_crash
+def start_and_tell(self):
+    plan.workers = self
+    start(self)
+
+
+Records.write, Workers.start = write_and_perhaps_strike, start_and_tell
 sys.exit(main.main())

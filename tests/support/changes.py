@@ -1,0 +1,94 @@
+"""Changes of what serves, in a daemon in which somebody can be made to die at any point of them."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+import zmq
+from support.daemon_host import Daemon, model, server, until
+
+CRASHING = Path(__file__).parent / "crashing_daemon.py"
+KINDS = {"direct": (model, ""), "gate": (model, 'front = "gate"'), "server": (server, "")}
+CHANGES = ("dual", "in-place", "rollback", "rollback in place")
+MOST = 25  # operations of one change
+
+
+def crashing(kind):
+    make, service = KINDS[kind]
+    plan = Path(f"/tmp/swapd-plan-{os.getpid()}")
+    settings = f"{service}\nmax_outage = '5m'\ndrain_timeout = '10s'"
+    return Daemon([make("a"), make("b"), make("c")], service=settings, program=(CRASHING, plan))
+
+
+class Bench:
+    """A daemon that can be made to crash, and what is asked of it."""
+
+    def __init__(self, daemon):
+        self.daemon = daemon
+        self.plan = daemon.program[1]
+
+    def other(self):
+        """Not what is kept for a rollback: to that it would be a return."""
+        return {"a": "b", "b": "c", "c": "a"}[self.daemon.service()["model"]]
+
+    def change(self, kind):
+        """Begin it. A rollback needs something to go back to, which is not part of the change."""
+        strategy = "in-place" if kind in ("in-place", "rollback in place") else "dual"
+        wanted = "cold" if strategy == "in-place" else "instant"
+        while kind.startswith("rollback") and self.daemon.service()["rollback"] != wanted:
+            self.daemon.swap(self.other(), strategy=strategy)  # within a soak it may be a return: then once more
+        return lambda: self.ask(kind, strategy)
+
+    def ask(self, kind, strategy):
+        if kind.startswith("rollback"):
+            return self.daemon.call("rollback", deadline_s=5.0, service="chat")
+        return self.daemon.call("swap", deadline_s=5.0, service="chat", to=self.other(), strategy=strategy)
+
+    def strike(self, kind, number, when, who="daemon"):
+        """Whether the change was long enough to strike in it. Afterwards it has ended, one way or the other."""
+        begin = self.change(kind)
+        self.plan.write_text(json.dumps({"op": number, "when": when, "who": who}))
+        asked = self.newest()
+        with contextlib.suppress(zmq.Again):  # the answer may be lost with the daemon
+            begin()
+        until(lambda: self.daemon.process.poll() is not None or self.ended(asked), what="the death, or the end")
+        struck = not self.plan.exists()
+        self.plan.unlink(missing_ok=True)
+        if self.daemon.process.poll() is not None:
+            self.daemon.stop()  # it is gone already
+            self.daemon.start()
+        record = until(lambda: self.ended(asked), what="the end of the change")
+        assert record["phase"] in ("Soaking", "Succeeded", "Canceled", "Failed"), record
+        assert all(step["status"] != "running" or step["name"] == "soak" for step in record["steps"]), record["steps"]
+        return struck
+
+    def healthy(self):
+        return self.daemon.call("status", deadline_s=2.0)["services"][0]["health"] == "Healthy"
+
+    def newest(self):
+        return max((r["id"] for r in self.daemon.call("history", limit=1)), default=0)
+
+    def ended(self, before):
+        """The record, once clients are served and nothing is under way: a soak of before is what is to be undone."""
+        with contextlib.suppress(zmq.Again):
+            record = self.daemon.call("history", deadline_s=2.0, limit=1)[0]
+            over = record["phase"] in ("Succeeded", "Canceled", "Failed")
+            soaks = record["phase"] == "Soaking" and record["id"] > before
+            return record if (over or soaks) and self.healthy() else None
+        return None
+
+
+def nothing_is_left_over(daemon):
+    workers = [w for w in daemon.call("workers") if w["role"] != "gate"]
+    known = {w["id"] for w in daemon.call("workers")}
+    mark = f"{daemon.dir}/r/w/".encode()
+    here = {said(path).partition(mark)[2] for path in Path("/proc").glob("[0-9]*/cmdline")} - {b""}
+    ids = {name.partition(b"\0")[0].partition(b"/")[0].decode() for name in here}
+    return len(workers) <= 2 and ids == known
+
+
+def said(path):
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return b""
