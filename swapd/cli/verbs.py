@@ -188,11 +188,13 @@ class Verbs(Looking):
         if self._json(found):
             return DONE
         for change in found["changes"]:
-            self._output.line(text.printable(change["text"]))
+            self._output.line(f"{text.printable(change['text'])}  ({_EFFECTS.get(change['effect'], change['effect'])})")
         if not found["changes"]:
             self._output.line("nothing has changed")
         elif found.get("refused"):
-            self._output.line(f"not possible without a restart of swapd: {text.printable(', '.join(found['refused']))}")
+            self._output.line(
+                f"not possible while swapd runs as it does: {text.printable(', '.join(found['refused']))}"
+            )
         elif found["applied"]:
             self._output.line("applied")
         for record in found.get("swaps", []):
@@ -211,6 +213,14 @@ class Verbs(Looking):
             names = ", ".join(found.get("workers", [])) or "none is running"
             self._output.line(f"stopping: {text.printable(names)}")
         return DONE
+
+
+_EFFECTS: Final = {
+    "now": "at once",
+    "next swap": "from the next swap on",
+    "swap": "a swap is begun",
+    "restart": "when swapd starts again",
+}
 
 
 def _how_to_watch(record: Mapping[str, Any]) -> str:

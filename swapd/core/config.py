@@ -52,6 +52,7 @@ class DaemonConfig:
     release_timeout_s: float = 10.0  # for device memory to be seen free after its holder has gone or parked
     stop_timeout_s: float = 10.0  # for a worker told to stop to end by itself, before its tree is killed
     restart_backoff_max_s: float = 30.0  # the longest pause before a dead worker is started again
+    reload_swaps: str = "model"  # "settings": also where settings of a model that serves have changed
     crash_loop_failures: int = 5  # in a row; from then on clients are turned away at once until it serves
 
     def worker_dir(self, worker_id: str) -> str:

@@ -69,13 +69,14 @@ DAEMON: Final = (
     _timeout("release_timeout", NOW, 0.1, 3600.0),
     _timeout("stop_timeout", NOW, 0.1, 3600.0),
     _timeout("restart_backoff_max", NOW, 1.0, 3600.0),
+    Key("reload_swaps", read.choice("model", "settings"), NOW),
     Key("crash_loop_failures", read.integer(1, 1_000_000), NOW),
 )
 DEVICE: Final = (
     Key("kind", read.choice("nvml", "host"), RESTART, cure='write kind = "nvml" for a GPU, or "host"'),
     Key("match", address.device_match, RESTART),
-    Key("headroom", read.size(), RESTART, "headroom_bytes", show=format_size),
-    Key("memory", read.size(MIB), RESTART, "memory_bytes", show=format_size),
+    Key("headroom", read.size(), NOW, "headroom_bytes", show=format_size),
+    Key("memory", read.size(MIB), NOW, "memory_bytes", show=format_size),
 )
 MODEL: Final = (
     Key("engine", read.choice("asgi", "command", "vllm", "llama-server")),

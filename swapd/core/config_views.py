@@ -90,7 +90,7 @@ def diff_config(old: Config, new: Config) -> tuple[Change, ...]:
     changes = list(_compare("daemon", ("daemon", "", "daemon"), old.daemon, new.daemon))
     for kind in ("devices", "models", "services"):
         before, after = getattr(old, kind), getattr(new, kind)
-        whole = NEXT_SWAP if kind == "models" else RESTART
+        whole = NEXT_SWAP if kind == "models" else NOW
         for name in [*before, *(name for name in after if name not in before)]:
             at = (kind, name, f"{kind}.{quoted(name)}")
             if name not in after:

@@ -156,6 +156,7 @@ def service_record(
         "drift": drift,
         "front": front,
         "holding": server is None,
+        "leaving": service.leaving,
         "swap": swap_record(swap) if swap is not None else None,
         "soak": soak,
         "rollback": rollback_kind(state, service),

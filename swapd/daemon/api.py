@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import swapd
 from swapd.core import errors
 from swapd.core.config import Config, ModelConfig, ServiceConfig
-from swapd.core.config_views import DIGEST_DIGITS, SWAP, diff_config
+from swapd.core.config_views import DIGEST_DIGITS
 from swapd.core.errors import Problem, SwapdError
-from swapd.core.events import Resumed, ReturnRequested, SettingsChanged, SwapRequested
+from swapd.core.events import Resumed, ReturnRequested, SwapRequested
 from swapd.core.model import Service, ServiceSettings, Strategy, Swap
 from swapd.core.outage import longest_drain_s
 from swapd.core.placement import Placement
@@ -29,9 +27,11 @@ from swapd.daemon.loop import Loop
 from swapd.daemon.reading import Reading
 from swapd.daemon.spec import front_settings
 from swapd.host.clock import wall_s as now
-from swapd.host.config_file import load_config
 from swapd.host.control_socket import Peer
 from swapd.host.journal import Journal
+
+if TYPE_CHECKING:
+    from swapd.daemon.reload import Reload
 
 log = logging.getLogger("swapd.api")
 
@@ -45,14 +45,13 @@ class Api:
         reading: Reading,
         knowledge: Knowledge,
         journal: Journal,
-        apply: Callable[[Config], None],
         stop: Callable[[], None],
     ) -> None:
+        self.reloading: Reload  # set by the daemon: the two know each other
         self._loop = loop
         self._reading = reading
         self._knowledge = knowledge
         self._journal = journal
-        self._apply = apply  # hands a new configuration to every part that goes by it
         self._stop = stop  # drains and stops everything; called twice, at once
 
     async def handle(self, method: str, params: Params, peer: Peer) -> Any:
@@ -124,7 +123,7 @@ class Api:
             back = swap.source
             wanted = to is None or str(to) in (str(back.number), back.model)
             if wanted and rollback_kind(self._loop.state, service) != "cold":
-                self._write_command(actor, "rollback", params)
+                self.write_command(actor, "rollback", params)
                 reason = params.get("reason") or ""
                 return _answer(self._loop.take(ReturnRequested(now(), service.name, actor, reason, only_soaking=True)))
             to = back.number if wanted else to
@@ -151,12 +150,12 @@ class Api:
                 raise SwapdError(errors.NOTHING_TO_CANCEL, f"No swap {params['id']} is under way.")
             name = found[0].name
         self._reading.service(name)
-        self._write_command(actor, "cancel", params)
+        self.write_command(actor, "cancel", params)
         return _answer(self._loop.take(ReturnRequested(now(), name, actor, params.get("reason") or "")))
 
     async def resume(self, params: Params, actor: str) -> Any:
         service = self._reading.service(params["service"])
-        self._write_command(actor, "resume", params)
+        self.write_command(actor, "resume", params)
         refused = self._loop.take(Resumed(now(), service.name, actor))
         if isinstance(refused, Problem):
             raise SwapdError.of(refused)
@@ -202,7 +201,7 @@ class Api:
         self._knowledge.remember(replace(request.candidate, number=number), model)
         return _answer(self._loop.take(request))
 
-    def _write_command(self, actor: str, method: str, params: Params) -> None:
+    def write_command(self, actor: str, method: str, params: Params) -> None:
         """Who asked for what. A full disk must not keep anybody from a cancel or a return."""
         try:
             self._journal.add_command(actor, method, dict(params), now())
@@ -212,32 +211,7 @@ class Api:
     # --- the daemon itself -----------------------------------------------------------------------------------------
 
     async def reload(self, params: Params, actor: str) -> Any:
-        """Take over what can be taken over live; refuse the whole file otherwise, naming what cannot."""
-        new = await asyncio.to_thread(load_config, Path(self._knowledge.config.file))
-        old = self._knowledge.config  # after the wait: another reload may have been applied meanwhile
-        changes = diff_config(old, new)
-        record = {"changes": [{"key": c.key, "effect": c.effect, "text": str(c)} for c in changes], "applied": False}
-        stuck = [c.key for c in changes if not c.live]
-        if params.get("dry_run"):
-            return {**record, "refused": stuck}
-        if stuck:
-            text = f"Not applied: {', '.join(stuck)} can only be changed by restarting swapd (systemctl restart swapd)."
-            raise SwapdError(errors.NOT_SUPPORTED, text, {"keys": stuck})
-        self._write_command(actor, "reload", params)
-        self._apply(new)
-        for name, config in new.services.items():
-            self._loop.take(SettingsChanged(now(), name, service_settings(new, config), config.model))
-        swaps, refused = [], []
-        for change in changes:
-            if change.effect == SWAP:
-                try:
-                    swaps.append(await self.follow(change.name, actor))
-                except SwapdError as error:  # the others' are begun all the same
-                    refused.append(error.problem)
-        if refused:
-            text = "The configuration is applied, but not every swap that it asks for was begun: "
-            raise SwapdError(refused[0].code, text + " ".join(p.message for p in refused), refused[0].details)
-        return {**record, "applied": True, "swaps": [swap for swap in swaps if swap is not None]}
+        return await self.reloading.run(params, actor)
 
     async def follow(self, service: str, actor: str) -> dict[str, Any] | None:
         """Begin the swap to the model that the configuration names. None: it serves already. Raises as `swap`."""
@@ -252,7 +226,7 @@ class Api:
     async def stop_workers(self, params: Params, actor: str) -> Any:
         if params.get("confirm") is not True:
             raise SwapdError(errors.BAD_REQUEST, "stop_workers: no service answers afterwards; say `confirm`: true.")
-        self._write_command(actor, "stop_workers", params)
+        self.write_command(actor, "stop_workers", params)
         if not self._loop.state.stopping:
             self._stop()
         return {"stopping": True, "workers": [w.id for w in self._loop.state.workers]}

@@ -27,6 +27,7 @@ from swapd.daemon.liveness import Liveness
 from swapd.daemon.loop import Loop
 from swapd.daemon.reading import Reading
 from swapd.daemon.records import Records
+from swapd.daemon.reload import Reload
 from swapd.daemon.restart import Restart
 from swapd.daemon.start import bind_all, listener_names, make_directories, only_one
 from swapd.daemon.workers import Workers
@@ -90,7 +91,10 @@ class Daemon:
         self.loop = Loop(state, self.records, self.executor, self.publish, Redactor(secrets_of(config)))
         self.executor.loop = self.knowledge.loop = self.loop
         self.reading = Reading(self.loop, self.workers, devices, self.knowledge, self.journal)
-        self.api = Api(self.loop, self.reading, self.knowledge, self.journal, self.apply, self.stop)
+        self.api = Api(self.loop, self.reading, self.knowledge, self.journal, self.stop)
+        self.api.reloading = Reload(
+            *(self.api, self.loop, self.knowledge, devices, self.journal, self.listeners, self.closing, self.apply)
+        )
         self.restart = Restart(self.loop, self.knowledge, self.api)
         await devices.start()
         stack.push_async_callback(devices.close)
@@ -126,6 +130,7 @@ class Daemon:
     def apply(self, config: Config) -> None:
         """Go by a new configuration from now on."""
         self.config = self.executor.config = self.knowledge.config = self.workers.config = config
+        self.closing.configure(config)
         self.loop.redactor = self.loop.redactor.also(secrets_of(config))  # workers of before live on, and so do logs
         logging.getLogger().setLevel(config.daemon.log_level.upper())
 
@@ -138,6 +143,8 @@ class Daemon:
         self.control.publish(event, body)
         self.restart.stirred.set()
         self.reading.hear(event)
+        if event == "service.removed":
+            self.closing.look(self.loop.state)
 
     def on_worker_exit(self, worker: str, problem: Problem, log_tail: tuple[str, ...]) -> None:
         self._take(WorkerExited(now(), worker, problem, log_tail))

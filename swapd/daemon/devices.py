@@ -21,17 +21,25 @@ log = logging.getLogger("swapd.devices")
 class Devices:
     def __init__(self, configs: Mapping[str, DeviceConfig], workers: Workers, state: Callable[[], State]) -> None:
         self._configs = dict(configs)
+        self._told: dict[str, DeviceConfig] = {}  # by the log
         self._workers = workers
         self._state = state
         self._host = HostMemory()
         self._nvml = Nvml()
 
     async def start(self) -> None:
-        """Find the devices if the configuration names none: every GPU, or on a host without one its memory."""
-        if not self._configs:
-            self._configs = {d.name: d for d in default_devices(await self._nvml.list_devices())}
-        for name, device in self._configs.items():
-            log.info("device.found name=%s kind=%s match=%s", name, device.kind.value, device.match or "-")
+        self.configure(await self.found(self._configs))
+
+    async def found(self, configs: Mapping[str, DeviceConfig]) -> dict[str, DeviceConfig]:
+        """Those of the configuration or, if it names none, every GPU; on a host without one, its memory."""
+        return dict(configs) or {d.name: d for d in default_devices(await self._nvml.list_devices())}
+
+    def configure(self, found: Mapping[str, DeviceConfig]) -> None:
+        """Go by these from now on."""
+        for name, device in found.items():
+            if self._told.get(name) != device:
+                log.info("device.found name=%s kind=%s match=%s", name, device.kind.value, device.match or "-")
+        self._configs = self._told = dict(found)
 
     async def close(self) -> None:
         await self._nvml.stop()

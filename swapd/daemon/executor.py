@@ -171,7 +171,7 @@ class Executor:
                 raise SwapdError(errors.DEVICE_UNKNOWN, text)
         service = self.loop.state.service(op.service)
         revision = service.revision(worker.revision) if service is not None else None
-        settings = self.config.services[op.service]
+        settings = self._knowledge.service_config(op.service)
         return await self._workers.spawn(worker, settings, model, reading, revision, effect.slot)
 
     async def _with_its_content(self, worker: Worker, model: ModelConfig) -> Worker:

@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from swapd.core.config import Config, ModelConfig
+from swapd.core.commands import leaving
+from swapd.core.config import Config, ModelConfig, ServiceConfig
 from swapd.core.config_views import settings_digest
 from swapd.core.errors import CONTENT_CHANGED, UNKNOWN_MODEL, UNKNOWN_REVISION, SwapdError
 from swapd.core.events import Measurement, Observed
@@ -31,6 +32,8 @@ from swapd.host.weights import summarize
 from swapd.wire import saved
 
 log = logging.getLogger("swapd.knowledge")
+
+UNREADABLE: Final = ""  # in place of a fingerprint: equal to none that was ever taken
 
 
 class Knowledge:
@@ -72,6 +75,22 @@ class Knowledge:
             known = ", ".join(sorted(self.config.models)) or "none"
             raise SwapdError(UNKNOWN_MODEL, f"There is no model {name!r}; the configuration has: {known}.")
         return model
+
+    def service_config(self, name: str) -> ServiceConfig:
+        """Raises SHUTTING_DOWN for one that has been removed, and may not have ended yet."""
+        config = self.config.services.get(name)
+        if config is None:
+            raise SwapdError.of(leaving(name))
+        return config
+
+    async def revision_to_start(self, service: str, model: ModelConfig) -> Revision:
+        """A model whose files cannot be read makes its service Unavailable, and keeps neither the others down nor the
+        daemon: it is tried again until they are there."""
+        try:
+            return await self.revision(service, model)
+        except SwapdError as error:
+            log.error("service.model_unreadable service=%s model=%s error=%s", service, model.name, error.message)
+            return Revision(0, service, model.name, settings_digest(model), UNREADABLE)
 
     async def revision(self, service: str, model: ModelConfig, number: int = 0) -> Revision:
         """The revision that this model would be now: its settings and the content of its files."""
@@ -116,7 +135,7 @@ class Knowledge:
 
         `drain_s` and `release_s` are what an in-place swap waits for beforehand: the old worker's requests and its end.
         """
-        allowed = self.config.services[service].devices or self._devices.names()
+        allowed = self.service_config(service).devices or self._devices.names()
         readings = await self._devices.read(allowed)
         kind = readings[0].kind if readings else DeviceKind.HOST
         digest = settings_digest(model)

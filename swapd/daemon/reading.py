@@ -110,15 +110,16 @@ class Reading:
         }
 
     def _service_record(self, service: Service) -> dict[str, Any]:
-        config = self._knowledge.config.services[service.name]
+        config = self._knowledge.config.services.get(service.name)  # None: it was removed, and has not ended yet
+        config_model = config.model if config is not None else service.config_model
         live = self._workers.live.get(service.owner or "")
         return service_record(
             self._loop.state,
             service,
-            listen=config.listen,
-            config_model=config.model,
+            listen=config.listen if config is not None else (),
+            config_model=config_model,
             stats=live.stats if live is not None else None,
-            brought_by=self._who_brought(drifted(service, config.model)),
+            brought_by=self._who_brought(drifted(service, config_model)),
         )
 
     def _who_brought(self, revision: Revision | None) -> str | None:

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from swapd.core.config import Config, ModelConfig, ServiceConfig
-from swapd.core.config_views import settings_digest
+from swapd.core.config import Config, ServiceConfig
 from swapd.core.errors import SHUTTING_DOWN, SwapdError
 from swapd.core.events import Kept, Observed, Recovered, ServiceAdded, SettingsChanged
 from swapd.core.model import Health, Kind, Revision, Service
@@ -25,7 +24,6 @@ log = logging.getLogger("swapd")
 UP: Final = frozenset(
     {*(WorkerState.LOADED, WorkerState.SERVING, WorkerState.HANDING_OVER, WorkerState.QUIESCED, WorkerState.PARKED)}
 )
-UNREADABLE: Final = ""  # in place of a fingerprint: equal to none that was ever taken
 
 
 class Restart:
@@ -66,7 +64,7 @@ class Restart:
         fresh = None
         if not up:
             model = config.models.get(running) or config.models[service.model]
-            fresh = await self._revision_to_start(name, model)
+            fresh = await self._knowledge.revision_to_start(name, model)
             same = stable is not None and stable.same_content(fresh)
             number = stable.number if same and stable is not None else known.last_revision + 1
             self._knowledge.remember(replace(fresh, number=number), model)
@@ -80,19 +78,10 @@ class Restart:
             log.warning("recovery.journal_lost service=%s revision=%d model=%s", name, found.number, found.model)
             revision = found
         else:
-            revision = replace(await self._revision_to_start(name, model), number=1 + _last(here))
+            revision = replace(await self._knowledge.revision_to_start(name, model), number=1 + _last(here))
             self._knowledge.remember(revision, model)
         settings = service_settings(config, service)
         return ServiceAdded(now(), name, settings, service.model, revision, last_revision=_last(here))
-
-    async def _revision_to_start(self, service: str, model: ModelConfig) -> Revision:
-        """A model whose files cannot be read makes its service Unavailable, and keeps neither the others down nor the
-        daemon: it is tried again until they are there."""
-        try:
-            return await self._knowledge.revision(service, model)
-        except SwapdError as error:
-            log.error("service.model_unreadable service=%s model=%s error=%s", service, model.name, error.message)
-            return Revision(0, service, model.name, settings_digest(model), UNREADABLE)
 
     async def follow_changes(self) -> None:
         """Once a service has settled, begin the swap to what its `model` was changed to."""
@@ -104,13 +93,16 @@ class Restart:
                     await self._follow(name, self._changed.pop(name))
 
     def _has_settled(self, name: str) -> bool:
-        """The old model serves or has failed to start, or an operator's swap came first."""
+        """The old model serves or has failed to start, an operator's swap came first, or the service is gone."""
         service = self._loop.state.service(name)
-        assert service is not None
-        return service.swap is not None or health(self._loop.state, service) is not Health.DEGRADED
+        if service is None or service.problem is not None or service.swap is not None:
+            return True
+        return health(self._loop.state, service) is not Health.DEGRADED
 
     async def _follow(self, name: str, model: str) -> None:
         service = self._loop.state.service(name)
+        if name not in self._knowledge.config.services:
+            return
         superseded = self._knowledge.config.services[name].model != model  # by a reload, which has begun its own swap
         if superseded or service is None or service.swap is not None:
             log.info("service.swap_superseded service=%s to=%s", name, model)

@@ -420,7 +420,9 @@ def test_reload_names_what_it_cannot_apply(daemon, capsys):
     change = {"key": "services.chat.listen", "effect": "restart", "text": "services.chat.listen: needs a restart"}
     daemon.answers["reload"] = {"changes": [change], "applied": False, "refused": ["services.chat.listen"]}
     assert main(["reload", "--dry-run"]) == 0
-    assert "not possible without a restart of swapd: services.chat.listen" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "services.chat.listen: needs a restart  (when swapd starts again)\n" in shown
+    assert "not possible while swapd runs as it does: services.chat.listen" in shown
 
 
 def test_stopping_the_workers_wants_a_yes(daemon, capsys, monkeypatch):

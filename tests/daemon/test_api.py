@@ -36,7 +36,7 @@ def world(tmp_path):
     loop.take(events.ServiceAdded(1.0, "chat", ServiceSettings(), "a", Revision(1, "chat", "a", "s", "a")))
     reading = Reading(loop, SimpleNamespace(live={}), None, None, journal)
     stop = lambda: loop.take(events.ShutdownRequested(2.0))  # noqa: E731
-    api = Api(loop, reading, None, journal, lambda config: None, stop)
+    api = Api(loop, reading, None, journal, stop)
     yield SimpleNamespace(api=api, loop=loop, journal=journal)
     journal.close()
 

@@ -1,0 +1,147 @@
+"""A changed file is taken over while everything runs: only what has changed is touched, or nothing at all."""
+
+import socket
+import threading
+
+import pytest
+from support.daemon_host import Crowd, Daemon, Refused, free_port, model, until
+
+A, B = model("a"), model("b")
+SERVICE = '[services.{}]\nlisten = "127.0.0.1:{}"\nmodel = "{}"\n{}\n'
+
+
+def workers(daemon, service="chat"):
+    """Of models: a gate that has held clients at the start may be on its way out."""
+    return {w["id"]: w["pid"] for w in daemon.call("workers") if w["service"] == service and w["role"] != "gate"}
+
+
+def chat(daemon, extra=""):
+    return SERVICE.format("chat", daemon.port, "a", extra)
+
+
+def names(daemon):
+    return [s["name"] for s in daemon.call("status")["services"]]
+
+
+def refused(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_an_added_service_comes_up_and_a_removed_one_ends_while_the_others_hear_nothing_of_it():
+    other = free_port()
+    with Daemon([A, B]) as daemon, Crowd(daemon.port) as crowd:
+        before = workers(daemon)
+        daemon.write([A, B], services=chat(daemon) + SERVICE.format("embed", other, "b", ""))
+        answer = daemon.call("reload")
+        assert [(c["key"], c["effect"]) for c in answer["changes"]] == [("services.embed", "now")]
+        assert daemon.get("/", port=other)[2]["model"] == "b", "its address answers at once, and holds until it serves"
+        stream = threading.Thread(target=lambda: streamed.append(daemon.get("/stream?n=60&s=0.05", port=other)))
+        streamed = []
+        stream.start()
+        until(lambda: daemon.service("embed")["streams"], what="the stream")
+        daemon.write([A, B], services=chat(daemon))
+        daemon.call("reload")
+        assert daemon.service("embed")["leaving"] is True
+        status, _, document, headers = daemon.get("/", port=other)
+        assert (status, document["error"]["code"]) == (503, "shutting_down")
+        assert "retry-after" in headers
+        with pytest.raises(Refused, match="being stopped"):
+            daemon.call("swap", service="embed", to="a")
+        until(lambda: names(daemon) == ["chat"], what="embed gone")
+        stream.join(10)
+        assert streamed[0][2].endswith(b"data: [DONE]\n\n"), "what was in flight is finished"
+        until(lambda: refused(other), what="its address closed")
+        assert workers(daemon, "embed") == {}
+        assert workers(daemon) == before
+        crowd.more(30)
+        crowd.check()
+
+
+def test_a_removed_service_can_be_added_again_once_it_has_ended():
+    other = free_port()
+    services = SERVICE.format("embed", other, "b", "")
+    with Daemon([A, B]) as daemon:
+        daemon.write([A, B], services=chat(daemon) + services)
+        daemon.call("reload")
+        daemon.wait_healthy("embed")
+        daemon.swap("a", service="embed")
+        stream = threading.Thread(target=lambda: daemon.get("/stream?n=60&s=0.05", port=other))
+        stream.start()
+        until(lambda: daemon.service("embed")["streams"], what="the stream")
+        daemon.write([A, B], services=chat(daemon))
+        daemon.call("reload")
+        daemon.write([A, B], services=chat(daemon) + services)
+        with pytest.raises(Refused, match="embed was removed from the configuration and is being stopped"):
+            daemon.call("reload")
+        until(lambda: names(daemon) == ["chat"], what="embed gone")
+        stream.join(10)
+        daemon.call("reload")
+        daemon.wait_healthy("embed")
+        assert daemon.service("embed")["revision"] == 3, "no number is given twice"
+
+
+def test_a_file_that_cannot_be_taken_over_changes_nothing_and_every_reason_is_told():
+    taken, free = free_port(), free_port()
+    with Daemon([A, B]) as daemon, socket.create_server(("127.0.0.1", taken)):
+        before = workers(daemon)
+        added = SERVICE.format("one", taken, "b", "") + SERVICE.format("two", free, "b", "")
+        daemon.write([A, B, model("c")], services=chat(daemon, 'soak = "1s"') + added)
+        with pytest.raises(Refused) as caught:
+            daemon.call("reload")
+        assert caught.value.code == "LISTEN_FAILED"
+        assert f"127.0.0.1:{taken}" in caught.value.message
+        assert refused(free), "and what could be bound is let go of"
+        assert names(daemon) == ["chat"]
+        assert [m["name"] for m in daemon.call("models")] == ["a", "b"]
+        daemon.write([A, B], services=chat(daemon, 'protocol = "tcp"'))
+        with pytest.raises(Refused, match=r"services\.chat\.protocol can only be changed by restarting swapd"):
+            daemon.call("reload")
+        daemon.write([A, B], services=SERVICE.format("two", daemon.port, "b", ""))
+        with pytest.raises(Refused, match=r"services\.two\.listen 127\.0\.0\.1:\d+ is still that of chat"):
+            daemon.call("reload")
+        assert workers(daemon) == before
+        assert daemon.call("history") == []
+
+
+def test_devices_come_and_go_unless_they_are_in_use():
+    host, more = '[devices.host]\nkind = "host"\nmemory = "{}"\n', '[devices.more]\nkind = "host"\nmemory = "300MiB"\n'
+    big = model("big", memory="200MiB")
+    with Daemon([A, big], devices=host.format("150MiB")) as daemon:
+        with pytest.raises(Refused, match="needs 200 MiB"):
+            daemon.call("plan", service="chat", to="big")
+        daemon.devices = host.format("1GiB")
+        daemon.write([A, big])
+        daemon.call("reload")
+        assert daemon.call("plan", service="chat", to="big")["strategy"] == "dual"
+        daemon.devices = host.format("1GiB") + more
+        daemon.write([A, big], services=chat(daemon, 'devices = ["more"]'))
+        daemon.call("reload")
+        assert [d["name"] for d in daemon.call("devices")] == ["host", "more"]
+        assert daemon.call("plan", service="chat", to="big")["device"] == "more"
+        daemon.devices = more
+        daemon.write([A, big], services=chat(daemon, 'devices = ["more"]'))
+        with pytest.raises(Refused, match=r"devices\.host is in use by chat"):
+            daemon.call("reload")
+        assert daemon.swap("big")["phase"] == "Soaking"
+        daemon.devices = host.format("1GiB")
+
+
+def test_changed_settings_of_a_model_that_serves_are_swapped_to_where_that_is_wished():
+    wish = 'reload_swaps = "settings"'
+    with Daemon([A, B]) as daemon, Crowd(daemon.port) as crowd:
+        daemon.write([model("a", THREADS="2"), B])
+        assert daemon.call("reload")["swaps"] == []
+        assert daemon.service()["swap"] is None
+        daemon.write([model("a", THREADS="3"), model("b", THREADS="3")], daemon=wish)
+        told = {c["key"]: c["effect"] for c in daemon.call("reload", dry_run=True)["changes"]}
+        assert told["models.a.env.THREADS"] == "swap"
+        assert told["models.b.env.THREADS"] == "next swap"
+        [swap] = daemon.call("reload")["swaps"]
+        assert (swap["to"]["model"], swap["asked_reason"]) == ("a", "the configuration changed")
+        assert daemon.wait(swap["id"])["phase"] == "Soaking"
+        crowd.more(30)
+        crowd.check()
