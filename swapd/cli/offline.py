@@ -113,9 +113,9 @@ class Offline:
 
     def logs(self, target: str, lines: int | None = None, *, offset: int | None = None) -> Any:
         try:
-            worker = self._log_target(target)
-            path = self.log_dir / f"{worker}.log"
-            ended = worker not in {each.id for each in self._directories()}
+            started = {each.id: each.log_path or self._log_path(each.id) for each in self._directories()}
+            worker = self._log_target(target, started)
+            path, ended = started.get(worker, self._log_path(worker)), worker not in started
             if offset is None:
                 chunk = logs.read_end(path, DEFAULT_LINES if lines is None else lines, ended=ended)
             else:
@@ -149,7 +149,7 @@ class Offline:
 
     @property
     def log_dir(self) -> Path:
-        return Path(self.config.daemon.state_dir) / "logs"
+        return Path(self.config.daemon.log_dir)
 
     @property
     def journal_path(self) -> Path:
@@ -187,17 +187,25 @@ class Offline:
         there_are = ", ".join(known.name for known in found) or "none"
         raise SwapdError(errors.UNKNOWN_SERVICE, f"There is no service {name!r}; there are: {there_are}.")
 
-    def _log_target(self, target: str) -> str:
+    def _log_path(self, worker: str) -> Path:
+        return self.log_dir / f"{worker}.log"
+
+    def _log_target(self, target: str, started: Mapping[str, Path]) -> str:
         """A worker that has a log: of a service its newest that runs, else the one that wrote last."""
-        running = [d for d in self._directories() if d.spec.get("service") == target]
-        models = [d.id for d in running if d.spec.get("kind") != Kind.GATE.value]
-        found = logs.newest(self.log_dir, target, among=models) or logs.newest(self.log_dir, target)
+        models = (d.id for d in self._directories() if d.spec.get("service") == target and not _is_gate(d))
+        written = [worker for worker in models if started[worker].exists()]
+        latest = max(written, key=lambda worker: int(worker.rpartition("-")[2]), default=None)
+        found = latest or logs.newest(self.log_dir, target)
         if found is not None:
             return found
-        if "/" not in target and (self.log_dir / f"{target}.log").exists():
+        if "/" not in target and started.get(target, self._log_path(target)).exists():
             return target
         text = f"There is no log of a service or worker {target!r} in {self.log_dir}"
         raise SwapdError(errors.UNKNOWN_WORKER, f"{text}; services: {', '.join(self.config.services) or 'none'}.")
+
+
+def _is_gate(directory: WorkerDir) -> bool:
+    return directory.spec.get("kind") == Kind.GATE.value
 
 
 # --- asking the workers --------------------------------------------------------------------------------------------

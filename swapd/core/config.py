@@ -45,7 +45,10 @@ class DaemonConfig:
     events: str = ""
     metrics: str | None = None
     log_level: str = "info"
+    log_dir: str = ""  # of the workers; empty only before parsing: the default is in state_dir
     log_keep: int = 10  # logs of ended workers kept per service
+    log_max_bytes: int = 64 * MIB  # of one log, then it is rotated
+    log_rotate: int = 1  # former files kept of each log
     history_keep: int = 1000  # finished swaps kept in the journal
     shutdown_timeout_s: float = 90.0  # for everything at SIGTERM: drain, stop, then end what is left
     hand_over_timeout_s: float = 2.0  # from quiesce to STARTED; past it the source resumes

@@ -165,9 +165,9 @@ def _make(cls: type[T], values: Mapping[str, Any], **given: Any) -> T:
 def _daemon(report: _Report, content: object) -> DaemonConfig:
     values = _read(report, "daemon", "daemon", content)
     runtime_dir = values.get("runtime_dir", DaemonConfig.__dataclass_fields__["runtime_dir"].default)
-    return _make(
-        DaemonConfig, values, control=f"ipc://{runtime_dir}/control.sock", events=f"ipc://{runtime_dir}/events.sock"
-    )
+    state_dir = values.get("state_dir", DaemonConfig.__dataclass_fields__["state_dir"].default)
+    sockets = {"control": f"ipc://{runtime_dir}/control.sock", "events": f"ipc://{runtime_dir}/events.sock"}
+    return _make(DaemonConfig, values, log_dir=f"{state_dir}/logs", **sockets)
 
 
 def _device(report: _Report, name: str, path: str, content: object) -> DeviceConfig:

@@ -190,8 +190,9 @@ class Reading:
         """A worker that has a log: one that waits for its (next) start has none."""
         if self._loop.state.service(target) is not None:
             workers = [w.id for w in self._loop.state.workers_of(target) if w.kind is not Kind.GATE]
-            directory = self._workers.log_path("x").parent
-            found = newest(directory, target, among=workers) or newest(directory, target)
+            written = [worker_id for worker_id in workers if self._workers.log_path(worker_id).exists()]
+            latest = max(written, key=lambda worker_id: int(worker_id.rpartition("-")[2]), default=None)
+            found = latest or newest(self._workers.log_path("x").parent, target)
             if found is not None:
                 return found
             text = f"No worker of {target} has a log: none has been started yet, or its log is gone (log_keep)."

@@ -33,7 +33,6 @@ LAUNCHER: Final = str(Path(swapd.__file__).parent / "worker" / "launch.py")
 EXIT_NOTICED_S: Final = 2.0  # a dying process closes its channel before its exit is seen; one with much to free, long
 HELLO_DEADLINE_S: Final = 30.0  # an interpreter on a cold disk, with nothing of the model imported yet
 LOG_TAIL_LINES: Final = 20
-MAX_LOG_BYTES: Final = 64 * 1024 * 1024
 OWN_STOP_MARGIN_S: Final = 3.0  # for the runner of a server to end what the server has left behind, and itself
 
 
@@ -72,7 +71,9 @@ class Workers:
         self._supervisor.close()
 
     def log_path(self, worker_id: str) -> Path:
-        return Path(self.config.daemon.state_dir) / "logs" / f"{worker_id}.log"
+        """Of one that runs, where it writes: `log_dir` may have been another one when it was started."""
+        live = self.live.get(worker_id)
+        return Path(live.facts.log_path if live else f"{self.config.daemon.log_dir}/{worker_id}.log")
 
     async def spawn(
         self,
@@ -228,7 +229,7 @@ class Workers:
         """Forget the oldest logs of workers that have ended, and bound those of the running ones. Blocks."""
         prune(self.log_path("x").parent, keep_per_service=keep_per_service, running=tuple(self.live))
         for live in list(self.live.values()):
-            cap(Path(live.facts.log_path), MAX_LOG_BYTES)
+            cap(Path(live.facts.log_path), self.config.daemon.log_max_bytes, self.config.daemon.log_rotate)
 
     def last_lines(self, worker_id: str) -> tuple[str, ...]:
         """The end of its log; empty when that cannot be read. Blocks."""

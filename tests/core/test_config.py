@@ -77,6 +77,7 @@ def test_a_full_configuration_becomes_values():
         runtime_dir="/run/other",
         control="ipc:///run/other/control.sock",
         events="ipc:///run/other/events.sock",
+        log_dir="/var/lib/swapd/logs",
         log_level="debug",
         shutdown_timeout_s=180.0,
     )

@@ -75,8 +75,8 @@ def test_every_setting_of_the_reference_can_be_taken_in_but_those_of_later_versi
 
 def test_what_the_reference_comments_out_is_the_default():
     config, _ = parse_tables(_all_settings_on(), file=FILE)
-    runtime = DaemonConfig(control="ipc:///run/swapd/control.sock", events="ipc:///run/swapd/events.sock")
-    assert replace(config.daemon, metrics=None) == runtime
+    sockets = {"control": "ipc:///run/swapd/control.sock", "events": "ipc:///run/swapd/events.sock"}
+    assert replace(config.daemon, metrics=None) == DaemonConfig(**sockets, log_dir="/var/lib/swapd/logs")
     chat = config.services["chat"]
     assert chat == ServiceConfig(name="chat", listen=chat.listen, model=chat.model)
     model = config.models["a"]

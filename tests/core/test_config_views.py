@@ -108,7 +108,7 @@ def test_the_redacted_view_of_a_file_without_secrets_is_a_file_with_the_same_mea
         (((*CHAT, "keep_alive"), "5s"), "services.chat.keep_alive", NEXT_SWAP),
         (((*CHAT, "listen"), "127.0.0.1:9000"), "services.chat.listen", RESTART),
         ((("daemon", "log_level"), "debug"), "daemon.log_level", NOW),
-        ((("daemon", "state_dir"), "/x"), "daemon.state_dir", RESTART),
+        ((("daemon", "log_dir"), "/x"), "daemon.log_dir", RESTART),
         ((("daemon", "control"), "ipc:///x"), "daemon.control", RESTART),
         ((("devices", "ram"), {"kind": "host"}), "devices.ram", NOW),
         ((("models", "b"), {"app": "b:app"}), "models.b", NEXT_SWAP),

@@ -8,6 +8,8 @@ import threading
 import pytest
 from support.daemon_host import Daemon, Refused, model, until
 
+from swapd.host.logs import cap
+
 
 def command(daemon, *arguments):
     return [sys.executable, "-m", "swapd.cli.main", "--connect", f"ipc://{daemon.dir}/r/control.sock", *arguments]
@@ -15,6 +17,10 @@ def command(daemon, *arguments):
 
 def cli(daemon, *arguments):
     return subprocess.run(command(daemon, *arguments), capture_output=True, text=True, timeout=30)
+
+
+def offline(daemon, *arguments):
+    return cli(daemon, "--offline", "--config", str(daemon.config), *arguments)
 
 
 @contextlib.contextmanager
@@ -81,3 +87,43 @@ def test_none_is_not_the_default():
         assert daemon.call("logs", target="chat")["lines"]
         assert cli(daemon, "logs", "chat", "-n", "0").stdout == ""
         assert "chat" not in cli(daemon, "history", "-n", "0").stdout
+
+
+def test_following_a_worker_over_rotations_of_its_log_loses_no_line():
+    with Daemon([model("a")], daemon='log_rotate = 2\nlog_max_size = "1MiB"') as daemon:
+        [worker] = [w["id"] for w in daemon.call("workers") if w["role"] == "stable"]
+        log = daemon.dir / f"s/logs/{worker}.log"
+        with following(daemon, "chat", "-n", "0") as (_, lines):
+
+            def said():
+                daemon.get("/say?line=begun")
+                return "begun" in lines
+
+            until(said, what="the first line")
+            expected = []
+
+            def say(count):
+                for _ in range(count):
+                    expected.append(f"line-{len(expected)}")
+                    daemon.get(f"/say?line={expected[-1]}")
+
+            for _ in range(3):
+                say(30)
+                until(lambda: lines[-1:] == expected[-1:], what="what was there long before")
+                say(5)
+                assert cap(log, 100, keep=2)  # the follower has not asked for all of these yet
+                say(2)
+                until(lambda: lines[-1:] == expected[-1:], what="the last line")
+            assert [line for line in lines if line.startswith("line-")] == expected
+            assert (log.parent / f"{log.name}.2").exists()
+
+
+def test_logs_lie_and_are_rotated_where_the_settings_say(tmp_path):
+    settings = f'log_dir = "{tmp_path}/logs"\nlog_max_size = "1MiB"\nlog_rotate = 3'
+    with Daemon([model("a", CHATTER=str(3 << 20))], daemon=settings) as daemon:
+        [log] = (tmp_path / "logs").glob("chat-?.log")
+        until(lambda: (tmp_path / f"logs/{log.name}.1").exists(), what="the rotation")
+        assert not (daemon.dir / "s/logs").exists()
+        daemon.get("/say?line=after-it")
+        until(lambda: "after-it" in cli(daemon, "logs", "chat").stdout, what="its line")
+        assert "after-it" in offline(daemon, "logs", "chat").stdout

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,7 @@ def test_only_the_newest_logs_of_each_service_are_kept(tmp_path):
     for name in ("chat-1", "chat-2", "chat-10", "chat-11", "chat-gate-3", "chat-gate-4", "my-chat-1", "a-7"):
         (tmp_path / f"{name}.log").touch()
     (tmp_path / "chat-1.log.1").touch()
+    (tmp_path / "chat-1.log.2").touch()
     (tmp_path / "notes.txt").touch()
     assert logs.prune(tmp_path, keep_per_service=1, running=["chat-2"]) == ["chat-1", "chat-10", "chat-gate-3"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -153,21 +155,120 @@ def test_a_log_under_its_cap_is_left_alone(log):
     assert log.stat().st_size == 100
 
 
-def test_a_running_worker_goes_on_in_a_log_that_was_cut(log):
-    program = "import sys\nfor line in sys.stdin: print('got', line, end='', flush=True)"
-    with log.open("ab") as file:
-        worker = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=file, text=True)
-    try:
-        print("x" * 500, file=worker.stdin, flush=True)
-        wait_until(lambda: log.stat().st_size > 500)
-        assert logs.cap(log, 100)
-        assert log.stat().st_size == 0
-        former = log.with_name("chat-3.log.1")
-        assert former.read_text() == "x" * 99 + "\n"  # the end of it: no more than the cap
-        assert former.stat().st_mode & 0o777 == 0o640
-        print("more", file=worker.stdin, flush=True)
-        wait_until(lambda: log.stat().st_size)
-        assert log.read_bytes() == b"got more\n"  # at the new end, no hole of zeros before it
-    finally:
-        worker.stdin.close()
-        worker.wait()
+@pytest.fixture(params=["taken off", "cut"])
+def rotation(request, tmp_path, monkeypatch):
+    """Both ways to rotate."""
+    if request.param == "cut":
+        monkeypatch.setattr(logs, "_collapse", lambda descriptor, size: False)
+        return "cut"
+    probe = tmp_path / "probe"
+    probe.write_bytes(b"x" * 10_000)
+    with probe.open("r+b") as file:
+        if not logs._collapse(file.fileno(), 4096):
+            pytest.skip("this file system cannot take off the beginning of a file")
+    probe.unlink()
+    return "taken off"
+
+
+def formers(log):
+    return sorted(each.name for each in log.parent.glob("*.log.*"))
+
+
+WRITER = """
+import os, sys
+log, number = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT), 0
+while True:
+    number += 1
+    os.write(log, b"line %d of many\\n" % number)
+"""
+
+
+def test_what_a_worker_writes_during_rotations_is_all_there_and_in_order(log, rotation):
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(log)]) as writer:
+        for _ in range(5):
+            wait_until(lambda: log.exists() and log.stat().st_size > 200_000)
+            assert logs.cap(log, 200_000, keep=100)
+        writer.kill()
+    former = [log.with_name(f"{log.name}.{number}").read_bytes() for number in range(5, 0, -1)]
+    written = b"".join([*former, log.read_bytes()])
+    assert b"\0" not in written
+    whole = [match for line in written.splitlines() if (match := re.fullmatch(rb"line (\d+) of many", line))]
+    numbers = [int(match[1]) for match in whole]
+    if rotation == "taken off":
+        assert numbers == list(range(1, len(written.splitlines()) + 1))
+    else:  # one that is written at that instant may be lost
+        assert numbers == sorted(set(numbers))
+
+
+def test_whoever_follows_over_rotations_misses_nothing(log, rotation):
+    lines, offset = [], 0
+    expected = [f"line {number} {'x' * (number % 90)}" for number in range(3000)]
+    for number, line in enumerate(expected):
+        write(log, line.encode() + b"\n")
+        if number % 7 == 0:
+            chunk = logs.read_from(log, offset, max_bytes=1000)
+            assert not chunk.restarted
+            lines, offset = lines + chunk.text.splitlines(), chunk.offset
+        logs.cap(log, 20_000, keep=2)
+    while (chunk := logs.read_from(log, offset, max_bytes=1000)).text:
+        lines, offset = lines + chunk.text.splitlines(), chunk.offset
+    assert lines == expected
+    assert formers(log) == ["chat-3.log.1", "chat-3.log.2"]
+
+
+def test_the_last_lines_reach_back_over_a_rotation(log, rotation):
+    expected = [f"line {number}" for number in range(3000)]
+    write(log, "".join(f"{line}\n" for line in expected).encode())
+    assert logs.cap(log, 20_000)
+    assert logs.tail(log, 2000) == expected[-2000:]
+    write(log, b"more\nhal")
+    end = logs.read_end(log, 3)
+    assert end.text.splitlines() == [expected[-1], "more", "hal"]
+    write(log, b"f\n")
+    assert logs.read_from(log, end.offset).text == "half\n"
+
+
+def test_a_line_begun_before_a_rotation_is_given_whole(log, rotation):
+    write(log, b"x" * 9_000 + b"\n" + b"y" * 9_000)
+    offset = logs.read_from(log, 0).offset
+    assert logs.cap(log, 10_000)
+    end = logs.read_end(log, 1)
+    write(log, b"z\n")
+    assert logs.read_from(log, offset).text == "y" * 9_000 + "z\n"
+    assert logs.read_from(log, end.offset).text == "y" * 9_000 + "z\n"
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_so_many_former_files_are_kept(log, rotation, keep):
+    for number in range(5):
+        write(log, b"%d" % number * 9_999 + b"\n")
+        assert logs.cap(log, 9_000, keep=keep)
+    assert formers(log) == [f"chat-3.log.{number}" for number in range(1, keep + 1)]
+    if keep:
+        assert log.with_name("chat-3.log.1").stat().st_mode & 0o777 == 0o640
+    write(log, b"x" * 20_000)
+    assert logs.cap(log, 9_000, keep=1)
+    assert formers(log) == ["chat-3.log.1"], "the setting has become smaller"
+
+
+def test_a_log_that_outgrew_its_cap_by_far_does_not_fill_the_disk_twice(log, rotation):
+    write(log, b"x" * 1_000_000)
+    assert logs.cap(log, 10_000)
+    assert log.with_name("chat-3.log.1").stat().st_size <= 20_000
+    assert log.stat().st_size <= 10_000
+
+
+def test_following_a_log_that_lost_what_was_before_says_so(log, rotation):
+    write(log, b"x" * 99_999 + b"\n")
+    assert logs.cap(log, 10_000, keep=0)
+    write(log, b"new\n")
+    chunk = logs.read_from(log, 100_000)
+    assert chunk.restarted
+    assert chunk.text.endswith("new\n")
+
+
+def test_a_log_smaller_than_a_block_is_rotated_as_well(log, rotation):
+    write(log, b"x" * 500 + b"\n")
+    assert logs.cap(log, 100)
+    assert log.stat().st_size == 0
+    assert log.with_name("chat-3.log.1").read_bytes() == b"x" * 500 + b"\n"

@@ -4,8 +4,8 @@ NAME: what it answers. HOLD_MB: memory that it takes at load. LOAD_S: how long l
 import until its ready path says so. FAIL: one of import, exit, load, never_ready, probe, slow_probe, warmup,
 after_cutover, oom, shutdown (which hangs), killed_at_switch, stopped_at_switch (both right after the second probe).
 PROBE_S: how long a probe takes. LEAK: it says that value when it fails to load and in its failing probe, and writes
-it at import. EXIT_WHILE, "at:PATH": it exits at its import for as long as there is that file. Every answer has, as
-"asked", how many requests of its path there were.
+it at import. CHATTER: so many bytes of lines that it writes at import. EXIT_WHILE, "at:PATH": it exits at its import
+for as long as there is that file. Every answer has, as "asked", how many requests of its path there were.
 """
 
 import asyncio
@@ -28,6 +28,9 @@ ready_at = time.monotonic() + float(os.environ.get("READY_AFTER_S", "0"))
 
 if LEAK:
     print(f"the token is {LEAK}", file=sys.stderr, flush=True)
+
+for _ in range(int(os.environ.get("CHATTER", "0")) // 64):
+    print("x" * 63, file=sys.stderr)
 
 if FAIL == "import":
     import a_module_that_is_not_there  # noqa: F401
