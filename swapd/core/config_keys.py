@@ -137,7 +137,7 @@ WARMUP: Final = (
     _timeout("timeout", NEXT_SWAP, 0.1),
 )
 SERVICE: Final = (
-    Key("listen", address.listen, RESTART, cure='write listen = "127.0.0.1:8000"', show=list),
+    Key("listen", address.listen, NOW, cure='write listen = "127.0.0.1:8000"', show=list),
     Key("model", read.text, SWAP, cure='write model = "NAME", the [models.NAME] to serve at first'),
     Key("devices", read.device_names, show=list),
     Key("strategy", read.strategy, NOW),

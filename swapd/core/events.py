@@ -138,6 +138,7 @@ class Observed:
     epoch: int = 0  # of the last transfer that its front took part in
     table_epoch: int = 0  # a gate's
     points_to: str | None = None  # a gate's
+    listeners: tuple[str, ...] | None = None  # by their addresses; None: it does not say
     hooks: frozenset[str] = frozenset()
     quiesced_at: float | None = None  # when it last let go of the clients
     started_at: float | None = None  # when it last became the owner

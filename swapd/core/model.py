@@ -263,6 +263,7 @@ class ServiceSettings:
     crash_loop_failures: int = 5
     gated: bool = False  # a gate answers the clients, whatever front the model's worker has itself
     gate: str = ""  # digest of what a gate is made of: settings and version
+    listen: tuple[str, ...] = ()  # the addresses that clients come to
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +276,7 @@ class Service:
     previous: int = 0  # what a rollback returns to
     last_revision: int = 0  # the highest number given so far: none is given twice
     owner: str | None = None  # the worker whose front holds the listeners
+    bound: tuple[str, ...] = ()  # the addresses that it has been given
     epoch: int = 0  # of the last hand-over or table: one count for both
     slots: tuple[tuple[int, Slot], ...] = ()
     swap: Swap | None = None

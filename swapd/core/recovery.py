@@ -221,6 +221,9 @@ def _find_owner(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
     if service.owner not in {w.id for w in owners}:
         newest = max(owners, key=lambda w: seen[w.id].epoch, default=None)
         d.set_service(name, owner=newest.id if newest is not None else None)
+    bound = next((seen[w.id].listeners for w in owners if w.id == d.services[name].owner), None)
+    if bound is not None:
+        d.set_service(name, bound=bound)
     epochs = [max(seen[w.id].epoch, seen[w.id].table_epoch) for w in living]
     d.set_service(name, epoch=max([service.epoch, *epochs]))
     d.settle_roles(name)

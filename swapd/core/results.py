@@ -95,6 +95,8 @@ def op_done(d: Draft, event: events.OpDone) -> None:
             d.set_worker(worker.id, verified=True, ready_at=d.at)
             _settle(d, worker, event.result.get("used_bytes"))
         case OpKind.ADOPT:
+            bound = tuple(event.result.get("listeners", d.services[op.service].settings.listen))
+            d.set_service(op.service, bound=bound)
             owns(d, worker, op.epoch)
             switched(d, op.service, event.result)
         case OpKind.POINT:
@@ -164,6 +166,8 @@ def op_failed(d: Draft, event: events.OpFailed) -> None:
             _drained(d, worker, 0)
         case OpKind.PARK:
             d.stop(d.workers[worker.id], force=False, step="stop")
+        case OpKind.ADOPT if d.services[op.service].owner == worker.id:  # it serves on, at the addresses that it has
+            d.set_service(op.service, problem=event.problem, bound=d.services[op.service].settings.listen)
         case OpKind.CONFIRM if _stop_parked(d, worker):
             pass
         case _:

@@ -36,6 +36,8 @@ def route(d: Draft, name: str, goal: Revision | None) -> None:
     if not d.transferring(name):
         _renew(d, service)
     if not d.transferring(name):
+        _rebind(d, d.services[name])
+    if not d.transferring(name):
         _follow(d, name)
 
 
@@ -111,6 +113,13 @@ def _renew(d: Draft, service: Service) -> None:
         _point(d, service, gate, owner.points_to, None, turn_away=owner.turns_away)
     else:
         _hand_over(d, service, owner, gate, None)
+
+
+def _rebind(d: Draft, service: Service) -> None:
+    """The owner is given the addresses that the service has now, and lets go of those that it has no more."""
+    owner = d.owner_of(service.name)
+    if owner is not None and not owner.ending and owner.op is None and service.bound != service.settings.listen:
+        _adopt(d, service, owner, None)
 
 
 def _follow(d: Draft, name: str) -> None:

@@ -123,6 +123,7 @@ def _observed(live: Live) -> Observed:
         epoch=max(_number(hello, "epoch"), _number(hello, "last_epoch")),
         table_epoch=_number(hello, "table_epoch"),
         points_to=hello.get("points_to"),
+        listeners=tuple(hello["listeners"]) if "listeners" in hello else None,
         hooks=frozenset(hello.get("hooks", ())),
         quiesced_at=hello.get("quiesced_at"),
         started_at=hello.get("started_at"),

@@ -263,6 +263,7 @@ def service_settings(config: Config, service: ServiceConfig) -> ServiceSettings:
         config.daemon.crash_loop_failures,
         gated=service.front == "gate" or service.protocol == "tcp",
         gate=_gate_digest(service),
+        listen=service.listen,
     )
 
 

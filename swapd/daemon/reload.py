@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,7 @@ class Reload:
         if stuck:
             raise SwapdError(errors.NOT_SUPPORTED, _refusal(stuck), {"keys": list(stuck)})
         added = [await self._added(new, name) for name in new.services if name not in old.services]
-        bound = _bind({event.name: new.services[event.name].listen for event in added})
+        bound = _bind(self._new_addresses(new))
         if self._loop.state.stopping:
             _unbind(bound)
             raise SwapdError(errors.SHUTTING_DOWN, "swapd is shutting down; its configuration stays as it is.")
@@ -128,6 +128,11 @@ class Reload:
                     )
         return stuck
 
+    def _new_addresses(self, new: Config) -> dict[str, list[str]]:
+        """Those that the daemon has not bound, by service."""
+        wanted = {name: (config.listen, self._listeners.get(name, {})) for name, config in new.services.items()}
+        return {name: [each for each in listen if each not in bound] for name, (listen, bound) in wanted.items()}
+
     async def _added(self, new: Config, name: str) -> ServiceAdded:
         config = new.services[name]
         model = new.models[config.model]
@@ -144,7 +149,7 @@ class Reload:
     def _take_over(self, old: Config, new: Config, added: list[ServiceAdded], bound: Bound) -> None:
         """Without a pause: nothing else happens in between."""
         self._apply(new)
-        self._listeners.update(bound)
+        gone = self._replace_listeners(new, bound)
         for name in old.services.keys() - new.services.keys():
             self._closing.leaves(name)
             self._loop.take(ServiceRemoved(now(), name))
@@ -154,6 +159,17 @@ class Reload:
         for event in added:
             self._loop.take(replace(event, at=now()))
         self._closing.look(self._loop.state)
+        for sock in gone:  # the owner has its own copies, and lets in who waits there
+            listening.unbind(sock)
+
+    def _replace_listeners(self, new: Config, bound: Bound) -> list[socket.socket]:
+        """Returns those of addresses that their services have no more."""
+        gone: list[socket.socket] = []
+        for name, config in new.services.items():
+            had = {**self._listeners.get(name, {}), **bound[name]}
+            self._listeners[name] = {address: had.pop(address) for address in config.listen}
+            gone += had.values()
+        return gone
 
     async def _swap(self, changes: list[Change], actor: str) -> list[dict[str, Any]]:
         """To the models that services have now, and to the settings that models have."""
@@ -185,7 +201,7 @@ def _refusal(stuck: Mapping[str, str]) -> str:
     return f"Not applied: {told.rstrip('.')}."
 
 
-def _bind(wanted: Mapping[str, tuple[str, ...]]) -> Bound:
+def _bind(wanted: Mapping[str, Sequence[str]]) -> Bound:
     """All of them or, with every reason told, none. Raises SwapdError(LISTEN_FAILED)."""
     bound: Bound = {}
     problems: list[Problem] = []

@@ -85,8 +85,8 @@ def bind_all(
                 problems.append(error.problem)
     used = [sock for socks in bound.values() for sock in socks.values()]
     for sock in lent.values():
-        if sock not in used:
-            sock.close()
+        if sock not in used:  # nobody's address any more
+            listening.unbind(sock)
     if problems:
         for sock in new:
             listening.unbind(sock)

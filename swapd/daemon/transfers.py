@@ -44,13 +44,14 @@ class Transfers:
 
     async def adopt(self, op: Op) -> Mapping[str, Any]:
         listeners = self._listeners[op.service]
-        return await _patiently(
+        result = await _patiently(
             self._live(op.worker),
             "adopt",
             {"epoch": op.epoch, "listeners": list(listeners)},
             fds=tuple(sock.fileno() for sock in listeners.values()),
             deadline_s=self._patience_s(),
         )
+        return {**result, "listeners": list(listeners)}
 
     async def hand_over(self, op: Op) -> Mapping[str, Any]:
         """Introduce the two by a socketpair; from then on they need no daemon.

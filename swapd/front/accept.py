@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 MAX_REST: Final = 4096  # the longest queue
@@ -57,6 +57,15 @@ class Acceptor:
         if self._watching:
             self._loop.add_reader(listener.fileno(), self._readable, listener)
 
+    def keep_only(self, names: Collection[str]) -> None:
+        """Close our copies of all others, and accept first who waits there."""
+        for name in [name for name in self._listeners if name not in names]:
+            listener = self._listeners.pop(name)
+            if self._watching:
+                self._loop.remove_reader(listener.fileno())
+            self._accept_all(listener)
+            listener.close()
+
     def watch(self) -> None:
         self._cancel_pause()
         if not self._watching:
@@ -82,9 +91,12 @@ class Acceptor:
     def accept_rest(self) -> None:
         """Take everybody who is in the queues now: the end of the listeners would reset them."""
         for listener in self._listeners.values():
-            with contextlib.suppress(OSError):  # nobody is left, or no descriptor
-                for _ in range(MAX_REST):
-                    self._on_accept(listener.accept()[0])
+            self._accept_all(listener)
+
+    def _accept_all(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # nobody is left, or no descriptor
+            for _ in range(MAX_REST):
+                self._on_accept(listener.accept()[0])
 
     def _readable(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS_A_TURN):

@@ -28,7 +28,9 @@ class Front(PastTheLoop, Target):
         return self._state.phase in (Phase.OWNER, Phase.OFFERING)
 
     def adopt(self, epoch: int, listeners: Mapping[str, socket.socket]) -> float:
-        """Become the owner at once: no living source exists. Takes over the sockets. Returns when it started."""
+        """Become the owner at once: no living source exists. An owner has these listeners from now on, and no others;
+        whoever waits in the queues of those is let in yet. Takes over the sockets. Returns when it started."""
+        self._acceptor.keep_only(listeners)
         for name, listener in listeners.items():
             self._acceptor.add(name, listener)
         self._started_at = started_at = time.monotonic()

@@ -1,5 +1,6 @@
 """A changed file is taken over while everything runs: only what has changed is touched, or nothing at all."""
 
+import signal
 import socket
 import threading
 
@@ -46,6 +47,7 @@ def test_an_added_service_comes_up_and_a_removed_one_ends_while_the_others_hear_
         daemon.write([A, B], services=chat(daemon))
         daemon.call("reload")
         assert daemon.service("embed")["leaving"] is True
+        until(lambda: daemon.get("/", port=other)[0] == 503, what="the first who is turned away")
         status, _, document, headers = daemon.get("/", port=other)
         assert (status, document["error"]["code"]) == (503, "shutting_down")
         assert "retry-after" in headers
@@ -145,3 +147,39 @@ def test_changed_settings_of_a_model_that_serves_are_swapped_to_where_that_is_wi
         assert daemon.wait(swap["id"])["phase"] == "Soaking"
         crowd.more(30)
         crowd.check()
+
+
+@pytest.mark.parametrize("front", ["", 'front = "gate"'])
+@pytest.mark.parametrize("how", ["reload", "restart"])
+def test_a_changed_address_is_bound_before_the_old_one_is_closed(how, front):
+    first, second = free_port(), free_port()
+    with Daemon([A, B], services=SERVICE.format("chat", first, "a", front), port=first) as daemon:
+        before = workers(daemon)
+        with Crowd(first) as crowd:
+            one = f'"127.0.0.1:{first}"'
+            both = chat(daemon, front).replace(one, f'[{one}, "127.0.0.1:{second}"]')
+            daemon.write([A, B], services=both)
+            take_over(daemon, how)
+            until(lambda: not refused(second), what="the new address")
+            assert daemon.get("/", port=second)[2]["model"] == "a"
+            crowd.more(20)
+        crowd.check()
+        daemon.write([A, B], services=SERVICE.format("chat", second, "a", front))
+        stream = threading.Thread(target=lambda: streamed.append(daemon.get("/stream?n=40&s=0.02", port=first)))
+        streamed = []
+        stream.start()
+        until(lambda: daemon.service()["streams"], what="the stream")
+        take_over(daemon, how)
+        until(lambda: refused(first), what="the old address closed")
+        assert daemon.get("/", port=second)[2]["model"] == "a"
+        stream.join(10)
+        assert streamed[0][2].endswith(b"data: [DONE]\n\n"), "what came by it goes on"
+        assert workers(daemon) == before
+
+
+def take_over(daemon, how):
+    if how == "reload":
+        daemon.call("reload")
+    else:
+        daemon.stop(signal.SIGKILL)
+        daemon.start()
