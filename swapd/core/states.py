@@ -89,6 +89,7 @@ WORKER_TABLE: Final[Mapping[WorkerState, Mapping[str, WorkerState]]] = {
     },
     _S.SERVING: {
         **_ALWAYS,
+        ADOPT: _S.SERVING,  # said again; or its source died before it had sent the listeners
         HAND_OVER: _S.HANDING_OVER,
         ADOPT: _S.SERVING,  # other listeners than it had
         RECEIVE: _S.SERVING,  # stragglers of an earlier owner
@@ -104,6 +105,7 @@ WORKER_TABLE: Final[Mapping[WorkerState, Mapping[str, WorkerState]]] = {
         SUCCESSOR: _S.HANDING_OVER,
         TARGET_DEAD: _S.HANDING_OVER,
         POINT: _S.HANDING_OVER,
+        DRAIN: _S.HANDING_OVER,  # its target has started, and its blocked loop has not heard of it
         DRAIN_UPSTREAM: _S.HANDING_OVER,
         HANDED_OVER: _S.QUIESCED,
         RESUMED: _S.SERVING,

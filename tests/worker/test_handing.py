@@ -144,7 +144,7 @@ def test_the_owner_is_neither_parked_nor_drained_nor_given_a_second_start(spawn,
     service.adopt(client)
     for verb, params in (("park", {}), ("drain", {"deadline_s": 1}), ("load", {})):
         error = refused(lambda verb=verb, params=params: client.request(verb, **params))
-        assert (error.code, "possible now: receive, hand_over" in error.message) == ("BAD_REQUEST", True)
+        assert (error.code, "possible now: adopt, receive, hand_over" in error.message) == ("BAD_REQUEST", True)
     assert revision_of(service.ask_once()) == 1
 
 
@@ -329,6 +329,20 @@ def test_a_target_proven_dead_after_commit_gives_the_clients_back(spawn, service
     assert state_of(old) == "serving"
     assert revision_of(service.ask_once()) == 1
     assert old.request("target_dead", epoch=service.epoch) == {"resumed": True}, "said again"
+
+
+def test_a_target_whose_source_died_before_it_sent_anything_is_given_the_listeners_by_the_daemon(spawn, service):
+    new = spawn(revision=2).loaded()
+    service.epoch += 1
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    new.request("receive", fds=(theirs.fileno(),), epoch=service.epoch)
+    theirs.close()
+    ours.close()
+    report = new.request("source_dead", epoch=service.epoch)
+    assert report == {"started": True, "listeners": [], "connections": 0}
+    assert state_of(new) == "serving"
+    service.adopt(new)
+    assert revision_of(service.ask_once()) == 2
 
 
 def test_a_source_proven_dead_lets_the_target_start(spawn, service):
