@@ -16,6 +16,7 @@ from swapd.core.errors import Problem
 from swapd.core.events import Kept, Observed, OpDone, OpFailed, WorkerExited
 from swapd.core.ledger import return_of
 from swapd.core.model import Kind, Op, OpKind, Reservation, Revision, Service, Worker
+from swapd.core.routing import next_epoch
 from swapd.core.states import Phase, WorkerState
 
 MAX_RECOVERIES: Final = 3
@@ -24,6 +25,8 @@ ENDED: Final = "the daemon ended"
 _UP: Final = frozenset({WorkerState.LOADED, WorkerState.SERVING, WorkerState.HANDING_OVER, WorkerState.QUIESCED})
 _NOT_UP: Final = frozenset({WorkerState.SPAWNED, WorkerState.STAGED})
 _AGAIN: Final = frozenset({OpKind.STOP, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})  # `advance` waits for their end
+# These may come to pass yet, in a front whose loop is blocked, and nobody would know: one that is newer ends them.
+_LATE: Final = frozenset({OpKind.ADOPT, OpKind.POINT})
 
 Seen = Mapping[str, Observed]
 
@@ -90,6 +93,8 @@ def _recover(d: Draft, name: str, event: events.Recovered, seen: Seen, kept: Kep
         _renew(d, name, kept.fresh)
     for worker in living:
         _see(d, worker, seen[worker.id])
+    epochs = [max(seen[w.id].epoch, seen[w.id].table_epoch) for w in living]
+    d.set_service(name, epoch=max([d.services[name].epoch, *epochs]))
     for worker in living:
         _conclude(d, d.workers[worker.id], seen)
     _find_owner(d, name, living, seen)
@@ -169,6 +174,10 @@ def _conclude(d: Draft, worker: Worker, seen: Seen) -> None:
     elif op.kind in _AGAIN:
         d.end_step(op.service, op.step, "canceled", ENDED)
         d.run(op.kind, worker, step=op.step, epoch=op.epoch, force=op.force)
+    elif op.kind in _LATE:
+        d.end_step(op.service, op.step, "canceled", ENDED)
+        epoch = next_epoch(d, op.service)
+        d.run(op.kind, worker, step=op.step, target=op.target, epoch=epoch, turn_away=op.turn_away)
     else:
         d.end_step(op.service, op.step, "canceled", ENDED)
         d.set_worker(worker.id, op=None)
@@ -224,8 +233,6 @@ def _find_owner(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
     bound = next((seen[w.id].listeners for w in owners if w.id == d.services[name].owner), None)
     if bound is not None:
         d.set_service(name, bound=bound)
-    epochs = [max(seen[w.id].epoch, seen[w.id].table_epoch) for w in living]
-    d.set_service(name, epoch=max([service.epoch, *epochs]))
     d.settle_roles(name)
 
 

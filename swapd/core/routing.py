@@ -225,19 +225,19 @@ def _progress(d: Draft, service: Service, reason: str) -> None:
         d.set_phase(service.name, Phase.PROGRESSING, reason=reason)
 
 
-def _next_epoch(d: Draft, service: Service) -> int:
-    return d.set_service(service.name, epoch=d.services[service.name].epoch + 1).epoch
+def next_epoch(d: Draft, service: str) -> int:
+    return d.set_service(service, epoch=d.services[service].epoch + 1).epoch
 
 
 def _adopt(d: Draft, service: Service, front: Worker, step: str | None) -> None:
-    d.run(OpKind.ADOPT, front, epoch=_next_epoch(d, service), step=step)
+    d.run(OpKind.ADOPT, front, epoch=next_epoch(d, service.name), step=step)
 
 
 def _hand_over(d: Draft, service: Service, source: Worker, target: Worker, step: str | None) -> None:
-    d.run(OpKind.HAND_OVER, source, target=target.id, epoch=_next_epoch(d, service), step=step)
+    d.run(OpKind.HAND_OVER, source, target=target.id, epoch=next_epoch(d, service.name), step=step)
 
 
 def _point(
     d: Draft, service: Service, gate: Worker, target: str | None, step: str | None, *, turn_away: bool = False
 ) -> None:
-    d.run(OpKind.POINT, gate, target=target, epoch=_next_epoch(d, service), step=step, turn_away=turn_away)
+    d.run(OpKind.POINT, gate, target=target, epoch=next_epoch(d, service.name), step=step, turn_away=turn_away)

@@ -1,0 +1,363 @@
+"""What a daemon that starts makes of what the last one has left, case by case: each operation that was in flight, its
+end seen on the host or not, its worker alive or not. `test_simulation` has everything else that may come together."""
+
+from dataclasses import replace
+
+import pytest
+from support.rollout_host import GIB, Host
+
+from swapd.core import errors, events
+from swapd.core.errors import Problem
+from swapd.core.events import Kept, Observed, Recovered
+from swapd.core.model import Kind, OpKind, Strategy
+from swapd.core.recovery import MAX_RECOVERIES
+from swapd.core.report import Health, health
+from swapd.core.states import Phase, WorkerState
+
+
+class Left(Host):
+    """A host whose daemon ends, and is followed by another."""
+
+    def begins(self, kind, worker=None):
+        """Whether such an operation is in flight."""
+        found = [run.op for run in self.pending.values() if run.op.kind is kind and worker in (None, run.op.worker)]
+        return found[-1] if found else None
+
+    def until(self, kind):
+        for _ in range(80):
+            if (op := self.begins(kind)) is not None:
+                return op
+            self.measure() if self.measures else self.finish(next(iter(self.pending)))
+        raise AssertionError(f"no {kind}")
+
+    def sees(self, worker, **what):
+        """What `hello` tells, by default as the journal has it. SERVING is told by who owns, as a worker does."""
+        owner = self.owner.get(worker.service) == worker.id
+        state = worker.state
+        if state is WorkerState.SERVING and not owner and worker.kind is Kind.DIRECT:
+            state = WorkerState.LOADED
+        told = {"state": state, "owner": owner, "points_to": worker.points_to, "hooks": worker.hooks}
+        return Observed(worker.id, service=worker.service, kind=worker.kind, **(told | what))
+
+    def dies(self, *, crashed=True, **seen):
+        """The daemon ends, and another observes. `seen`: what it sees of a worker that is otherwise than the journal
+        says, None for one that is gone."""
+        self.pending, self.measures, self.wake = {}, [], {}
+        self.begun.clear()
+        changed = {name.replace("_", "-"): what for name, what in seen.items()}
+        there = [w for w in self.state.workers if w.id in self.processes or changed.get(w.id)]
+        observed = [self.sees(w, **(changed.get(w.id) or {})) for w in there if changed.get(w.id, {}) is not None]
+        kept = tuple(Kept(s.name, s.settings, s.config_model) for s in self.state.services)
+        self.send(Recovered(self.now, kept, (), tuple(observed), crashed))
+
+
+def serving(total=24, hooks=(), kinds=None, **settings):
+    host = Left(total=total * GIB, hooks=frozenset(hooks), kinds=kinds or {})
+    host.add("chat", "a", **settings)
+    host.settle(until_idle=False)
+    return host
+
+
+def chat(host):
+    return host.state.service("chat")
+
+
+def steps(host, name):
+    swap = chat(host).swap or host.finished[-1]
+    return [s.status for s in swap.steps if s.name == name]
+
+
+def key(worker_id):
+    return worker_id.replace("-", "_")
+
+
+DUAL = {"total": 36}
+IN_PLACE = {"total": 14, "hooks": ("stage", "park", "wake")}
+
+
+def in_flight(kind, **settings):
+    """A swap to another model, with this operation in flight."""
+    host = serving(**settings)
+    host.swap("chat", "b")
+    return host, host.until(kind)
+
+
+# --- the end is seen: it has come about, whoever heard of it -------------------------------------------------------
+
+SEEN = [
+    (OpKind.SPAWN, DUAL, {"state": WorkerState.SPAWNED}),
+    (OpKind.STAGE, IN_PLACE, {"state": WorkerState.STAGED}),
+    (OpKind.LOAD, DUAL, {"state": WorkerState.LOADED}),
+    (OpKind.PARK, IN_PLACE, {"state": WorkerState.PARKED}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "told"), SEEN, ids=lambda value: getattr(value, "value", ""))
+def test_a_step_whose_end_is_seen_is_done_and_not_taken_again(kind, settings, told):
+    host, op = in_flight(kind, **settings)
+    host.dies(**{key(op.worker): told})
+    assert host.begins(kind, op.worker) is None
+    assert steps(host, op.step) == ["done"]
+    assert chat(host).swap.phase in (Phase.PREPARING, Phase.PROGRESSING)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (OpKind.STAGE, IN_PLACE),
+        (OpKind.CONFIRM, DUAL),
+        (OpKind.LOAD, DUAL),
+        (OpKind.WARM, DUAL),
+        (OpKind.VERIFY, DUAL),
+        (OpKind.DRAIN, IN_PLACE),
+        (OpKind.PARK, IN_PLACE),
+    ],
+    ids=lambda value: getattr(value, "value", ""),
+)
+def test_a_step_whose_end_is_not_seen_is_begun_again(kind, settings):
+    host, op = in_flight(kind, **settings)
+    host.dies()
+    assert host.begins(kind, op.worker).id != op.id
+    assert steps(host, op.step) == ["canceled", "running"]
+
+
+@pytest.mark.parametrize("kind", [OpKind.SPAWN, OpKind.CONFIRM, OpKind.LOAD, OpKind.WARM, OpKind.VERIFY])
+def test_a_candidate_that_died_meanwhile_fails_its_swap_unless_it_had_not_begun(kind):
+    host, op = in_flight(kind, **DUAL)
+    stable = chat(host).owner
+    host.dies(**{key(op.worker): None})
+    if kind is OpKind.SPAWN:
+        assert host.begins(OpKind.SPAWN, op.worker), "it may never have been started: so it is now"
+    else:
+        assert host.state.worker(op.worker) is None
+        assert host.finished[-1].phase is Phase.FAILED
+        assert op.worker not in {r.worker_id for r in host.state.reservations}
+    assert chat(host).owner == stable
+    host.settle(until_idle=False)
+    assert health(host.state, chat(host)) is Health.HEALTHY
+
+
+def test_a_server_that_is_loaded_is_not_taken_for_ready():
+    host, op = in_flight(OpKind.LOAD, total=36, kinds={"b": Kind.ENGINE})
+    host.dies(**{key(op.worker): {"state": WorkerState.LOADED}})
+    assert host.begins(OpKind.LOAD, op.worker), "the executor waits for its ready path"
+
+
+def test_a_parked_model_that_was_being_woken_is_awake():
+    host = serving(**IN_PLACE)
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    host.send(events.ReturnRequested(host.now, "chat", "t"))
+    wake = host.until(OpKind.WAKE)
+    host.dies(**{key(wake.worker): {"state": WorkerState.LOADED}})
+    assert host.begins(OpKind.WAKE) is None
+    host.settle(until_idle=False)
+    assert host.answering("chat") == wake.worker
+
+
+# --- transfers: who owns, and where gates point, is what is seen -----------------------------------------------------
+
+
+def test_a_hand_over_that_has_come_about_is_the_switch_whoever_heard_of_it():
+    host, op = in_flight(OpKind.HAND_OVER, **DUAL)
+    host.start_target(op.id)
+    gave, took = {"state": WorkerState.QUIESCED, "quiesced_at": 5.0}, {"started_at": 5.002}
+    host.dies(**{key(op.worker): gave, key(op.target): took})
+    assert chat(host).owner == op.target
+    assert chat(host).swap.phase is Phase.SOAKING
+    assert chat(host).swap.cutover_ms == 2.0
+
+
+def test_a_hand_over_that_was_taken_back_is_begun_again_with_a_newer_epoch():
+    host, op = in_flight(OpKind.HAND_OVER, **DUAL)
+    host.dies(**{key(op.worker): {"epoch": op.epoch}})
+    assert chat(host).owner == op.worker
+    assert host.begins(OpKind.HAND_OVER, op.worker).epoch > op.epoch
+
+
+def test_a_hand_over_whose_target_does_not_decide_is_no_more_trusted_and_the_source_waits_for_its_death():
+    host, op = in_flight(OpKind.HAND_OVER, **DUAL)
+    del host.owner["chat"]
+    host.dies(**{key(op.worker): {"state": WorkerState.HANDING_OVER}})
+    assert host.begins(OpKind.STOP, op.target)
+    assert host.begins(OpKind.TARGET_DEAD) is None, "it may yet read"
+    host.exit(op.target)
+    assert host.begins(OpKind.TARGET_DEAD, op.worker)
+
+
+def test_a_source_that_waits_for_a_dead_target_is_told_so():
+    host, op = in_flight(OpKind.HAND_OVER, **DUAL)
+    del host.owner["chat"]
+    host.processes.pop(op.target)
+    host.dies(**{key(op.worker): {"state": WorkerState.HANDING_OVER}})
+    assert host.begins(OpKind.TARGET_DEAD, op.worker).epoch == op.epoch
+
+
+def test_a_target_whose_source_died_meanwhile_takes_what_it_holds():
+    host, op = in_flight(OpKind.HAND_OVER, **DUAL)
+    host.processes.pop(op.worker)
+    del host.owner["chat"]
+    host.dies(**{key(op.target): {"state": WorkerState.LOADED}})
+    assert host.begins(OpKind.SOURCE_DEAD, op.target).epoch == op.epoch
+
+
+def test_an_order_to_adopt_that_is_not_seen_may_come_to_pass_yet_so_a_newer_one_to_the_same_front_ends_it():
+    host = Left()
+    host.add("chat", "a")
+    adopt = host.until(OpKind.ADOPT)
+    host.dies()
+    again = host.begins(OpKind.ADOPT)
+    assert again.worker == adopt.worker
+    assert again.epoch > adopt.epoch
+
+
+def test_an_order_to_adopt_that_is_seen_is_done():
+    host = Left()
+    host.add("chat", "a")
+    adopt = host.until(OpKind.ADOPT)
+    host.owner["chat"] = adopt.worker
+    host.dies(**{key(adopt.worker): {"epoch": adopt.epoch, "owner": True}})
+    assert chat(host).owner == adopt.worker
+    assert host.begins(OpKind.ADOPT) is None
+
+
+def test_a_table_that_is_not_seen_may_come_yet_so_a_newer_one_ends_it():
+    """A gate whose loop is blocked takes its time: a swap that was canceled meanwhile would have its clients sent to a
+    worker that is gone."""
+    host, op = in_flight(OpKind.POINT, total=36, gated=True)
+    host.send(events.ReturnRequested(host.now, "chat", "t"))
+    host.dies()
+    again = host.begins(OpKind.POINT, op.worker)
+    assert (again.target, again.epoch > op.epoch) == (op.target, True)
+    host.settle(until_idle=False)
+    assert host.answering("chat") == host.state.server_of("chat").id
+    assert host.finished[-1].phase is Phase.CANCELED
+
+
+def test_a_table_that_is_seen_is_the_switch():
+    host, op = in_flight(OpKind.POINT, total=36, gated=True)
+    host.processes[op.worker].table = op.target
+    told = {"table_epoch": op.epoch, "points_to": op.target, "pointed_at": 7.0}
+    host.dies(**{key(op.worker): told})
+    assert host.begins(OpKind.POINT) is None
+    assert host.state.server_of("chat").id == op.target
+    assert chat(host).swap.phase is Phase.SOAKING
+
+
+def test_the_owner_is_who_says_so_not_whom_the_journal_names():
+    host = serving(total=36)
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    host.send(events.ReturnRequested(host.now, "chat", "t"))
+    source = host.state.worker(host.until(OpKind.HAND_OVER).target)
+    host.owner["chat"] = source.id
+    host.state = replace(host.state, workers=tuple(replace(w, op=None) for w in host.state.workers))
+    host.dies(**{key(source.id): {"owner": True, "epoch": 9}})
+    assert chat(host).owner == source.id
+    assert chat(host).epoch >= 9
+
+
+@pytest.mark.parametrize("kind", [OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD])
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_word_that_the_other_party_is_dead_is_said_again_until_its_end_is_seen(kind, seen):
+    host, op = in_flight(OpKind.HAND_OVER, **DUAL)
+    host.exit(op.worker if kind is OpKind.SOURCE_DEAD else op.target)
+    host.owner.pop("chat", None)
+    word = host.begins(kind)
+    if seen:
+        host.owner["chat"] = word.worker
+    host.dies(**{key(word.worker): {"state": WorkerState.LOADED if not seen else WorkerState.SERVING, "owner": seen}})
+    assert (host.begins(kind, word.worker) is None) is seen
+    if seen:
+        assert chat(host).owner == word.worker
+
+
+# --- ends ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_was_to_stop_is_told_again_or_is_gone():
+    for lives in (True, False):
+        host, op = in_flight(OpKind.STOP, total=14)
+        host.dies(**{key(op.worker): {"state": WorkerState.QUIESCED} if lives else None})
+        assert (host.begins(OpKind.STOP, op.worker) is not None) is lives
+        assert (host.state.worker(op.worker) is not None) is lives
+
+
+def test_a_soak_ends_when_its_time_is_over_also_under_another_daemon():
+    host = serving(total=36, soak_s=600.0)
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    host.dies()
+    assert host.wake == {"chat": pytest.approx(chat(host).swap.soak_until)}
+    host.pass_time(601)
+    host.settle()
+    assert host.finished[-1].phase is Phase.SUCCEEDED
+
+
+def test_where_nothing_lives_the_stable_revision_is_started_afresh_and_the_swap_has_ended():
+    host, _ = in_flight(OpKind.LOAD, **DUAL)
+    host.processes.clear()
+    host.owner.clear()
+    host.dies()
+    assert host.finished[-1].phase is Phase.CANCELED
+    assert not host.state.reservations
+    host.settle(until_idle=False)
+    assert host.state.server_of("chat").revision == 1
+
+
+def test_where_all_died_in_the_soak_the_new_revision_is_started():
+    host = serving(total=36)
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    host.processes.clear()
+    host.owner.clear()
+    host.dies()
+    assert host.finished[-1].phase is Phase.SUCCEEDED
+    host.settle(until_idle=False)
+    assert host.state.server_of("chat").revision == 2
+
+
+def test_a_swap_in_place_goes_on_where_the_old_model_has_stopped():
+    host, op = in_flight(OpKind.LOAD, total=14)
+    host.dies()
+    host.settle(until_idle=False)
+    assert chat(host).swap.strategy is Strategy.IN_PLACE
+    assert host.answering("chat") == op.worker
+
+
+# --- a daemon that dies again and again ----------------------------------------------------------------------------
+
+
+def test_a_service_in_the_middle_of_which_daemons_die_is_paused_until_somebody_resumes_it():
+    host, _ = in_flight(OpKind.LOAD, **DUAL)
+    stable = chat(host).owner
+    for _ in range(MAX_RECOVERIES):
+        host.dies()
+        assert chat(host).paused is None
+        assert host.begins(OpKind.LOAD)
+    host.dies()
+    assert chat(host).paused.code == errors.SERVICE_PAUSED
+    assert host.begins(OpKind.LOAD) is None, "nothing is begun"
+    assert host.answering("chat") == stable, "what serves goes on"
+    refused = host.swap("chat", "big")
+    assert isinstance(refused, Problem)
+    host.send(events.Resumed(host.now, "chat", "t"))
+    host.settle(until_idle=False)
+    assert chat(host).swap.phase is Phase.SOAKING
+
+
+def test_daemons_that_end_as_they_are_meant_to_are_not_counted():
+    host, _ = in_flight(OpKind.LOAD, **DUAL)
+    for _ in range(3 * MAX_RECOVERIES):
+        host.dies(crashed=False)
+    assert chat(host).paused is None
+
+
+def test_a_service_that_has_come_to_rest_counts_anew():
+    host = serving(total=36)
+    for _ in range(3):
+        host.swap("chat", "b", again=True)
+        for _ in range(MAX_RECOVERIES):
+            host.dies()
+        host.settle()
+    assert chat(host).paused is None
