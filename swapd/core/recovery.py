@@ -256,10 +256,15 @@ def _gone(d: Draft, worker: Worker, seen: Seen) -> None:
 
 
 def _end_what_ends(d: Draft, worker_id: str, o: Observed) -> None:
-    """Told to stop by whoever it was, it accepts nobody any more: another takes its place."""
+    """Told to end by whoever it was, it takes nobody any more. What is in flight there is finished first, if it can be;
+    then another takes its place."""
     worker = d.workers.get(worker_id)
-    if worker is not None and o.state is WorkerState.STOPPING and not worker.ending:
-        d.stop(worker, force=False)
+    if worker is None or (worker.op is not None and worker.op.kind is OpKind.STOP):
+        return
+    if worker.ending or (o.state is WorkerState.STOPPING and not d.shuts_down(worker.service)):
+        d.set_worker(worker.id, state=WorkerState.STOPPING)
+        patience_s = d.services[worker.service].settings.drain_timeout_s
+        d.run(OpKind.DRAIN, worker, deadline_s=patience_s, force=worker.id == d.services[worker.service].owner)
 
 
 # --- what the journal does not know ------------------------------------------------------------------------------

@@ -136,6 +136,8 @@ def _drained(d: Draft, worker: Worker, cut: int) -> None:
     if worker.state is WorkerState.SERVING and not d.shuts_down(service.name):
         return  # it became the owner again meanwhile
     d.set_worker(worker.id, drained=True)
+    if worker.state is WorkerState.STOPPING:
+        d.run(OpKind.STOP, worker)
     if not cut:
         return
     swap = service.swap

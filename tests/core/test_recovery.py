@@ -283,6 +283,20 @@ def test_a_worker_that_was_to_stop_is_told_again_or_is_gone():
         assert (host.state.worker(op.worker) is not None) is lives
 
 
+def test_a_worker_that_is_told_to_end_finishes_what_is_in_flight_before_it_is_stopped():
+    """The last daemon was stopping, or the service was being removed, and it died in the middle of the drain."""
+    host = serving()
+    stable = chat(host).owner
+    host.dies(**{key(stable): {"state": WorkerState.STOPPING}})
+    drain = host.begins(OpKind.DRAIN, stable)
+    assert drain is not None
+    assert host.begins(OpKind.STOP) is None
+    host.finish(drain.id)
+    assert host.begins(OpKind.STOP, stable)
+    host.settle()
+    assert host.answering("chat") not in (None, stable)
+
+
 def test_a_soak_ends_when_its_time_is_over_also_under_another_daemon():
     host = serving(total=36, soak_s=600.0)
     host.swap("chat", "b")
