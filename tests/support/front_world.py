@@ -77,25 +77,32 @@ class World:
     def alive(self):
         return [front for front in self.fronts.values() if front.alive]
 
-    def adopt(self, front):
-        self.event(front, Kind.ADOPT, next(self.epochs))
+    def adopt(self, front, epoch=None):
+        self.event(front, Kind.ADOPT, epoch or next(self.epochs))
 
     def order(self, source, target):
         """The daemon introduces two fronts."""
-        epoch = next(self.epochs)
+        self.hand_over(self.receive(source, target, next(self.epochs)))
+
+    def receive(self, source, target, epoch):
+        """The first half: the target knows of the source, which knows nothing yet."""
         link = Link(epoch, source, target, open_at={source.name, target.name})
         self.links.append(link)
         target.into.append(link)
         self.event(target, Kind.RECEIVE, epoch, link)
         self.run(target)
-        before = source.state
-        state, effects = self.step(before, Event(Kind.HAND_OVER, epoch))
-        source.state = state
+        return link
+
+    def hand_over(self, link):
+        """The second half. False: the source will not, and serves on if it did."""
+        source = link.source
+        source.state, effects = self.step(source.state, Event(Kind.HAND_OVER, link.epoch))
         if not effects:
             link.open_at.discard(source.name)
-            return
+            return False
         source.out = link
-        source.effects.extend((effect, epoch, link, None) for effect in effects)
+        source.effects.extend((effect, link.epoch, link, None) for effect in effects)
+        return True
 
     def successor(self, front, owner):
         link = Link(front.state.epoch, front, owner, open_at={front.name, owner.name})

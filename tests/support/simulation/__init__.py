@@ -1,0 +1,1 @@
+"""Everything between the daemon's decisions and the world, simulated: see `world`."""
