@@ -89,7 +89,6 @@ WORKER_TABLE: Final[Mapping[WorkerState, Mapping[str, WorkerState]]] = {
     },
     _S.SERVING: {
         **_ALWAYS,
-        ADOPT: _S.SERVING,  # said again; or its source died before it had sent the listeners
         HAND_OVER: _S.HANDING_OVER,
         ADOPT: _S.SERVING,  # other listeners than it had
         RECEIVE: _S.SERVING,  # stragglers of an earlier owner

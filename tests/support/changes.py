@@ -32,11 +32,12 @@ class Bench:
         """Not what is kept for a rollback: to that it would be a return."""
         return {"a": "b", "b": "c", "c": "a"}[self.daemon.service()["model"]]
 
-    def change(self, kind):
+    def change(self, crowd, kind):
         """Begin it. A rollback needs something to go back to, which is not part of the change."""
         strategy = "in-place" if kind in ("in-place", "rollback in place") else "dual"
         wanted = "cold" if strategy == "in-place" else "instant"
         while kind.startswith("rollback") and self.daemon.service()["rollback"] != wanted:
+            crowd.mark()
             self.daemon.swap(self.other(), strategy=strategy)  # within a soak it may be a return: then once more
         return lambda: self.ask(kind, strategy)
 
@@ -45,9 +46,10 @@ class Bench:
             return self.daemon.call("rollback", deadline_s=5.0, service="chat")
         return self.daemon.call("swap", deadline_s=5.0, service="chat", to=self.other(), strategy=strategy)
 
-    def strike(self, kind, number, when, who="daemon"):
+    def strike(self, crowd, kind, number, when, who="daemon"):
         """Whether the change was long enough to strike in it. Afterwards it has ended, one way or the other."""
-        begin = self.change(kind)
+        begin = self.change(crowd, kind)
+        crowd.mark()
         self.plan.write_text(json.dumps({"op": number, "when": when, "who": who}))
         asked = self.newest()
         with contextlib.suppress(zmq.Again):  # the answer may be lost with the daemon

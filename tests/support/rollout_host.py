@@ -228,7 +228,10 @@ class Host:
             other = self.owner.get(op.service)
             assert other in (None, op.worker) or op.kind is not OpKind.ADOPT, f"{other} owns already"
             self.owner[op.service] = op.worker
-            result = {"started_at": self.now, "started": True, "listeners": ["x"], "resumed": True}
+            listen = self.state.service(op.service).settings.listen
+            result = {"started_at": self.now, "started": True, "listeners": listen or ("x",), "resumed": True}
+            if op.kind is OpKind.ADOPT:
+                result["listeners"] = listen
         elif op.kind is OpKind.HAND_OVER:
             if op.target not in self.processes:
                 self.pending[op_id] = run  # the source waits for a word on its target
