@@ -67,7 +67,7 @@ def test_it_reads_what_is_committed_while_the_daemon_writes(path):
     journal = Journal(path)
     journal.save_swap(record(1))
     journal.add_transition(1, "swap.phase", {"phase": "Soaking"}, 5.0)
-    journal.save_service("chat", {"config_model": "a"})
+    journal.save_row("service", "chat", '{"config_model":"a"}')
     with journal.transaction():
         journal.save_swap(record(2))
         with JournalReader(path) as reader:
