@@ -50,6 +50,7 @@ class DaemonConfig:
     log_max_bytes: int = 64 * MIB  # of one log, then it is rotated
     log_rotate: int = 1  # former files kept of each log
     history_keep: int = 1000  # finished swaps kept in the journal
+    history_max_age_s: float = 0.0  # of those; 0: whatever their age
     shutdown_timeout_s: float = 90.0  # for everything at SIGTERM: drain, stop, then end what is left
     hand_over_timeout_s: float = 2.0  # from quiesce to STARTED; past it the source resumes
     release_timeout_s: float = 10.0  # for device memory to be seen free after its holder has gone or parked

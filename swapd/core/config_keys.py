@@ -67,6 +67,7 @@ DAEMON: Final = (
     Key("log_max_size", read.size(MIB), NOW, "log_max_bytes", show=format_size),
     Key("log_rotate", read.integer(0, 100), NOW),
     Key("history_keep", read.integer(1, 1_000_000), NOW),
+    _timeout("history_max_age", NOW, high_s=100 * 365 * 86400.0),
     _timeout("shutdown_timeout", NOW, 1.0),
     _timeout("hand_over_timeout", NOW, 0.1, 60.0),
     _timeout("release_timeout", NOW, 0.1, 3600.0),

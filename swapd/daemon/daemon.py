@@ -42,6 +42,7 @@ log = logging.getLogger("swapd")
 STATUS_PERIOD_S: Final = 1.0
 TIDY_PERIOD_S: Final = 10.0
 PRUNE_PERIOD_S: Final = 3600.0
+PRUNE_PAUSE_S: Final = 0.05  # between pieces of some 6 ms, so that the loop is free for most of the time
 MEND_PERIOD_S: Final = 5.0
 
 
@@ -102,7 +103,6 @@ class Daemon:
         epoch = self.journal.boot
         self.control = ControlSocket(config.daemon.control, config.daemon.events, self.handle, epoch=epoch)
         self._install_signals()
-        self.prune()
         await self.restart.recover(config, observed, crashed=self.records.crashed)
         self._recovered = True
         for event in self._early:
@@ -257,14 +257,17 @@ class Daemon:
     async def _prune_journal(self) -> None:
         """A worker that fails again and again writes for as long as the daemon lives."""
         while True:
-            await asyncio.sleep(PRUNE_PERIOD_S)
-            self.prune()
+            more = self._prune()
+            await asyncio.sleep(PRUNE_PAUSE_S if more else PRUNE_PERIOD_S)
 
-    def prune(self) -> None:
+    def _prune(self) -> bool:
+        """A piece of it. Whether there may be more."""
+        keep, max_age_s = self.config.daemon.history_keep, self.config.daemon.history_max_age_s
         try:
-            self.journal.prune(self.config.daemon.history_keep)
+            return self.journal.prune(keep, now() - max_age_s if max_age_s else 0.0)
         except SwapdError as error:
             log.warning("daemon.journal_not_pruned error=%s", error.message)
+            return False
 
     async def _mend_journal(self) -> None:
         """One that could not be opened may be there later: locked by somebody, a disk that was full, moved away."""

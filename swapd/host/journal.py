@@ -24,6 +24,7 @@ from swapd.core.errors import JOURNAL_FAILED, JOURNAL_NEWER, Problem, SwapdError
 SCHEMA_VERSION: Final = 2
 BUSY_TIMEOUT_MS: Final = 2000  # the daemon is the only writer; somebody with sqlite3 in hand may hold a lock
 KEPT_ROWS: Final = 10_000  # of what belongs to no swap: weeks of a busy host, about 2 MB
+PRUNED_AT_ONCE: Final = 100  # swaps, some 3,000 rows with theirs: 10 ms, in which the loop waits
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -35,11 +36,13 @@ CREATE TABLE swap (
     from_model TEXT, to_model TEXT NOT NULL, actor TEXT NOT NULL,
     created_at REAL NOT NULL, finished_at REAL, body TEXT NOT NULL);
 CREATE INDEX swap_by_service ON swap (service, id);
+CREATE INDEX swap_under_way ON swap (id) WHERE finished_at IS NULL;
 CREATE TABLE op (
     id INTEGER PRIMARY KEY, boot INTEGER NOT NULL, op INTEGER NOT NULL, swap INTEGER, service TEXT NOT NULL,
     worker TEXT NOT NULL, kind TEXT NOT NULL, args TEXT NOT NULL,
     intent_at REAL NOT NULL, done_at REAL, result TEXT);
 CREATE UNIQUE INDEX op_by_number ON op (boot, op);
+CREATE INDEX op_by_swap ON op (swap, id);
 CREATE TABLE transition (
     id INTEGER PRIMARY KEY, at REAL NOT NULL, swap INTEGER, event TEXT NOT NULL, body TEXT NOT NULL);
 CREATE INDEX transition_by_swap ON transition (swap, id);
@@ -192,20 +195,26 @@ class Journal:
         rows = self._run("SELECT COALESCE(MAX(id), 0) FROM swap")
         return int(rows[0][0])
 
-    def prune(self, keep_swaps: int) -> None:
-        """Forget the oldest finished swaps, and what belonged to them."""
-        rows = self._run(
-            "SELECT id FROM swap WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 1 OFFSET ?", (keep_swaps,)
-        )
-        if rows:
-            oldest = rows[0][0]
-            self._run("DELETE FROM swap WHERE finished_at IS NOT NULL AND id <= ?", (oldest,))
-            self._run("DELETE FROM transition WHERE swap <= ?", (oldest,))
-            self._run("DELETE FROM op WHERE swap <= ?", (oldest,))
-        self._run("DELETE FROM op WHERE swap IS NULL AND boot < ?", (self.boot,))
-        for table, condition in (("op", "swap IS NULL"), ("transition", "swap IS NULL"), ("command", "TRUE")):
-            last = f'(SELECT MAX(id) - {KEPT_ROWS} FROM "{table}")'
-            self._run(f'DELETE FROM "{table}" WHERE {condition} AND id < {last}')
+    def prune(self, keep_swaps: int, ended_before: float = 0.0, *, at_most: int = PRUNED_AT_ONCE) -> bool:
+        """Forget the oldest finished swaps, and what belonged to them: those beyond `keep_swaps`, and those that had
+        ended before that time. So many at once, since whoever writes waits. Returns whether there may be more."""
+        with self.transaction():
+            excess = self._count("TRUE") - self._count("finished_at IS NULL") - keep_swaps
+            oldest = self._run(
+                "SELECT id, finished_at FROM swap WHERE finished_at IS NOT NULL ORDER BY id LIMIT ?", (at_most,)
+            )
+            swaps = [swap for number, (swap, at) in enumerate(oldest) if number < excess or at < ended_before]
+            marks = ", ".join("?" * len(swaps))
+            for table, column in (("swap", "id"), ("transition", "swap"), ("op", "swap")):
+                self._run(f'DELETE FROM "{table}" WHERE {column} IN ({marks})', swaps)
+            self._run("DELETE FROM op WHERE swap IS NULL AND boot < ?", (self.boot,))
+            for table, condition in (("op", "swap IS NULL"), ("transition", "swap IS NULL"), ("command", "TRUE")):
+                last = f'(SELECT MAX(id) - {KEPT_ROWS} FROM "{table}")'
+                self._run(f'DELETE FROM "{table}" WHERE {condition} AND id < {last}')
+        return len(swaps) == at_most
+
+    def _count(self, condition: str) -> int:
+        return int(self._run(f"SELECT COUNT(*) FROM swap WHERE {condition}")[0][0])
 
     # --- operations, transitions, commands -----------------------------------------------------------------------
 
@@ -296,6 +305,8 @@ def _state_of_1(db: sqlite3.Connection) -> None:
     """Schema 1 knew of a service what had to serve, and of workers nothing: they ended with their daemon."""
     for kind in ("worker", "reservation"):
         db.execute(f'CREATE TABLE "{kind}" (name TEXT PRIMARY KEY, body TEXT NOT NULL)')
+    db.execute("CREATE INDEX swap_under_way ON swap (id) WHERE finished_at IS NULL")
+    db.execute("CREATE INDEX op_by_swap ON op (swap, id)")
     for name, text in db.execute("SELECT name, body FROM service").fetchall():
         old = json.loads(text)
         revisions = [{**old[key], "service": name} for key in ("previous", "stable") if old.get(key) is not None]

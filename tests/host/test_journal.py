@@ -111,6 +111,47 @@ def test_pruning_forgets_the_oldest_finished_swaps_and_theirs(journal):
     assert journal.transitions(9)[0]["phase"] == "Soaking"
 
 
+def test_pruning_forgets_what_ended_before_a_time(journal):
+    for number in range(1, 11):
+        journal.save_swap(record(number, finished_at=None if number == 2 else number * 10.0))
+    assert journal.prune(100, ended_before=45.0) is False
+    assert [r["id"] for r in journal.swaps(None, 99)] == [10, 9, 8, 7, 6, 5, 2]
+    journal.prune(3, ended_before=45.0)
+    assert [r["id"] for r in journal.swaps(None, 99)] == [10, 9, 8, 2]
+
+
+def test_pruning_does_a_bounded_piece_at_a_time_and_says_whether_there_is_more(journal):
+    with journal.transaction():
+        for number in range(1, 1001):
+            journal.save_swap(record(number))
+            journal.add_transition(number, "swap.phase", {}, 1.0)
+            journal.intend(number, number, "chat", "chat-1", "load", {}, 1.0)
+    counts = []
+    while journal.prune(300, at_most=200):
+        counts.append(len(journal.swaps(None, 2000)))
+    assert counts == [800, 600, 400]
+    for table in ("swap", "transition", "op"):
+        assert journal._run(f'SELECT COUNT(*) FROM "{table}"') == [(300,)]
+    assert journal.prune(300) is False
+
+
+def test_a_piece_of_pruning_reads_no_more_than_it_forgets(journal):
+    """However long the history is: by indexes, not by looking through it."""
+    plans = []
+    for number in range(1, 4):
+        journal.save_swap(record(number))
+    run = journal._run
+
+    def explained(statement, values=()):
+        plans.extend(row[3] for row in run(f"EXPLAIN QUERY PLAN {statement}", values))
+        return run(statement, values)
+
+    journal._run = explained
+    journal.prune(1)
+    scans = [plan for plan in plans if plan.startswith("SCAN") and "INDEX" not in plan]
+    assert scans == ["SCAN swap"], plans  # of the oldest, up to the limit
+
+
 def test_pruning_bounds_what_belongs_to_no_swap(journal, monkeypatch):
     monkeypatch.setattr(journal_module, "KEPT_ROWS", 5)
     for number in range(20):
@@ -162,6 +203,10 @@ CREATE TABLE swap (
     id INTEGER PRIMARY KEY, service TEXT NOT NULL, phase TEXT NOT NULL, source INTEGER, target INTEGER,
     from_model TEXT, to_model TEXT NOT NULL, actor TEXT NOT NULL,
     created_at REAL NOT NULL, finished_at REAL, body TEXT NOT NULL);
+CREATE TABLE op (
+    id INTEGER PRIMARY KEY, boot INTEGER NOT NULL, op INTEGER NOT NULL, swap INTEGER, service TEXT NOT NULL,
+    worker TEXT NOT NULL, kind TEXT NOT NULL, args TEXT NOT NULL,
+    intent_at REAL NOT NULL, done_at REAL, result TEXT);
 PRAGMA user_version = 1;
 """
 
