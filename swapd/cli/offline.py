@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from swapd.core import errors
-from swapd.core.config import Config
+from swapd.core.config import Config, ModelConfig
 from swapd.core.devices import default_devices
 from swapd.core.errors import SwapdError
 from swapd.core.model import DeviceKind, Kind
 from swapd.core.offline import Known, Seen, device_record, known_services, service_record, worker_record
-from swapd.core.redact import Redactor, secrets_of
+from swapd.core.redact import Redactor, secrets_of, secrets_of_model
 from swapd.host import locks, logs
 from swapd.host.config_file import ConfigError, load_partly
 from swapd.host.host_memory import HostMemory
@@ -30,8 +30,10 @@ from swapd.host.nvml import Nvml
 from swapd.host.processes import trees_pids
 from swapd.host.worker_channel import WorkerChannel
 from swapd.host.worker_dirs import WorkerDir, age_s, listener_pid, worker_dirs
+from swapd.wire import saved
 
 DEFAULT_CONFIG: Final = "/etc/swapd/swapd.toml"
+REVISIONS: Final = "revisions"  # in runtime_dir
 ANSWER_S: Final = 1.0  # a worker answers from a thread of its own in a millisecond, also while its model is busy
 NEWEST_SWAPS: Final = 50  # of each service, to tell who brought what serves
 DEFAULT_HISTORY: Final = 20
@@ -52,11 +54,11 @@ class Offline:
             raise ConfigError(problems)
         self.config: Final[Config] = config
         self.config_problems: Final = [str(problem) for problem in problems]
-        self.redactor: Final = Redactor(secrets_of(config))
+        former, all_read = _former_secrets(Path(config.daemon.runtime_dir))
+        self.redactor: Final = Redactor(secrets_of(config) | former)
         # What could not be read of a model may have been its secrets.
-        self.secrets_unknown: Final = any(
-            each.key.startswith("models") or each.file != config.file for each in problems
-        )
+        doubtful = (each for each in problems if each.key.startswith("models") or each.file != config.file)
+        self.secrets_unknown: Final = not all_read or any(doubtful)
 
     def __enter__(self) -> Offline:
         return self
@@ -206,6 +208,27 @@ class Offline:
 
 def _is_gate(directory: WorkerDir) -> bool:
     return directory.spec.get("kind") == Kind.GATE.value
+
+
+def _former_secrets(runtime_dir: Path) -> tuple[set[str], bool]:
+    """Of the settings that revisions were made with, which the daemon keeps: the configuration may say others by now.
+    And whether all of them could be read."""
+    found: set[str] = set()
+    all_read = True
+    try:
+        paths = [path for path in (runtime_dir / REVISIONS).iterdir() if path.suffix == ".json"]
+    except FileNotFoundError:
+        return found, True
+    except OSError:
+        return found, False
+    for path in paths:
+        try:
+            found |= secrets_of_model(saved.load(ModelConfig, path.read_bytes()))
+        except FileNotFoundError:
+            continue  # forgotten meanwhile
+        except (OSError, ValueError):
+            all_read = False
+    return found, all_read
 
 
 # --- asking the workers --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from itertools import zip_longest
 from typing import Any, Final
 from urllib.parse import quote
 
-from swapd.core.config import Config
+from swapd.core.config import Config, ModelConfig
 from swapd.core.errors import Problem
 from swapd.core.events import Event, OpFailed, WorkerExited, WorkerHung
 
@@ -28,13 +28,14 @@ _SECRET_NAME: Final = re.compile(
 
 
 def secrets_of(config: Config) -> set[str]:
+    """Those of all its models."""
+    return {secret for model in config.models.values() for secret in secrets_of_model(model)}
+
+
+def secrets_of_model(model: ModelConfig) -> set[str]:
     """Every value of an `env_file`; of `env` and of a command's options those whose names say so."""
-    found: set[str] = set()
-    for model in config.models.values():
-        found.update(model.env_file_values.values())
-        found.update(value for name, value in model.env.items() if _SECRET_NAME.search(name))
-        found.update(_in_command(model.command))
-    return found
+    named = {value for name, value in model.env.items() if _SECRET_NAME.search(name)}
+    return {*model.env_file_values.values(), *named, *_in_command(model.command)}
 
 
 def _in_command(command: Sequence[str]) -> Iterator[str]:

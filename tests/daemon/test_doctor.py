@@ -154,3 +154,23 @@ def test_where_not_every_secret_is_known_no_log_is_taken_along(talkative, tmp_pa
     assert with_secrets(files) == []
     assert "logs-left-out.txt" in files
     assert not [name for name in files if name.startswith("logs/")]
+
+
+def test_secrets_of_a_configuration_that_was_replaced_are_masked_without_the_daemon(tmp_path):
+    old, new = "old-token-1234", "new-token-5678"
+    with Daemon([model("a", API_TOKEN=old, LEAK=old)]) as daemon:
+        daemon.process.send_signal(signal.SIGKILL)
+        daemon.process.wait()
+        daemon.write([model("a", API_TOKEN=new)])
+        files = bundle(daemon, tmp_path / "chat.tar.gz")
+        assert [name for name, text in files.items() if old in text] == []
+        assert "the token is ***" in "".join(text for name, text in files.items() if name.startswith("logs/"))
+
+
+def test_settings_of_a_revision_that_cannot_be_read_leave_the_logs_out_too(tmp_path):
+    with Daemon([model("a", API_TOKEN=IN_ENV, LEAK=IN_ENV)]) as daemon:
+        daemon.process.send_signal(signal.SIGKILL)
+        daemon.process.wait()
+        [kept] = (daemon.dir / "r/revisions").glob("*.json")
+        kept.write_text("damaged")
+        assert "logs-left-out.txt" in bundle(daemon, tmp_path / "chat.tar.gz")
