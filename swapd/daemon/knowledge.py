@@ -21,6 +21,7 @@ from swapd.core.footprint import Learned, WeightsSummary, estimate, learn
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service, State
 from swapd.core.outage import ExpectedTimes
 from swapd.core.presets import has_front, said_cache_bytes, said_need
+from swapd.core.redact import secrets_of_model
 from swapd.core.states import WorkerState
 from swapd.daemon.devices import Devices
 from swapd.daemon.frozen import FrozenSettings
@@ -55,11 +56,14 @@ class Knowledge:
         of the configuration stand in if they are the same."""
         known = {(s.name, r.number): r for s in state.services for r in s.revisions}
         known |= {(o.revision.service, o.revision.number): o.revision for o in observed if o.revision is not None}
+        secrets: set[str] = set()
         for key, revision in known.items():
             model = self._settings.read(*key) or self.config.models.get(revision.model)
             if model is not None and settings_digest(model) == revision.settings_digest:
                 self._models[key] = model
+                secrets |= secrets_of_model(model)  # its workers and their logs live on, the configuration may not
         self._settings.forget_all_but(known)
+        self.loop.redactor = self.loop.redactor.also(secrets)
 
     def model_of(self, service: str, revision: int) -> ModelConfig:
         """The settings that a revision was made with. Raises UNKNOWN_REVISION when they are lost."""

@@ -1,6 +1,7 @@
 """What a model says of its secrets reaches neither the journal nor anybody who asks; its own log is its own."""
 
 import json
+import signal
 
 import pytest
 from support.daemon_host import Daemon, model
@@ -51,6 +52,21 @@ def test_a_secret_of_before_a_reload_stays_masked():
             lines = daemon.call("logs", target=worker)["lines"]
             assert "the token is ***" in lines
             assert "token-" not in "".join(lines)
+
+
+def test_a_secret_of_a_worker_that_was_taken_over_stays_masked():
+    old = "old-token-1"
+    with Daemon([model("a", API_TOKEN=old, LEAK=old)]) as daemon:
+        worker = newest_log(daemon).stem
+        daemon.stop(signal.SIGKILL)
+        daemon.write([model("a", API_TOKEN="new-token-2")])
+        daemon.start()
+        lines = daemon.call("logs", target=worker)["lines"]
+        assert "the token is ***" in lines
+        assert old not in "".join(lines)
+        kept = list((daemon.dir / "r/revisions").iterdir())
+        assert [oct(path.stat().st_mode & 0o777) for path in kept] == ["0o600"] * len(kept)
+        assert not [p.name for p in (daemon.dir / "s").glob("journal.db*") if old.encode() in p.read_bytes()]
 
 
 def newest_log(daemon):
