@@ -82,7 +82,7 @@ def _is_under_way(service: Service) -> bool:
 def _recover(d: Draft, name: str, event: events.Recovered, seen: Seen, kept: Kept | None) -> None:
     d.set_service(name, measuring=False)
     if kept is not None:
-        d.set_service(name, settings=kept.settings, config_model=kept.config_model)
+        d.set_service(name, settings=kept.settings, config_model=kept.config_model, leaving=False)
     if event.crashed:
         _count(d, name)
     workers = d.workers_of(name)

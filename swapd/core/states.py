@@ -90,7 +90,7 @@ WORKER_TABLE: Final[Mapping[WorkerState, Mapping[str, WorkerState]]] = {
     _S.SERVING: {
         **_ALWAYS,
         HAND_OVER: _S.HANDING_OVER,
-        ADOPT: _S.SERVING,  # other listeners than it had
+        ADOPT: _S.SERVING,  # other listeners than it had; or its source died before it had sent them
         RECEIVE: _S.SERVING,  # stragglers of an earlier owner
         SOURCE_DEAD: _S.SERVING,  # said again by a daemon that restarted in between
         TARGET_DEAD: _S.SERVING,

@@ -10,7 +10,7 @@ from typing import Final
 
 from swapd.core.config import Config, ServiceConfig
 from swapd.core.errors import SHUTTING_DOWN, SwapdError
-from swapd.core.events import Kept, Observed, Recovered, ServiceAdded, SettingsChanged
+from swapd.core.events import Kept, Observed, Recovered, ServiceAdded, ServiceRemoved, SettingsChanged
 from swapd.core.model import Health, Kind, Revision, Service
 from swapd.core.report import health
 from swapd.core.states import WorkerState
@@ -46,6 +46,9 @@ class Restart:
             else:
                 added.append(await self._added(config, service, here))
         self._loop.take(Recovered(now(), tuple(kept), tuple(added), tuple(observed), crashed))
+        for name in [each.name for each in self._loop.state.services if each.name not in config.services]:
+            log.info("service.leaves service=%s: it is gone from the configuration", name)
+            self._loop.take(ServiceRemoved(now(), name))
 
     async def _kept(self, config: Config, service: ServiceConfig, known: Service, *, up: bool) -> Kept:
         """The journal's stable revision wins; where the configuration's own value has changed, a swap to that follows.

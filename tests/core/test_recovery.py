@@ -375,3 +375,14 @@ def test_a_service_that_has_come_to_rest_counts_anew():
             host.dies()
         host.settle()
     assert chat(host).paused is None
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_service_that_was_leaving_and_is_in_the_file_again_stays(gated):
+    host = serving(gated=gated)
+    host.remove("chat")
+    host.until(OpKind.DRAIN)
+    host.dies()
+    host.settle()
+    assert not chat(host).leaving
+    assert host.answering("chat")

@@ -183,3 +183,28 @@ def take_over(daemon, how):
     else:
         daemon.stop(signal.SIGKILL)
         daemon.start()
+
+
+def test_a_service_that_is_gone_from_the_file_at_a_start_is_drained_and_stopped_and_can_come_again():
+    other = free_port()
+    embed = SERVICE.format("embed", other, "b", "")
+    daemon = Daemon([])
+    daemon.write([A, B], services=chat(daemon) + embed)
+    with daemon:
+        daemon.wait_healthy("embed")
+        before = workers(daemon)
+        stream = threading.Thread(target=lambda: streamed.append(daemon.get("/stream?n=60&s=0.05", port=other)))
+        streamed = []
+        stream.start()
+        until(lambda: daemon.service("embed")["streams"], what="the stream")
+        daemon.write([A, B], services=chat(daemon))
+        take_over(daemon, "restart")
+        stream.join(10)
+        assert streamed[0][2].endswith(b"data: [DONE]\n\n"), "what was in flight is finished"
+        until(lambda: names(daemon) == ["chat"], what="embed gone")
+        until(lambda: refused(other), what="its address closed")
+        assert workers(daemon) == before
+        daemon.write([A, B], services=chat(daemon) + embed)
+        take_over(daemon, "restart")
+        daemon.wait_healthy("embed")
+        assert daemon.get("/", port=other)[2]["model"] == "b"
