@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+MARKER: Final = "SWAPD_WORKER"  # environment variable that every descendant inherits
 NVIDIA: Final = "nvidia"  # every GPU node: CUDA_VISIBLE_DEVICES chooses among them
 
 

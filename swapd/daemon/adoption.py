@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import shutil
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +19,11 @@ from swapd.core.errors import WORKER_EXITED, Problem, SwapdError
 from swapd.core.events import Observed
 from swapd.core.model import Kind, OpKind, State
 from swapd.core.states import WorkerState
+from swapd.daemon.hosting import WorkerProcess
 from swapd.daemon.live import Live
-from swapd.daemon.spec import SPEC_FILE, Facts, read_facts
+from swapd.daemon.spec import Facts, forget, read_facts, recorded
 from swapd.daemon.transfers import HELLO, REQUEST_S
-from swapd.daemon.workers import Workers, marker_of
-from swapd.host.processes import Process
+from swapd.daemon.workers import Workers, exit_problem, marker_of
 from swapd.wire import worker as wire
 
 log = logging.getLogger("swapd.adoption")
@@ -39,10 +38,14 @@ async def observe(workers: Workers, state: State, settle_s: float) -> tuple[Obse
     directory = Path(workers.config.daemon.runtime_dir) / "w"
     left = await asyncio.to_thread(_read_all, directory)
     markers = {worker_id: marker_of(worker_id, facts.nonce) for worker_id, facts in left.items()}
-    processes = await workers.find(markers)
-    gone = {name: _gone(name, workers) for name in left.keys() - processes.keys()}
+    found = await workers.find(markers)
+    processes = {name: process for name, process in found.items() if process.alive}
+    gone = {name: _gone(name, workers, found.get(name)) for name in left.keys() - processes.keys()}
+    for process in found.values():
+        if not process.alive:  # what it has left behind ends with it
+            await process.kill_tree(0.0)
     for worker_id in gone:
-        shutil.rmtree(directory / worker_id, ignore_errors=True)
+        forget(directory / worker_id)
     adopted = await asyncio.gather(
         *(_adopt(workers, directory / name, left[name], process) for name, process in processes.items())
     )
@@ -71,15 +74,15 @@ async def borrow_listeners(workers: Workers) -> dict[str, socket.socket]:
 
 def _read_all(directory: Path) -> dict[str, Facts]:
     found = {}
-    for path in sorted(directory.glob(f"*/{SPEC_FILE}")):
+    for path in recorded(directory):
         try:
-            found[path.parent.name] = read_facts(path.parent)
+            found[path.name] = read_facts(path)
         except (OSError, ValueError) as error:
             log.error("recovery.spec_unreadable path=%s error=%s", path, error)
     return found
 
 
-async def _adopt(workers: Workers, directory: Path, facts: Facts, process: Process) -> Observed | None:
+async def _adopt(workers: Workers, directory: Path, facts: Facts, process: WorkerProcess) -> Observed | None:
     """None: it is ours now, among `workers.live`."""
     worker_id = directory.name
     try:
@@ -148,8 +151,10 @@ def _number(hello: Mapping[str, Any], key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _gone(worker_id: str, workers: Workers) -> Observed:
-    return Observed(worker_id, log_tail=workers.last_lines(worker_id))
+def _gone(worker_id: str, workers: Workers, process: WorkerProcess | None = None) -> Observed:
+    """`process`: it has ended, and how is known."""
+    lines = workers.last_lines(worker_id)
+    return Observed(worker_id, problem=exit_problem(worker_id, process, lines) if process else None, log_tail=lines)
 
 
 async def _borrow(live: Live) -> dict[str, socket.socket]:

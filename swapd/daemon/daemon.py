@@ -77,7 +77,7 @@ class Daemon:
         config = self.config
         state = self.records.read()
         self.workers = Workers(config, on_exit=self.on_worker_exit, on_event=self.on_worker_event, clock=now)
-        self.workers.start()
+        self.workers.start(managed=self.manager.present)
         stack.push_async_callback(self.workers.close)
         observed = await observe(self.workers, state, 2 * config.daemon.hand_over_timeout_s)
         inherited = {**inherited_listeners(), **self.manager.listen_fds()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,7 +12,6 @@ from swapd.core.model import DeviceKind, DeviceReading, State
 from swapd.daemon.workers import Workers
 from swapd.host.host_memory import HostMemory
 from swapd.host.nvml import Nvml
-from swapd.host.processes import trees_pids
 
 log = logging.getLogger("swapd.devices")
 
@@ -60,9 +58,7 @@ class Devices:
                 known = ", ".join(self._configs)
                 raise SwapdError(UNKNOWN_DEVICE, f"There is no device {name!r}; there are: {known}.")
         placed = self._placed()
-        roots = {live.process.marker: live.process.pid for live in list(self._workers.live.values())}
-        trees = await asyncio.to_thread(trees_pids, roots)
-        pids = {w.id: trees.get(w.process.marker, set()) for w in list(self._workers.live.values())}
+        pids = await self._workers.pids()
         readings: dict[str, DeviceReading] = {}
         for name in names:
             config = self._configs[name]

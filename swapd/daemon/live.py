@@ -10,8 +10,8 @@ from typing import Any
 
 from swapd.core.errors import WORKER_EXITED, SwapdError
 from swapd.core.model import Kind
+from swapd.daemon.hosting import WorkerProcess
 from swapd.daemon.spec import Facts
-from swapd.host.processes import Process
 from swapd.host.worker_channel import WorkerChannel
 
 
@@ -19,7 +19,7 @@ from swapd.host.worker_channel import WorkerChannel
 class Live:
     id: str
     directory: Path
-    process: Process
+    process: WorkerProcess
     facts: Facts
     address: str  # where it answers, to the daemon and a gate alone: unix:/path; or host:port, once it is loaded
     hello: Mapping[str, Any] = field(default_factory=dict)

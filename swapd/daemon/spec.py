@@ -1,7 +1,9 @@
 """What a worker is started with: its directory, its spec.json, its environment.
 
-The spec is the worker's to read; its `host` is the next daemon's: what one must know of a worker that it has not
-started. Written before the process is begun, so that no worker is without.
+The spec is the worker's to read. Beside its directory lies the daemon's record of it, ID.json: the same, with `host`,
+what the next daemon must know of a worker that it has not started. Not within: under systemd the directory is the
+worker's own, and a model's code must not tell a daemon that is root which log to cut. Both are written before the
+process is begun, so that no worker is without.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from swapd.core.model import DeviceKind, DeviceReading, Kind, Revision, Slot, Wo
 from swapd.core.presets import Launch, visible_devices
 
 SPEC_FILE: Final = "spec.json"
+RECORD_SUFFIX: Final = ".json"
 MAX_SPEC_BYTES: Final = 1024 * 1024
 RETRY_AFTER_S: Final = 5
 # What a worker's environment has besides its model's own: nothing of the daemon's, which may hold secrets.
@@ -51,21 +54,42 @@ class Facts:
 def write_spec(directory: Path, spec: Mapping[str, Any], facts: Facts) -> None:
     """Into a directory of the worker's own, 0700: its sockets are as private as this."""
     directory.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    shutil.rmtree(directory, ignore_errors=True)
+    forget(directory)
+    _write(_record(directory), {**spec, "host": msgspec.to_builtins(facts)})
     directory.mkdir(mode=0o700)
-    descriptor = os.open(directory / SPEC_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    _write(directory / SPEC_FILE, spec)
+
+
+def _write(path: Path, body: Mapping[str, Any]) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({**spec, "host": msgspec.to_builtins(facts)}, file)
+        json.dump(body, file)
+
+
+def _record(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}{RECORD_SUFFIX}")
+
+
+def forget(directory: Path) -> None:
+    """Of a worker that has ended nothing is left but its log."""
+    shutil.rmtree(directory, ignore_errors=True)
+    _record(directory).unlink(missing_ok=True)
+
+
+def recorded(workers: Path) -> list[Path]:
+    """The directories of the workers that have a record in this one."""
+    records = workers.glob(f"*{RECORD_SUFFIX}")
+    return sorted(path.with_name(path.name.removesuffix(RECORD_SUFFIX)) for path in records)
 
 
 def read_facts(directory: Path) -> Facts:
     """Of a worker that an earlier daemon has started. Raises OSError or ValueError."""
-    with (directory / SPEC_FILE).open("rb") as file:
+    with _record(directory).open("rb") as file:
         body = msgspec.json.decode(file.read(MAX_SPEC_BYTES))
     try:
         return msgspec.convert(body["host"], Facts)
     except (KeyError, TypeError, msgspec.ValidationError) as error:
-        raise ValueError(f"{directory / SPEC_FILE} is not of this version: {error}") from None
+        raise ValueError(f"{_record(directory)} is not of this version: {error}") from None
 
 
 def spec_of(worker: Worker, service: ServiceConfig, model: ModelConfig | None, nonce: str) -> dict[str, Any]:
@@ -97,17 +121,25 @@ def front_settings(service: ServiceConfig) -> dict[str, Any]:
     }
 
 
-def server_spec(model: ModelConfig, launch: Launch, reading: DeviceReading | None, runtime_dir: str) -> dict[str, Any]:
+def server_spec(
+    model: ModelConfig, launch: Launch, reading: DeviceReading | None, runtime_dir: str, user: str
+) -> dict[str, Any]:
+    """`user`: whom the server becomes; "": it runs as its runner does."""
     return {
         "argv": launch.argv,
         "device": reading.uuid if reading is not None and reading.kind is DeviceKind.NVML else "cpu",
-        "user": model.user or "",
+        "user": user,
         "stop_signal": launch.stop_signal,
         "stop_timeout_s": launch.stop_timeout_s,
         "ready_timeout_s": model.ready.timeout_s,
         "hooks": launch.hooks,
-        "ports_dir": f"{runtime_dir}/ports",
+        "ports_dir": ports_dir(runtime_dir),
     }
+
+
+def ports_dir(runtime_dir: str) -> str:
+    """Where workers keep each other off their ports."""
+    return f"{runtime_dir}/ports"
 
 
 def uid_of(user: str) -> int | None:
@@ -124,16 +156,20 @@ def let_pass(directory: Path, top: Path) -> None:
         directory = directory.parent
 
 
-def environment_of(model: ModelConfig | None, reading: DeviceReading | None, launch: Launch | None) -> dict[str, str]:
-    """Of the worker. What its model says itself comes last."""
+def environment_of(
+    model: ModelConfig | None, reading: DeviceReading | None, launch: Launch | None, home: str | None = None
+) -> dict[str, str]:
+    """Of the worker. What its model says itself comes last. `home`: of one that runs as another user from its start."""
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment.setdefault("PATH", os.defpath)
     environment["PYTHONUNBUFFERED"] = "1"
-    if model is None:
-        return environment
-    if model.user is not None:
+    if home is not None or (model is not None and model.user is not None):
         for name in ("HOME", "XDG_CACHE_HOME"):  # the daemon's
             environment.pop(name, None)
+    if home:
+        environment["HOME"] = home
+    if model is None:
+        return environment
     if reading is not None:
         environment |= visible_devices(model, reading)
     if launch is not None:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import shutil
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -19,12 +18,24 @@ from typing import Any, Final
 import swapd
 from swapd.core.config import CONTROL_SOCKET, HTTP_SOCKET, Config, ModelConfig, ServiceConfig
 from swapd.core.errors import OUT_OF_MEMORY, WORKER_EXITED, Problem, SwapdError
+from swapd.core.launch import Command, Confinement
 from swapd.core.model import DeviceReading, Kind, Revision, Slot, Worker
 from swapd.core.presets import blocked_paths, launch_of, reuses_connections
+from swapd.daemon.hosting import WorkerHost, WorkerProcess, choose_host, confine, share, user_of
 from swapd.daemon.live import Live
-from swapd.daemon.spec import Facts, environment_of, let_pass, server_spec, spec_of, uid_of, write_spec
+from swapd.daemon.spec import (
+    Facts,
+    environment_of,
+    forget,
+    let_pass,
+    ports_dir,
+    server_spec,
+    spec_of,
+    uid_of,
+    write_spec,
+)
 from swapd.host.logs import cap, prune, tail
-from swapd.host.processes import Process, Supervisor
+from swapd.host.processes import Supervisor
 from swapd.host.worker_channel import WorkerChannel
 
 log = logging.getLogger("swapd.workers")
@@ -52,11 +63,12 @@ class Workers:
         self._on_exit = on_exit
         self._on_event = on_event
         self._clock = clock
-        self._supervisor = Supervisor()
+        self._host: WorkerHost = Supervisor()
         self._watchers: set[asyncio.Task[None]] = set()
 
-    def start(self) -> None:
-        self._supervisor.become_subreaper()
+    def start(self, *, managed: bool = False) -> None:
+        """`managed`: a service manager has started this daemon."""
+        self._host = choose_host(managed)
 
     async def close(self) -> None:
         """Let go of whatever still runs: it serves on, for the next daemon to find."""
@@ -68,7 +80,13 @@ class Workers:
             if live.channel is not None:
                 live.channel.close()
             live.process.let_go()
-        self._supervisor.close()
+        self._host.close()
+
+    async def pids(self) -> dict[str, set[int]]:
+        """Every process of each worker."""
+        roots = {live.process.marker: live.process.pid for live in self.live.values()}
+        trees = await self._host.pids(roots)
+        return {live.id: trees.get(live.process.marker, set()) for live in list(self.live.values())}
 
     def log_path(self, worker_id: str) -> Path:
         """Of one that runs, where it writes: `log_dir` may have been another one when it was started."""
@@ -95,19 +113,22 @@ class Workers:
                 await live.process.kill_tree(0.0)
             raise
 
-    async def find(self, markers: Mapping[str, str]) -> dict[str, Process]:
-        """The living processes of workers that an earlier daemon has started; `markers` and result by worker."""
-        found = await self._supervisor.find(set(markers.values()))
+    async def find(self, markers: Mapping[str, str]) -> dict[str, WorkerProcess]:
+        """The processes of workers that an earlier daemon has started, and those that have ended where that is known;
+        `markers` and result by worker."""
+        found = await self._host.find(set(markers.values()))
         return {worker_id: found[marker] for worker_id, marker in markers.items() if marker in found}
 
-    async def adopt(self, worker_id: str, directory: Path, process: Process, facts: Facts, deadline_s: float) -> Live:
+    async def adopt(
+        self, worker_id: str, directory: Path, process: WorkerProcess, facts: Facts, deadline_s: float
+    ) -> Live:
         """Take over a worker that an earlier daemon has started. One that does not answer is ended: SwapdError."""
         live = Live(worker_id, directory, process, facts, address=f"unix:{directory / HTTP_SOCKET}")
         try:
             await self._connect(live, deadline_s)
         except SwapdError:
             await live.process.kill_tree(0.0)
-            shutil.rmtree(directory, ignore_errors=True)
+            forget(directory)
             raise
         live.address = live.hello.get("address") or live.address
         self._own(live)
@@ -142,9 +163,11 @@ class Workers:
         nonce = secrets.token_hex(8)
         spec = spec_of(worker, service, model, nonce)
         launch = None
+        user = user_of(self._host, model)
+        server_user = model.user if model is not None and not user else None  # whom a server of its own changes to
         if worker.kind is Kind.ENGINE and model is not None:
             launch = launch_of(model, reading.gpu_bytes if reading is not None else None)
-            spec["server"] = server_spec(model, launch, reading, self.config.daemon.runtime_dir)
+            spec["server"] = server_spec(model, launch, reading, self.config.daemon.runtime_dir, server_user or "")
         log_path = self.log_path(worker.id)
         facts = Facts(
             service=worker.service,
@@ -157,25 +180,34 @@ class Workers:
             made_of=worker.made_of,
             blocked=blocked_paths(model) if model is not None else (),
             reuse=model is None or reuses_connections(model),
-            uid=uid_of(model.user) if model is not None and model.user is not None else None,
+            uid=uid_of(own_user) if (own_user := user or server_user) else None,
             own_stop_s=launch.stop_timeout_s + OWN_STOP_MARGIN_S if launch is not None else 0.0,
         )
         write_spec(directory, spec, facts)
-        if model is not None and model.user is not None:
+        if server_user is not None:
             let_pass(directory, Path(self.config.daemon.runtime_dir))
         log_path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         own_python = model.python if model is not None and worker.kind is Kind.DIRECT else None
         flags = ["--gate"] if worker.kind is Kind.GATE else []
+        confinement = Confinement()
+        if user:
+            ports = ports_dir(self.config.daemon.runtime_dir)
+            share(ports)
+            confinement = confine(user, model, reading, own_python or sys.executable, ports)
+        command = Command(
+            name=worker.id,
+            marker=marker_of(worker.id, nonce),
+            argv=(own_python or sys.executable, LAUNCHER, *flags, str(directory)),
+            env=environment_of(model, reading, launch, confinement.cache_dir if user else None),
+            cwd=model.directory if model is not None else None,
+            log_path=str(log_path),
+            directory=str(directory),
+            confinement=confinement,
+        )
         try:
-            process = await self._supervisor.spawn(
-                [own_python or sys.executable, LAUNCHER, *flags, str(directory)],
-                env=environment_of(model, reading, launch),
-                cwd=model.directory if model is not None else None,
-                log_path=log_path,
-                marker=marker_of(worker.id, nonce),
-            )
+            process = await self._host.spawn(command)
         except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
+            forget(directory)
             raise
         return Live(worker.id, directory, process, facts, address=f"unix:{directory / HTTP_SOCKET}")
 
@@ -218,7 +250,7 @@ class Workers:
                 await asyncio.sleep(1.0)
         if live.channel is not None:
             live.channel.close()
-        shutil.rmtree(live.directory, ignore_errors=True)
+        forget(live.directory)
         lines = await asyncio.to_thread(self.last_lines, live.id)
         # Not earlier: until the core is told, an operation that finds it gone must wait for that, not fail by itself.
         self.live.pop(live.id, None)
@@ -252,7 +284,7 @@ async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
             task.cancel()
 
 
-def exit_problem(worker_id: str, process: Process, lines: tuple[str, ...]) -> Problem:
+def exit_problem(worker_id: str, process: WorkerProcess, lines: tuple[str, ...]) -> Problem:
     """Why it ended, by what the kernel and its own last lines say."""
     said = "out of memory" in "\n".join(lines).lower()
     code = OUT_OF_MEMORY if said or process.oom_killed else WORKER_EXITED

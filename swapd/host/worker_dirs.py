@@ -1,7 +1,7 @@
 """The workers' directories as anybody finds them: who was started there, and which process listens.
 
-Duty: read runtime_dir/w/*/spec.json, and see by the control socket whether a process is behind it. May not know: what
-a worker says (`worker_channel`), why it was started. Source: unix(7), SO_PEERCRED; proc(5).
+Duty: read runtime_dir/w/*.json, the daemon's records, and see by the control socket whether a process is behind one.
+May not know: what a worker says (`worker_channel`), why it was started. Source: unix(7), SO_PEERCRED; proc(5).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any, Final
 
 from swapd.core.config import CONTROL_SOCKET
 
-SPEC_NAME: Final = "spec.json"
+RECORD_SUFFIX: Final = ".json"
 _UCRED: Final = struct.Struct("3i")
 _START_TIME: Final = 19  # of the fields of /proc/PID/stat after the name: clock ticks since boot
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerDir:
-    """One worker that was started, as its spec.json names it. It may have ended since."""
+    """One worker that was started, as the daemon has recorded it. It may have ended since."""
 
     id: str
     path: Path
@@ -55,16 +55,17 @@ class WorkerDir:
 
 
 def worker_dirs(runtime_dir: Path) -> list[WorkerDir]:
-    """Those whose spec.json can be read, by name. Raises PermissionError when not one could, for want of permission."""
+    """Those whose record can be read, by name. Raises PermissionError when not one could, for want of permission."""
     found: list[WorkerDir] = []
     refused: PermissionError | None = None
     try:
-        directories = sorted((runtime_dir / "w").iterdir())
+        records = sorted(path for path in (runtime_dir / "w").iterdir() if path.name.endswith(RECORD_SUFFIX))
     except FileNotFoundError:
         return []
-    for directory in directories:
+    for record in records:
         try:
-            spec = json.loads((directory / SPEC_NAME).read_text(encoding="utf-8"))
+            spec = json.loads(record.read_text(encoding="utf-8"))
+            directory = record.with_name(record.name.removesuffix(RECORD_SUFFIX))
             found.append(WorkerDir(str(spec["worker_id"]), directory, spec))
         except PermissionError as error:
             refused = error

@@ -16,6 +16,7 @@ from swapd.core.errors import BAD_REQUEST, SwapdError
 from swapd.wire.worker import MAX_FDS
 
 FDS_SPACE: Final = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+HTTP_MODE: Final = 0o666
 _PEERCRED: Final = struct.Struct("3i")
 
 
@@ -61,22 +62,23 @@ def bind_control(path: str, backlog: int) -> socket.socket:
     Bound under a shorter name beside it and renamed: umask is the whole process's, and a name that exists but
     does not listen yet would refuse the daemon. Raises OSError with the path.
     """
-    return _bind(path, socket.SOCK_SEQPACKET, backlog)
+    return _bind(path, socket.SOCK_SEQPACKET, backlog, 0o600)
 
 
 def bind_http(path: str) -> socket.socket:
-    """The private HTTP socket: as `bind_control`, for streams."""
-    return _bind(path, socket.SOCK_STREAM, backlog=1024)
+    """The private HTTP socket: as `bind_control`, for streams, and for whoever may pass to its directory: the daemon,
+    and a gate, which may be of another user."""
+    return _bind(path, socket.SOCK_STREAM, 1024, HTTP_MODE)
 
 
-def _bind(path: str, kind: int, backlog: int) -> socket.socket:
+def _bind(path: str, kind: int, backlog: int, mode: int) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     temporary = os.path.join(os.path.dirname(path), f".{int(kind)}")
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         listener.bind(temporary)
-        os.chmod(temporary, 0o600)
+        os.chmod(temporary, mode)
         listener.listen(backlog)
         os.rename(temporary, path)
     except OSError as error:

@@ -14,7 +14,7 @@ HOST = {"slot": {"device": "gpu0"}, "log_path": "/l/chat-1.log"}
 
 def write_spec(directory, text):
     directory.mkdir(parents=True)
-    (directory / "spec.json").write_text(text)
+    directory.with_name(f"{directory.name}.json").write_text(text)
 
 
 def test_what_was_started_is_read_and_what_is_broken_left_out(tmp_path):

@@ -166,8 +166,8 @@ class Daemon:
 
     def end_workers(self):
         """Those that a daemon has left which was killed."""
-        for spec in (self.dir / "r/w").glob("*/spec.json"):
-            told = json.loads(spec.read_text())
+        for record in (self.dir / "r/w").glob("*.json"):
+            told = json.loads(record.read_text())
             asyncio.run(kill_leftovers(f"{told['worker_id']}:{told['host']['nonce']}"))
 
     def stop(self, number=signal.SIGTERM):

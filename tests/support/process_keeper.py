@@ -38,7 +38,7 @@ def _make_directory() -> None:
 
 
 async def worker(units: Units) -> UnitProcess:
-    found = await units.find("chat-1", MARKER)
+    found = (await units.find({MARKER})).get(MARKER)
     if found is not None and found.alive:
         tell(did="adopted", worker=found.pid, directory=_is_there())
         return found

@@ -48,7 +48,7 @@ async def _try_workers(state: Path) -> dict[str, Any]:
         channel, hello = await WorkerChannel.connect(
             f"{command.directory}/control.sock", worker_id="chat-1", deadline_s=30, alive=lambda: process.alive
         )
-        pids = (await units.pids([process]))[process.marker]
+        pids = (await units.pids({process.marker: process.pid}))[process.marker]
         reading = await HostMemory().read_async("host", None, 0, {"chat-1": pids})
         channel.close()
         return {

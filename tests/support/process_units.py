@@ -34,12 +34,10 @@ async def _answer(units: Units, call: str, asked: dict[str, Any]) -> Any:
         _processes[name] = await units.spawn(Command(name=name, confinement=confinement, **values))
         return _told(_processes[name])
     if call == "find":
-        found = await units.find(name, **asked)
+        found = (await units.find({asked["marker"]})).get(asked["marker"])
         if found is None:
             return None
         _processes[name] = found
-        if found.identity.start_time == 0:
-            await found.wait()
         return _told(found)
     if call == "wait":
         await asyncio.wait_for(_processes[name].wait(), 30)
@@ -48,7 +46,8 @@ async def _answer(units: Units, call: str, asked: dict[str, Any]) -> Any:
         await _processes[name].kill_tree(**asked)
         return _told(_processes[name])
     if call == "pids":
-        return {marker: sorted(pids) for marker, pids in (await units.pids(_processes.values())).items()}
+        roots = {process.marker: process.pid for process in _processes.values()}
+        return {marker: sorted(pids) for marker, pids in (await units.pids(roots)).items()}
     if call == "set_limits":
         return await units.set_limits(name, **asked)
     raise ValueError(call)

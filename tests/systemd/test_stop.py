@@ -70,6 +70,7 @@ def test_stop_drains_first_and_leaves_nothing(host):
         {"did": "drained", "worker": "killed by SIGTERM (sent by swapd)"},
     ]
     assert host.show(UNIT, "Result") == "success"
+    assert "units.not_stopped" not in host.units_log, "the worker's end waited for the daemon's, and that for it"
     nothing_is_left(host)
 
 

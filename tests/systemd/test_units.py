@@ -123,7 +123,7 @@ def test_how_it_ended_is_told_also_to_a_daemon_that_was_away(host, daemon, end, 
     daemon.kill()
     later = Daemon(host)
     try:
-        found = later.call("find", name="chat-1", marker="chat-1:0a", pid=told["pid"])
+        found = later.call("find", name="chat-1", marker="chat-1:0a")
         assert (found["alive"], found["exit_code"], found["exit_text"]) == (False, code, text)
         assert found["pid"] == told["pid"]
         later.call("kill_tree", name="chat-1", grace_s=0)
@@ -138,11 +138,24 @@ def test_a_worker_outlives_its_daemon_and_is_found_by_the_next(host, daemon):
     daemon.kill()
     later = Daemon(host)
     try:
-        found = later.call("find", name="chat-1", marker="chat-1:0a", pid=told["pid"])
+        found = later.call("find", name="chat-1", marker="chat-1:0a")
         assert (found["alive"], found["pid"], found["start_time"]) == (True, told["pid"], told["start_time"])
-        assert later.call("find", name="chat-1", marker="chat-1:other") is None, "another's of the same name"
         host.run("kill", "-9", str(told["pid"]))
         assert later.call("wait", name="chat-1")["exit_code"] == -signal.SIGKILL
+    finally:
+        later.kill()
+
+
+def test_what_is_nobodys_is_left_alone_while_it_lives_and_forgotten_when_it_has_ended(host, daemon):
+    daemon.spawn()
+    daemon.spawn("ended-1", code="raise SystemExit(1)")
+    daemon.call("wait", name="ended-1")
+    daemon.kill()
+    later = Daemon(host)
+    try:
+        assert later.call("find", name="chat-1", marker="chat-1:other") is None, "another's of the same name"
+        assert host.show("swapd-chat-1.service", "SubState") == "running"
+        assert host.show("swapd-ended-1.service", "LoadState") == "not-found"
     finally:
         later.kill()
 
@@ -251,7 +264,7 @@ def test_environment_and_arguments_arrive_as_they_are(host, daemon, env, argumen
     seen_arguments, seen_env = json.loads(log_of(host, name))
     assert seen_arguments == arguments
     assert {key: value for key, value in seen_env.items() if key.startswith("X_")} == env
-    added = {"INVOCATION_ID", "SYSTEMD_EXEC_PID", "LANG", "PATH", "HOME", "LOGNAME", "USER", "SHELL"}
+    added = {"INVOCATION_ID", "SYSTEMD_EXEC_PID", "LANG", "PATH", "HOME", "LOGNAME", "USER", "SHELL", "SWAPD_WORKER"}
     assert seen_env.keys() - env.keys() <= added | {"LC_CTYPE"}
     daemon.call("kill_tree", name=name, grace_s=0)
 

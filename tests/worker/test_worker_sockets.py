@@ -23,14 +23,15 @@ def bind_anyhow(path):
     return bind_control(str(path), 8)
 
 
-@pytest.mark.parametrize("bind", [bind_anyhow, lambda path: bind_http(str(path))])
-def test_a_socket_is_only_for_its_owner_whatever_the_umask(short_dir, bind):
-    before = os.umask(0)
+@pytest.mark.parametrize(("bind", "mode"), [(bind_anyhow, 0o600), (lambda path: bind_http(str(path)), 0o666)])
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_orders_are_its_owners_alone_and_requests_whosever_may_pass_to_it(short_dir, bind, mode, umask):
+    before = os.umask(umask)
     try:
         bind(short_dir / "a.sock").close()
     finally:
         os.umask(before)
-    assert stat.S_IMODE((short_dir / "a.sock").stat().st_mode) == 0o600
+    assert stat.S_IMODE((short_dir / "a.sock").stat().st_mode) == mode
     assert os.listdir(short_dir) == ["a.sock"], "nothing is left beside it"
 
 

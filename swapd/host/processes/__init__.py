@@ -6,11 +6,11 @@ belongs. May not know: what a worker is for. Source: pidfd_open(2), pidfd_send_s
 PR_SET_CHILD_SUBREAPER(2const).
 """
 
+from swapd.core.launch import MARKER
 from swapd.core.process_tree import UNKNOWN_EXIT
 from swapd.host.pids import ProcessIdentity, boot_id
 from swapd.host.processes.supervisor import Process, Supervisor
 from swapd.host.processes.tree import (
-    MARKER,
     kill_leftovers,
     tree_pids,
     trees_pids,

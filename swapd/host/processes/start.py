@@ -14,9 +14,7 @@ from pathlib import Path
 from swapd.core.errors import COMMAND_NOT_FOUND, SPAWN_FAILED, SwapdError
 
 
-def start_process(
-    argv: list[str], env: dict[str, str], cwd: str | None, log_path: Path, pass_fds: tuple[int, ...]
-) -> subprocess.Popen[bytes]:
+def start_process(argv: list[str], env: dict[str, str], cwd: str | None, log_path: Path) -> subprocess.Popen[bytes]:
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         log_fd = os.open(log_path, flags, 0o640)
@@ -31,7 +29,6 @@ def start_process(
             stderr=log_fd,
             cwd=cwd,
             env=env,
-            pass_fds=pass_fds,
             start_new_session=True,
             umask=0o077,
         )

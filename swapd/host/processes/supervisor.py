@@ -13,14 +13,15 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
+from swapd.core.launch import MARKER, Command
 from swapd.core.process_tree import UNKNOWN_EXIT, describe_exit
 from swapd.host.pids import ProcessIdentity, exit_status, oom_kills, read_row
 from swapd.host.processes.start import start_process
-from swapd.host.processes.tree import MARKER, Tree, end_tree, roots_of
+from swapd.host.processes.tree import Tree, end_tree, roots_of, trees_pids
 
 ORPHAN_PERIOD_S: Final = 5.0  # a zombie seen in two rounds is nobody's: asyncio and subprocess reap at once
 REAPED_POLLS: Final = 100
@@ -168,26 +169,17 @@ class Supervisor:
             self._timer.cancel()
             self._timer = None
 
-    async def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        cwd: str | None,
-        log_path: Path,
-        marker: str,
-        pass_fds: Sequence[int] = (),
-    ) -> Process:
-        """Starts a command in its own session with exactly `env` and the marker, its output appended to
-        `log_path`.
+    async def spawn(self, command: Command) -> Process:
+        """Starts a command in its own session with exactly `env` and the marker, its output appended to its log.
 
-        Raises SwapdError(COMMAND_NOT_FOUND) when the command or its directory is not usable, SPAWN_FAILED when
-        the host refuses (no memory, too many processes, no log). The caller must end it with `kill_tree`.
+        Nothing confines it: it runs as the daemon does. Raises SwapdError(COMMAND_NOT_FOUND) when the command or its
+        directory is not usable, SPAWN_FAILED when the host refuses (no memory, too many processes, no log). The caller
+        must end it with `kill_tree`.
         """
-        full_env = {**env, MARKER: marker}
+        environment = {**command.env, MARKER: command.marker}
         # In a thread: the program may lie on a file system that hangs.
         starting = asyncio.get_running_loop().run_in_executor(
-            None, start_process, list(argv), full_env, cwd, log_path, tuple(pass_fds)
+            None, start_process, list(command.argv), environment, command.cwd, Path(command.log_path)
         )
         try:
             popen = await asyncio.shield(starting)
@@ -196,7 +188,7 @@ class Supervisor:
             raise
         identity = ProcessIdentity.of(popen.pid)
         assert identity is not None  # not yet reaped, so it is in the table
-        process = Process(identity, os.pidfd_open(popen.pid), marker, popen)
+        process = Process(identity, os.pidfd_open(popen.pid), command.marker, popen)
         self._children[process.pid] = process
         return process
 
@@ -214,6 +206,15 @@ class Supervisor:
                 found[marker] = Process(identity, pidfd, marker, None)
                 self._children[pid] = found[marker]
         return found
+
+    async def pids(self, roots: Mapping[str, int]) -> dict[str, set[int]]:
+        """Every process of each tree; `roots` and result by marker."""
+        return await asyncio.to_thread(trees_pids, roots)
+
+    async def set_limits(
+        self, name: str, *, cpu_weight: int | None = None, memory_max_bytes: int | None = None
+    ) -> None:
+        """Nothing: plain processes have no cgroup of their own."""
 
     def reap_orphans(self) -> int:
         """Takes the exit status of orphans that ended before the previous round. Returns how many."""

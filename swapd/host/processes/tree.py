@@ -20,10 +20,10 @@ from typing import Final
 import psutil
 
 from swapd.core.errors import TIMEOUT, SwapdError
+from swapd.core.launch import MARKER
 from swapd.core.process_tree import ProcessRow, find_members
 from swapd.host.pids import read_row
 
-MARKER: Final = "SWAPD_WORKER"  # environment variable that every descendant inherits
 # After SIGKILL only the kernel (state D) can keep a process; a driver's teardown takes seconds.
 KILL_DEADLINE_S: Final = 10.0
 _FREEZE_ROUNDS: Final = 50  # each stops every process found; one that forks has to get ahead of all of them

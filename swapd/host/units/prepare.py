@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from swapd.core.errors import COMMAND_NOT_FOUND, SPAWN_FAILED, SwapdError
-from swapd.core.launch import Command
+from swapd.core.launch import MARKER, Command
 from swapd.core.unit_settings import WORKERS_GROUP, environment_text
 
 ENVIRONMENT_NAME: Final = "environment"
@@ -34,7 +34,7 @@ def prepare(command: Command) -> str:
         raise SwapdError(SPAWN_FAILED, f"cannot open the log {command.log_path}: {error.strerror}") from None
     try:
         path = os.path.join(command.directory, ENVIRONMENT_NAME)
-        text = environment_text(command.env)
+        text = environment_text({**command.env, MARKER: command.marker})
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             file.write(text)

@@ -35,7 +35,7 @@ class UnitProcess:
         self._oom_kills_before = oom_kills()
         self._oom_kills: int | None = None
         self._ending = asyncio.Lock()
-        self._ended = False
+        self.ended = False  # nothing of it is left
         self._loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[int] = self._loop.create_future()
         self._pidfd: int | None = None
@@ -83,7 +83,7 @@ class UnitProcess:
         Raises SwapdError(TIMEOUT), naming them, if processes outlive SIGKILL by `KILL_DEADLINE_S`.
         """
         async with self._ending:
-            if self._ended:
+            if self.ended:
                 return
             if self.alive:
                 self._signalled = True
@@ -95,14 +95,23 @@ class UnitProcess:
             await self._kill()
             await self.wait()
             await self._systemd.forget(self.unit)
-            self._ended = True
+            self.ended = True
+
+    def let_go(self) -> None:
+        """Watch it no longer: it lives on."""
+        if self._settling is None and self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
 
     async def _kill(self) -> None:
         until_s = self._loop.time() + KILL_DEADLINE_S
         await self._systemd.signal(self.unit, "all", signal.SIGKILL)
         # The stop takes what was forked meanwhile, and lets go of a unit that has ended by itself.
-        with contextlib.suppress(SwapdError):
+        try:
             await self._systemd.stop(self.unit, KILL_DEADLINE_S)
+        except SwapdError as error:
+            log.warning("units.not_stopped unit=%s because=%s", self.unit, error.message)
         while pids := await asyncio.to_thread(cgroup_pids, self.cgroup):
             if self._loop.time() >= until_s:
                 raise SwapdError(

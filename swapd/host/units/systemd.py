@@ -69,14 +69,21 @@ class Systemd:
                 self._asking = asyncio.get_running_loop().create_task(self._ask())
         return await asyncio.shield(answer)
 
+    async def states(self, pattern: str) -> list[UnitState]:
+        """Of every unit that systemd has in memory."""
+        return await self._show(["--all", "--", pattern])
+
+    async def _show(self, which: Sequence[str]) -> list[UnitState]:
+        status, said = await _call(["systemctl", "show", f"--property={','.join(SHOWN)}", *which])
+        if status:
+            raise SwapdError(SPAWN_FAILED, f"systemctl show failed: {said.strip()[:500] or f'status {status}'}")
+        return parse_show(said)
+
     async def _ask(self) -> None:
         await asyncio.sleep(0)
         asked, self._asked, self._asking = self._asked, {}, None
         try:
-            status, said = await _call(["systemctl", "show", f"--property={','.join(SHOWN)}", "--", *asked])
-            states = parse_show(said)
-            if status or len(states) != len(asked):
-                raise SwapdError(SPAWN_FAILED, f"systemctl show failed: {said.strip()[:500] or f'status {status}'}")
+            states = await self._show(["--", *asked])
         except Exception as error:
             for answer in asked.values():
                 answer.set_exception(error)
@@ -91,7 +98,9 @@ class Systemd:
 
     async def stop(self, unit: str, deadline_s: float = CALL_DEADLINE_S) -> None:
         """Returns when nothing of it runs, as far as systemd knows."""
-        status, said = await _call(["systemctl", "stop", "--", unit], deadline_s)
+        # In the order of units a worker ends after the daemon, and so this would wait for the end of a daemon that is
+        # being stopped, and waits for it.
+        status, said = await _call(["systemctl", "stop", "--job-mode=ignore-dependencies", "--", unit], deadline_s)
         if status not in (0, _NOT_LOADED):
             raise SwapdError(SPAWN_FAILED, f"systemd does not stop {unit}: {said.strip()}")
 

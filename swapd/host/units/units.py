@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from swapd.core.errors import COMMAND_NOT_FOUND, SPAWN_FAILED, SwapdError
 from swapd.core.launch import Command
 from swapd.core.unit_settings import (
     SLICE,
+    UnitState,
     explain_start,
     limits,
     properties,
@@ -29,6 +30,7 @@ class Units:
 
     def __init__(self) -> None:
         self._systemd = Systemd()
+        self._processes: dict[str, UnitProcess] = {}
         self.missing: Final = missing_controllers()
         """The limits that this host cannot set: "cpu", "memory"."""
         if self.missing:
@@ -65,7 +67,8 @@ class Units:
             await self._forget(unit)
             code = COMMAND_NOT_FOUND if state.exit_code else SPAWN_FAILED
             raise SwapdError(code, explain_start(command, state, said))
-        return UnitProcess(self._systemd, state)
+        self._processes = {marker: process for marker, process in self._processes.items() if not process.ended}
+        return await self._own(state)
 
     async def _is_taken(self, unit: str) -> bool:
         """What has ended and is remembered under that name is forgotten: a journal that was lost counts anew."""
@@ -78,21 +81,35 @@ class Units:
         await self._systemd.stop(unit)
         await self._systemd.forget(unit)
 
-    async def find(self, name: str, marker: str, pid: int | None = None) -> UnitProcess | None:
-        """A worker of an earlier daemon, living, or dead with its exit code; None: systemd knows nothing of it."""
-        state = await self._systemd.state(unit_name(name))
-        if not state.loaded or state.marker != marker or (pid is not None and state.pid not in (pid, 0)):
-            return None
-        return UnitProcess(self._systemd, state)
+    async def find(self, markers: Collection[str]) -> dict[str, UnitProcess]:
+        """Those that an earlier daemon has started, by marker: living, or ended with its exit code. Whoever gets one
+        owns it, as from `spawn`. What else of ours has ended is forgotten, and what lives is left alone and told of."""
+        found = {}
+        for state in await self._systemd.states(unit_name("*")):
+            if state.marker in markers:
+                found[state.marker] = await self._own(state)
+            elif state.marker and state.running:
+                log.warning("units.unknown unit=%s pid=%d left_alone", state.unit, state.pid)
+            elif state.marker:
+                await self._forget(state.unit)
+        return found
 
-    async def pids(self, processes: Iterable[UnitProcess]) -> dict[str, set[int]]:
-        """Every process of each tree, by marker."""
-        cgroups = {process.marker: process.cgroup for process in processes}
+    async def _own(self, state: UnitState) -> UnitProcess:
+        process = self._processes[state.marker] = UnitProcess(self._systemd, state)
+        if not state.running:
+            await process.wait()
+        return process
+
+    async def pids(self, roots: Mapping[str, int]) -> dict[str, set[int]]:
+        """Every process of each tree; `roots` and result by marker."""
+        cgroups = {marker: self._processes[marker].cgroup for marker in roots if marker in self._processes}
         return await asyncio.to_thread(lambda: {marker: cgroup_pids(cgroup) for marker, cgroup in cgroups.items()})
 
-    async def set_limits(self, name: str, *, cpu_weight: int | None = None, memory_max: int | None = None) -> None:
+    async def set_limits(
+        self, name: str, *, cpu_weight: int | None = None, memory_max_bytes: int | None = None
+    ) -> None:
         """Of a running worker, from now on. None leaves a limit as it is. Raises SwapdError."""
-        changed = tuple(limits(memory_max, cpu_weight))
+        changed = tuple(limits(memory_max_bytes, cpu_weight))
         if changed:
             await self._systemd.set_properties(unit_name(name), changed)
 

@@ -34,6 +34,7 @@ from swapd.core.errors import (
 from swapd.core.process_tree import describe_exit
 from swapd.worker.engines import ports, tree
 from swapd.worker.progress import Progress
+from swapd.worker.sockets import HTTP_MODE
 from swapd.worker.spec import ServerSpec
 
 log = logging.getLogger("swapd.worker.engine")
@@ -202,9 +203,12 @@ class CommandEngine:
         return popen, told
 
     def _make_socket_directory(self) -> None:
-        """Empty, and the server's user's alone."""
+        """Empty. Whoever may pass to the runner's directory, as a gate, may pass to a server's that runs as it does;
+        nobody to one's with a user of its own."""
         directory = os.path.dirname(self._server.socket)
         os.makedirs(directory, mode=0o700, exist_ok=True)
+        if not self._server.user:
+            os.chmod(directory, 0o711)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._server.socket)  # of an earlier try: many servers take a stale one for a live one
         if self._server.user and os.geteuid() == 0:
@@ -229,6 +233,8 @@ class CommandEngine:
         pause_s = _POLL_FIRST_S
         while not self._child.ended.done():
             if _connects(self._address):
+                if not self._server.user and self._address.startswith("unix:"):
+                    os.chmod(self._server.socket, HTTP_MODE)
                 return
             await asyncio.wait({self._child.ended}, timeout=pause_s)
             pause_s = min(pause_s * 1.5, _POLL_MAX_S)

@@ -39,7 +39,10 @@ def reserve(directory: str) -> Port | None:
     """A port that no other worker with this `directory` has, and that nobody listens on now. None: there is none."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
     for number in _candidates():
-        lock_fd = os.open(os.path.join(directory, str(number)), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            lock_fd = os.open(os.path.join(directory, str(number)), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except PermissionError:  # of a worker that runs as another user
+            continue
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _bind(number)

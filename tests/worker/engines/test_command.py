@@ -94,7 +94,7 @@ def refused(client, verb="load"):
 # --- an address of its own -------------------------------------------------------------------------------------------
 
 
-def test_it_is_started_on_a_socket_that_only_its_user_can_reach(serve):
+def test_it_is_started_on_a_socket_in_its_runners_directory(serve):
     worker = serve(*UDS, "slow", env={"TOKEN": "t"}, device="GPU-1")
     client = worker.greeted()
     loaded = client.request("load")
@@ -103,7 +103,8 @@ def test_it_is_started_on_a_socket_that_only_its_user_can_reach(serve):
     told = get(loaded["address"])
     assert told["cwd"] == str(STAND_IN.parent)
     assert told["env"]["TOKEN"] == "t"
-    assert os.stat(worker.dir / "engine").st_mode & 0o777 == 0o700
+    assert os.stat(worker.dir / "engine").st_mode & 0o777 == 0o711, "who may pass to the runner's may pass to it"
+    assert os.stat(worker.dir / "engine/http.sock").st_mode & 0o777 == 0o666
     stats = client.request("stats")
     assert (stats["state"], stats["owner"], stats["in_flight"]) == ("loaded", False, 0)
     assert client.request("drain", deadline_s=1.0) == {"finished": 0, "cut": 0, "left": 0}
