@@ -27,8 +27,6 @@ def check_models(models: Iterable[ModelConfig]) -> Iterator[tuple[str, str]]:
 
 
 def _asgi(model: ModelConfig) -> Iterator[tuple[str, str]]:
-    if model.user is not None:
-        yield "user", 'is not supported yet for engine = "asgi" by this version of swapd: leave it out'
     servers = {"command": model.command, "stop_signal": model.stop_signal, "stop_timeout": model.stop_timeout_s}
     for key, value in servers.items():
         if value:

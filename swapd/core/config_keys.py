@@ -101,6 +101,8 @@ MODEL: Final = (
     Key("user", read.text),
     Key("read_paths", read.paths, show=list),
     Key("write_paths", read.paths, show=list),
+    Key("memory_max", read.size(MIB), field="memory_max_bytes", show=format_size),
+    Key("cpu_weight", read.integer(1, 10_000)),
     Key("served_names", read.served_names, show=list),
     Key("stop_signal", read.choice("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL")),
     _timeout("stop_timeout", NEXT_SWAP, 0.1, 3600.0),
@@ -183,8 +185,6 @@ NOT_YET: Final = (
     NotYet("", "strategies"),
     NotYet("daemon", "metrics"),
     NotYet("models", "gpus", (1,)),
-    NotYet("models", "read_paths"),
-    NotYet("models", "write_paths"),
     NotYet("services", "strategy", ("auto", "dual", "in-place")),
     NotYet("services", "replicas", (1,)),
 )

@@ -172,7 +172,7 @@ class Daemon:
         log.info("daemon.ready version=%s control=%s", swapd.__version__, self.config.daemon.control)
         periodic = (
             *(self.reading.poll_stats(), self._report(), self._tidy_logs(), self._prune_journal()),
-            *(self._mend_journal(), self.restart.follow_changes()),
+            *(self._mend_journal(), self._favour_servers(), self.restart.follow_changes()),
             Liveness(self.loop, self.workers, self.knowledge).run(),
         )
         tasks = [loop.create_task(each) for each in periodic]
@@ -243,6 +243,12 @@ class Daemon:
         while True:
             self.manager.watchdog()
             self.manager.status(_summary(self.loop.state))
+            await asyncio.sleep(STATUS_PERIOD_S)
+
+    async def _favour_servers(self) -> None:
+        while True:
+            servers = (self.loop.state.server_of(service.name) for service in self.loop.state.services)
+            await self.workers.favour({server.id for server in servers if server is not None})
             await asyncio.sleep(STATUS_PERIOD_S)
 
     async def _tidy_logs(self) -> None:

@@ -14,8 +14,9 @@ from typing import Final, Protocol
 
 import swapd
 from swapd.core.config import ModelConfig
+from swapd.core.errors import NOT_SUPPORTED, SwapdError
 from swapd.core.launch import NVIDIA, Command, Confinement
-from swapd.core.model import DeviceKind, DeviceReading
+from swapd.core.model import DeviceKind, DeviceReading, Kind
 from swapd.core.unit_settings import USER, WORKERS_GROUP
 from swapd.host.pids import ProcessIdentity
 from swapd.host.processes import Supervisor
@@ -23,6 +24,10 @@ from swapd.host.units import Units, why_not
 
 log = logging.getLogger("swapd.hosting")
 
+CPU_WEIGHT: Final = 100  # systemd's own default, and so everybody's
+CANDIDATE_PART: Final = (
+    5  # of its weight a worker has until it serves: one that loads must not slow down one that serves
+)
 CACHE_DIR: Final = "/var/cache/swapd"  # CacheDirectory= of the unit
 
 
@@ -72,9 +77,15 @@ def choose_host(managed: bool) -> WorkerHost:
     return supervisor
 
 
-def user_of(host: WorkerHost, model: ModelConfig | None) -> str:
-    """Whom a worker runs as from its start; "": as the daemon does, and a server may change to its own user then."""
+def user_of(host: WorkerHost, model: ModelConfig | None, kind: Kind) -> str:
+    """Whom a worker runs as from its start; "": as the daemon does, and a server may change to its own user then.
+
+    Raises SwapdError(NOT_SUPPORTED): a model that runs in the worker itself would run as the daemon.
+    """
     if not isinstance(host, Units):
+        if model is not None and model.user and kind is Kind.DIRECT:
+            why = f'user = "{model.user}" of model "{model.name}" needs a swapd that systemd has started, as root'
+            raise SwapdError(NOT_SUPPORTED, f"{why}: start swapd.service, or leave the user out")
         return ""
     return model.user if model is not None and model.user else USER
 
@@ -83,6 +94,11 @@ def share(directory: str) -> None:
     """A directory in which workers of different users make files, each its own: /tmp in small."""
     os.makedirs(directory, exist_ok=True)
     os.chmod(directory, 0o1777)
+
+
+def cpu_weight(model: ModelConfig | None, *, serves: bool) -> int:
+    full = model.cpu_weight if model is not None and model.cpu_weight is not None else CPU_WEIGHT
+    return full if serves else max(1, full // CANDIDATE_PART)
 
 
 def confine(
@@ -100,6 +116,8 @@ def confine(
         needed_paths=tuple(dict.fromkeys(path for path in needed if os.path.exists(path))),
         write_paths=(*model.write_paths, shared),
         cache_dir=f"{CACHE_DIR}/{user}",
+        memory_max_bytes=model.memory_max_bytes,
+        cpu_weight=cpu_weight(model, serves=False),
     )
 
 

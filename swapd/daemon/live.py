@@ -28,6 +28,7 @@ class Live:
     stats: Mapping[str, Any] = field(default_factory=dict)
     stopping: bool = False
     upstreams: set[str] = field(default_factory=set)  # a gate's: every worker that it was ever pointed to
+    cpu_weight: int | None = None  # that it was last given; None: as it was started
     reported: bool = False  # its failure to start is told by the operation, so its exit needs no telling
 
     @property

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from swapd.core.errors import OUT_OF_MEMORY, WORKER_EXITED, Problem, SwapdError
 from swapd.core.launch import Command, Confinement
 from swapd.core.model import DeviceReading, Kind, Revision, Slot, Worker
 from swapd.core.presets import blocked_paths, launch_of, reuses_connections
-from swapd.daemon.hosting import WorkerHost, WorkerProcess, choose_host, confine, share, user_of
+from swapd.daemon.hosting import WorkerHost, WorkerProcess, choose_host, confine, cpu_weight, share, user_of
 from swapd.daemon.live import Live
 from swapd.daemon.spec import (
     Facts,
@@ -81,6 +81,18 @@ class Workers:
                 live.channel.close()
             live.process.let_go()
         self._host.close()
+
+    async def favour(self, servers: Collection[str]) -> None:
+        """Give those that serve the CPU weight of their model: until then each has a part of it."""
+        for live in [live for live in self.live.values() if live.id in servers]:
+            model = self.config.models.get(live.facts.revision.model) if live.facts.revision is not None else None
+            weight = cpu_weight(model, serves=True)
+            if live.cpu_weight != weight:
+                live.cpu_weight = weight  # once, whatever comes of it: it serves as well without
+                try:
+                    await self._host.set_limits(live.id, cpu_weight=weight)
+                except SwapdError as error:
+                    log.warning("worker.cpu_weight_not_set worker=%s because=%s", live.id, error.message)
 
     async def pids(self) -> dict[str, set[int]]:
         """Every process of each worker."""
@@ -163,7 +175,7 @@ class Workers:
         nonce = secrets.token_hex(8)
         spec = spec_of(worker, service, model, nonce)
         launch = None
-        user = user_of(self._host, model)
+        user = user_of(self._host, model, worker.kind)
         server_user = model.user if model is not None and not user else None  # whom a server of its own changes to
         if worker.kind is Kind.ENGINE and model is not None:
             launch = launch_of(model, reading.gpu_bytes if reading is not None else None)

@@ -53,7 +53,6 @@ WRONG = [
     ({"app": "m:app", "command": ["x"]}, "command", 'is for engine = "command", "llama-server" or "vllm"'),
     ({"app": "m:app", "stop_timeout": "5s"}, "stop_timeout", 'is for engine = "command"'),
     ({"app": "m:app", "sleep": True}, "sleep", "an Engine class has park and wake hooks"),
-    ({"app": "m:app", "user": "x"}, "user", 'not supported yet for engine = "asgi"'),
     ({"engine": "asgi"}, "app", 'is missing: write app = "module:attribute"'),
 ]
 
