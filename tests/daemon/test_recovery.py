@@ -1,4 +1,4 @@
-"""The daemon is killed at whatever instant, and another finds what it has left. Clients ask all the while."""
+"""The daemon dies, and another finds what it has left. What dies in the middle of a change is in tests/crash."""
 
 import json
 import os
@@ -17,7 +17,8 @@ def again(daemon):
 
 
 def pids(daemon):
-    return {w["id"]: w["pid"] for w in daemon.call("workers")}
+    """Of those that serve: what held the clients at first may be on its way out."""
+    return {w["id"]: w["pid"] for w in daemon.call("workers") if w["state"] == "serving"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,48 +45,6 @@ def reached(daemon, step):
         return any(s["name"] == step for s in records[0]["steps"]) if records else False
 
     until(arrived, what=f"step {step}")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("step", ["spawn", "load", "verify", "soak"])
-def test_a_dual_swap_is_finished_by_the_next_daemon(kind, step):
-    make, service = KINDS[kind]
-    with Daemon([make("a"), make("b", LOAD_S="0.5")], service=service) as daemon, Crowd(daemon.port) as crowd:
-        record = daemon.call("swap", service="chat", to="b", strategy="dual")
-        reached(daemon, step)
-        again(daemon)
-        ended = daemon.wait(record["id"])
-        assert ended["phase"] == "Soaking", ended
-        crowd.more(20)
-        assert daemon.model() == "b"
-        assert len(pids(daemon)) <= 3
-        crowd.__exit__()
-        crowd.check()
-    assert not [p for p in map(int, filter(str.isdigit, os.listdir("/proc"))) if str(daemon.dir) in cmdline(p)]
-
-
-def cmdline(pid):
-    try:
-        with open(f"/proc/{pid}/cmdline") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("step", ["spawn", "hold", "drain", "stop", "load", "verify"])
-def test_an_in_place_swap_is_finished_by_the_next_daemon(kind, step):
-    make, service = KINDS[kind]
-    with Daemon([make("a"), make("b", LOAD_S="0.5")], service=service) as daemon, Crowd(daemon.port) as crowd:
-        record = daemon.call("swap", service="chat", to="b", strategy="in-place")
-        reached(daemon, step)
-        again(daemon)
-        ended = daemon.wait(record["id"])
-        assert ended["phase"] in ("Soaking", "Failed", "Canceled"), ended
-        crowd.more(20)
-        assert daemon.model() == ended["to" if ended["phase"] == "Soaking" else "from"]["model"]
-        crowd.__exit__()
-        crowd.check()
 
 
 def test_a_worker_that_died_meanwhile_is_started_again():
