@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ from swapd.daemon.api import Api
 from swapd.daemon.closing import Closing
 from swapd.daemon.devices import Devices
 from swapd.daemon.executor import Executor
+from swapd.daemon.keeping import CONTROL, Keeper
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.liveness import Liveness
 from swapd.daemon.loop import Loop
@@ -80,9 +82,11 @@ class Daemon:
         self.workers.start(managed=self.manager.present)
         stack.push_async_callback(self.workers.close)
         observed = await observe(self.workers, state, 2 * config.daemon.hand_over_timeout_s)
-        inherited = {**inherited_listeners(), **self.manager.listen_fds()}
-        self.listeners = bind_all(config, inherited, await borrow_listeners(self.workers))
-        self.closing = Closing(config, self.listeners, inherited.values())
+        self.keeper = Keeper(self.manager)
+        kept = {**inherited_listeners(), **self.keeper.kept}
+        kept_control = kept.pop(CONTROL, None)
+        self.listeners = bind_all(config, self.keeper.given, kept, await borrow_listeners(self.workers))
+        self.closing = Closing(config, self.listeners, self.keeper.given.values())
 
         devices = Devices(config.devices, self.workers, lambda: self.loop.state)
         self.knowledge = Knowledge(config, self.journal, devices)
@@ -107,8 +111,19 @@ class Daemon:
         self._recovered = True
         for event in self._early:
             self.loop.take(event)
-        await self.control.start()  # last: whoever asks finds every service
-        stack.push_async_callback(self.control.close)
+        await self.control.start(kept_control)  # last: whoever asks finds every service
+        stack.push_async_callback(self._close_control)
+        self.keeper.keep(self._successors())
+
+    def _successors(self) -> dict[str, socket.socket]:
+        """The listeners that a next daemon shall have."""
+        found = listener_names(self.config, self.listeners)
+        if (control := self.control.listener) is not None:
+            found[CONTROL] = control
+        return found
+
+    async def _close_control(self) -> None:
+        await self.control.close(leave=self._leaving)
 
     def _install_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -186,13 +201,14 @@ class Daemon:
             await asyncio.gather(*tasks, return_exceptions=True)
         self.records.end()
         if not self._leaving:
+            self.keeper.keep({})
             await self.closing.close()
             log.info("daemon.stopped")
             return None
         log.info("daemon.left workers=%d", len(self.workers.live))
         if self.manager.present:
             return None  # it starts the successor
-        return {name: os.dup(sock.fileno()) for name, sock in listener_names(self.config, self.listeners).items()}
+        return {name: os.dup(sock.fileno()) for name, sock in self._successors().items()}
 
     def stop(self) -> None:
         """Drain and stop everything; the second time, at once."""
@@ -243,6 +259,7 @@ class Daemon:
         while True:
             self.manager.watchdog()
             self.manager.status(_summary(self.loop.state))
+            self.keeper.keep({} if self.loop.state.stopping else self._successors())
             await asyncio.sleep(STATUS_PERIOD_S)
 
     async def _favour_servers(self) -> None:

@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from swapd.core.config import Config
@@ -61,10 +61,14 @@ def only_one(config: Config) -> Iterator[None]:
 
 
 def bind_all(
-    config: Config, inherited: Mapping[str, socket.socket], lent: Mapping[str, socket.socket]
+    config: Config,
+    given: Mapping[str, socket.socket],
+    kept: Mapping[str, socket.socket],
+    lent: Mapping[str, socket.socket],
 ) -> dict[str, dict[str, socket.socket]]:
-    """Every listener, bound once, by whomever: `inherited` ones come from systemd, by the name of the service, and
-    `lent` ones, by address, from the workers of an earlier daemon. Only an address that nobody has is bound by us.
+    """Every listener, bound once, by whomever: `given` ones by a socket unit, `kept` ones by an earlier daemon, both by
+    the name of the service; `lent` ones, by address, come from the workers of an earlier daemon. Only an address that
+    nobody has is bound by us.
 
     Several addresses may be in use: all of them are named.
     """
@@ -75,8 +79,8 @@ def bind_all(
         bound[name] = {}
         for number, address in enumerate(service.listen):
             key = _key(name, number)
-            sock = inherited.get(key) or lent.get(address)
             try:
+                sock = _given(given, key, address) or _kept(kept, key, address) or lent.get(address)
                 if sock is None:
                     sock = listening.bind(address)
                     new.append(sock)
@@ -84,14 +88,38 @@ def bind_all(
             except SwapdError as error:
                 problems.append(error.problem)
     used = [sock for socks in bound.values() for sock in socks.values()]
-    for sock in lent.values():
-        if sock not in used:  # nobody's address any more
+    for sock in (*kept.values(), *lent.values()):
+        if sock not in used and not _same_as_one(sock, used):  # nobody's address any more
             listening.unbind(sock)
+        elif sock not in used:
+            sock.close()
     if problems:
         for sock in new:
             listening.unbind(sock)
         raise SwapdError(LISTEN_FAILED, "\nswapd: ".join(p.message for p in problems))
     return bound
+
+
+def _given(given: Mapping[str, socket.socket], key: str, address: str) -> socket.socket | None:
+    sock = given.get(key)
+    if sock is not None and not listening.is_at(sock, address):
+        where = sock.getsockname()
+        raise SwapdError(
+            LISTEN_FAILED,
+            f'the socket unit with FileDescriptorName={key} listens on {where}, and the service on "{address}": '
+            "write the same address in both",
+        )
+    return sock
+
+
+def _kept(kept: Mapping[str, socket.socket], key: str, address: str) -> socket.socket | None:
+    sock = kept.get(key)
+    return sock if sock is not None and listening.is_at(sock, address) else None
+
+
+def _same_as_one(sock: socket.socket, others: Collection[socket.socket]) -> bool:
+    """Another duplicate of one of them: its file must stay."""
+    return any(sock.family == other.family and sock.getsockname() == other.getsockname() for other in others)
 
 
 def listener_names(config: Config, bound: Mapping[str, Mapping[str, socket.socket]]) -> dict[str, socket.socket]:

@@ -59,6 +59,24 @@ def bind(address: str) -> socket.socket:
     return sock
 
 
+def is_at(sock: socket.socket, address: str) -> bool:
+    """Whether it listens there: `sock` was bound by somebody else, perhaps to what an older configuration said.
+
+    Raises SwapdError(LISTEN_FAILED) for an address that is none of this host."""
+    place = _resolve(address)
+    try:
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+        name = sock.getsockname()
+    except OSError:
+        return False
+    if not listens or sock.family != place.family:
+        return False
+    if isinstance(place.sockaddr, str):
+        return name == place.sockaddr and os.path.exists(place.sockaddr)
+    host, port = place.sockaddr[:2]
+    return name[0] == host and (port in (0, name[1]))
+
+
 def unbind(sock: socket.socket) -> None:
     """Closes our duplicate, and removes the file of a Unix socket. For the real end: others may hold one."""
     with contextlib.suppress(OSError):

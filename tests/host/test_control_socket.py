@@ -677,3 +677,60 @@ def test_many_subscribers_that_come_and_go_leave_it_well(context, daemon, subscr
     daemon.publish("swap.created")
     assert next_event(subscriber)[0] == "swap.created"
     assert_serves(context, daemon)
+
+
+# --- from one daemon to the next -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inherited(daemon):
+    """What the service manager has kept of the daemon's listener."""
+    with daemon.socket.listener.dup() as sock:
+        yield sock
+
+
+def next_daemon(daemon: FakeDaemon, kept: socket.socket | None) -> None:
+    daemon.epoch += 1
+
+    async def start() -> None:
+        daemon.socket = ControlSocket(
+            daemon.endpoint, daemon.events_endpoint, daemon._handle, epoch=daemon.epoch, **daemon.options
+        )
+        await daemon.socket.start(kept)
+
+    daemon.run(start())
+
+
+def test_who_asks_between_two_daemons_is_answered_by_the_second(context, daemon, inherited):
+    before = connect(context, daemon)
+    assert ask(before)["result"] == {"services": []}
+    first, daemon.socket = daemon.socket, None
+    daemon.run(first.close(leave=True))
+    late = connect(context, daemon)
+    late.send(request("status", 7))
+    daemon.answers["status"] = {"services": ["of the second"]}
+    next_daemon(daemon, inherited.dup())
+    assert receive(late)["result"] == {"services": ["of the second"]}
+    assert ask(before, "status", 8)["result"] == {"services": ["of the second"]}, "it connects again by itself"
+    before.close()
+    late.close()
+    path = Path(daemon.endpoint.removeprefix("ipc://"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    daemon.stop()
+    assert not path.exists()
+
+
+def test_a_kept_listener_whose_file_is_gone_is_not_taken(context, daemon, inherited):
+    first, daemon.socket = daemon.socket, None
+    daemon.run(first.close())
+    next_daemon(daemon, inherited.dup())
+    assert_serves(context, daemon)
+
+
+def test_a_socket_file_that_was_out_of_sight_is_shown_by_the_next_daemon(context, daemon, inherited):
+    first, daemon.socket = daemon.socket, None
+    daemon.run(first.close(leave=True))
+    path = Path(daemon.endpoint.removeprefix("ipc://"))
+    path.rename(f"{path}.full")
+    next_daemon(daemon, inherited.dup())
+    assert_serves(context, daemon)

@@ -186,3 +186,22 @@ def test_the_queue_holds_thousands(tmp_path):
             most = min(listeners.BACKLOG, int(file.read()))
         info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
         assert int.from_bytes(info[28:32], sys.byteorder) == most
+
+
+def test_where_a_listener_is_can_be_told(tmp_path):
+    path = tmp_path / "a.sock"
+    with listeners.bind("127.0.0.1:0") as tcp, listeners.bind(f"unix:{path}") as unix:
+        port = tcp.getsockname()[1]
+        assert listeners.is_at(tcp, f"127.0.0.1:{port}")
+        assert listeners.is_at(tcp, "127.0.0.1:0")
+        assert not listeners.is_at(tcp, f"127.0.0.2:{port}")
+        assert not listeners.is_at(tcp, f"[::1]:{port}")
+        assert not listeners.is_at(tcp, f"127.0.0.1:{port - 1}")
+        assert not listeners.is_at(tcp, f"unix:{path}")
+        assert listeners.is_at(unix, f"unix:{path}")
+        assert not listeners.is_at(unix, f"unix:{path}2")
+        path.unlink()
+        assert not listeners.is_at(unix, f"unix:{path}"), "no client finds it any more"
+    with socket.socket() as idle:
+        idle.bind(("127.0.0.1", 0))
+        assert not listeners.is_at(idle, f"127.0.0.1:{idle.getsockname()[1]}")

@@ -58,6 +58,7 @@ class Endpoint:
         self._loop = loop
         self._on_message = on_message
         self._file: SocketFile | None = None
+        self.listener: socket.socket | None = None  # a duplicate of what zmq has
         self._reading = False
         self._pump_due = False
         self._socket = context.socket(kind)
@@ -77,15 +78,22 @@ class Endpoint:
         self._connections: set[int] = set()
         self._monitor: zmq.Socket[bytes] | None = None
 
-    def bind(self) -> None:
-        """Raises SwapdError(LISTEN_FAILED)."""
+    def bind(self, kept: socket.socket | None = None) -> None:
+        """`kept`: the listener of an earlier daemon, which becomes ours. Raises SwapdError(LISTEN_FAILED)."""
         self._file = SocketFile(self.address[len("ipc://") :])
         watched = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
         self._monitor = self._socket.get_monitor_socket(watched)
         self._loop.add_reader(_number(self._monitor, zmq.FD), self._on_connections)
         self._on_connections()  # the descriptor stays silent until what is there at first has been looked at
         # Bound by us, so that its mode is right from the first instant; libzmq owns this duplicate.
-        self._socket.setsockopt(zmq.USE_FD, self._file.bind())
+        descriptor = self._file.adopt(kept) if kept is not None else None
+        if kept is not None and descriptor is None:
+            kept.close()
+        if kept is None or descriptor is None:
+            descriptor = self._file.bind()
+            kept = socket.socket(fileno=os.dup(descriptor))
+        self.listener = kept
+        self._socket.setsockopt(zmq.USE_FD, descriptor)
         try:
             self._socket.bind(self.address)
         except zmq.ZMQError as failed:
@@ -147,15 +155,18 @@ class Endpoint:
             self._reading = False
             self._loop.remove_reader(_number(self._socket, zmq.FD))
 
-    def close(self) -> None:
+    def close(self, *, leave: bool = False) -> None:
+        """`leave`: the file stays, for clients to wait there for the next daemon."""
         self.stop_reading()
         if self._monitor is not None:
             self._loop.remove_reader(_number(self._monitor, zmq.FD))
             self._socket.disable_monitor()
             self._monitor.close(linger=0)  # disable_monitor only forgets it, and an open socket holds up the context
             self._monitor = None
-        if self._file is not None:
+        if self._file is not None and not leave:
             self._file.remove()
+        if self.listener is not None:
+            self.listener.close()
         self._socket.close()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,28 +88,45 @@ class ControlSocket:
         self._pub: Endpoint | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
-    async def start(self) -> None:
-        """Raises SwapdError(LISTEN_FAILED), and then leaves nothing behind."""
+    @property
+    def listener(self) -> socket.socket | None:
+        """The control endpoint's, to be kept for the next daemon: a duplicate, which `close` closes."""
+        return self._endpoints[0].listener if self._endpoints else None
+
+    async def start(self, kept: socket.socket | None = None) -> None:
+        """`kept`: the `listener` of an earlier daemon, with the clients that wait in it. It becomes ours.
+
+        Raises SwapdError(LISTEN_FAILED), and then leaves nothing behind.
+        """
         for endpoint in (self._control_endpoint, self._events_endpoint):
             check_endpoint(endpoint)
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context(io_threads=1)
         try:
-            self._router = self._open(zmq.ROUTER, self._control_endpoint, self._on_request)
+            self._router = self._open(zmq.ROUTER, self._control_endpoint, self._on_request, kept)
             self._pub = self._open(zmq.PUB, self._events_endpoint, lambda _: None)
         except BaseException:
             await self.close()
             raise
 
-    def _open(self, kind: int, address: str, on_message: Callable[[list[zmq.Frame]], None]) -> Endpoint:
+    def _open(
+        self,
+        kind: int,
+        address: str,
+        on_message: Callable[[list[zmq.Frame]], None],
+        kept: socket.socket | None = None,
+    ) -> Endpoint:
         assert self._context is not None
         endpoint = Endpoint(self._context, kind, address, self._loop, on_message, self._max_connections)
         self._endpoints.append(endpoint)
-        endpoint.bind()
+        endpoint.bind(kept)
         return endpoint
 
-    async def close(self) -> None:
-        """Answers what is in progress, for up to two seconds, sends what is queued, and removes the socket files."""
+    async def close(self, *, leave: bool = False) -> None:
+        """Answers what is in progress, for up to two seconds, sends what is queued, and removes the socket files.
+
+        `leave`: they stay. Whoever asks meanwhile is answered by the next daemon, if that gets `listener`.
+        """
         for endpoint in self._endpoints:
             endpoint.stop_reading()
         if self._tasks:
@@ -120,7 +138,7 @@ class ControlSocket:
         self._repeats.close()
         endpoints, self._endpoints, self._pub = self._endpoints, [], None
         for endpoint in endpoints:
-            endpoint.close()
+            endpoint.close(leave=leave)
         context, self._context = self._context, None
         if context is not None:
             await asyncio.to_thread(context.term)  # off the loop: it waits for LINGER_MS, while answers leave

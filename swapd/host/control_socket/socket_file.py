@@ -58,6 +58,25 @@ class SocketFile:
             raise SwapdError(errors.LISTEN_FAILED, f"cannot listen on {self._path}: {cure}") from None
         return listener.detach()
 
+    def adopt(self, listener: socket.socket) -> int | None:
+        """As `bind`, of what an earlier daemon has bound, with the clients that wait in it. None: it is not there.
+
+        `listener` stays the caller's.
+        """
+        if not os.path.lexists(self._path):
+            with contextlib.suppress(OSError):
+                os.rename(self._hidden_path, self._path)  # it had too many clients when it went
+        try:
+            if listener.getsockname() != self._path:
+                return None
+            found = os.lstat(self._path)
+            if not stat.S_ISSOCK(found.st_mode):
+                return None
+            self._inode = (found.st_dev, found.st_ino)
+            return os.dup(listener.fileno())
+        except OSError:
+            return None
+
     def _give_to_group(self) -> None:
         """root:swapd 0660 for the daemon as root, where there is such a group; else the user's own."""
         if os.geteuid() == 0:
