@@ -122,7 +122,7 @@ def _observed(live: Live) -> Observed:
     return Observed(
         live.id,
         _state_of(hello),
-        owner=hello.get("owner") is True,
+        owner=hello.get("owner") is True and hello.get("listeners") != [],
         epoch=max(_number(hello, "epoch"), _number(hello, "last_epoch")),
         table_epoch=_number(hello, "table_epoch"),
         points_to=hello.get("points_to"),

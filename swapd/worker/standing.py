@@ -16,6 +16,7 @@ def standing_of(front: Front | None) -> dict[str, Any]:
         return {"epoch": 0, "owner": False}
     stats, standing = front.stats(), front.standing()
     told: dict[str, Any] = {"epoch": stats.epoch, "owner": stats.owner, "last_epoch": standing.epoch}
+    # A target whose source died before it had sent them is an owner without any.
     told["listeners"] = [name for name, _ in front.listeners()]
     told |= {"quiesced_at": standing.quiesced_at, "started_at": standing.started_at}
     if isinstance(front, GateFront):

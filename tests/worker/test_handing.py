@@ -332,7 +332,13 @@ def test_a_target_proven_dead_after_commit_gives_the_clients_back(spawn, service
 
 
 def test_a_target_whose_source_died_before_it_sent_anything_is_given_the_listeners_by_the_daemon(spawn, service):
-    new = spawn(revision=2).loaded()
+    worker = spawn(revision=2)
+    new = worker.loaded()
+
+    def standing():
+        told = new.hello(worker.id)
+        return told["state"], told["owner"], told["listening"]
+
     service.epoch += 1
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     new.request("receive", fds=(theirs.fileno(),), epoch=service.epoch)
@@ -340,8 +346,9 @@ def test_a_target_whose_source_died_before_it_sent_anything_is_given_the_listene
     ours.close()
     report = new.request("source_dead", epoch=service.epoch)
     assert report == {"started": True, "listeners": [], "connections": 0}
-    assert state_of(new) == "serving"
+    assert standing() == ("serving", True, False)
     service.adopt(new)
+    assert standing() == ("serving", True, True)
     assert revision_of(service.ask_once()) == 2
 
 

@@ -144,7 +144,7 @@ class Process:
         return Observed(
             self.worker,
             self.look(),
-            owner=self.owner,
+            owner=self.owner and LISTENER in front.copies,
             epoch=front.state.epoch if front is not None else 0,
             table_epoch=self.table_epoch,
             points_to=self.table,
