@@ -311,6 +311,10 @@ def content_changed(d: Draft, event: events.ContentChanged) -> None:
         d.set_swap(service.name, target=new)
         d.set_service(service.name, revisions=tuple(new if r == old else r for r in service.revisions))
         return
+    if swap is not None and swap.phase is Phase.SOAKING and old.number == swap.target.number:
+        d.end_step(service.name, "soak", "done")
+        d.finish_swap(service.name, Phase.SUCCEEDED, reason=f"{old.model} has served, and its files have changed since")
+        service, swap = d.services[worker.service], None
     new = replace(old, number=service.last_revision + 1, fingerprint=event.fingerprint)
     if swap is not None and swap.source == old:
         d.set_swap(service.name, source=new)

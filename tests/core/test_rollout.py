@@ -543,6 +543,24 @@ def test_a_way_back_to_changed_files_is_told_by_its_number():
     assert host.finished[-1].source.number == 3
 
 
+def test_what_soaks_with_nothing_to_go_back_to_and_starts_again_from_changed_files_soaks_no_more():
+    """Its old number was wanted, and never came: workers were begun and ended in a tight loop."""
+    host = Host()
+    host.add("chat", "big")
+    host.measure()
+    host.fail(finish_until(host, OpKind.LOAD))
+    swap = host.swap("chat", "a")
+    host.settle(until_idle=False)
+    assert swap.source is None
+    assert chat(host).swap.phase is Phase.SOAKING
+    host.exit(chat(host).owner)
+    worker = next(w for w in host.state.workers if w.revision == 2)
+    host.send(events.ContentChanged(host.now, worker.id, "changed"))
+    assert host.finished[-1].phase is Phase.SUCCEEDED
+    host.settle(until_idle=False)
+    assert host.state.server_of("chat").revision == chat(host).stable == 3
+
+
 @pytest.mark.parametrize(("method", "words"), [("rollback", "rolled back by"), ("cancel", "canceled by")])
 def test_why_somebody_went_back_is_recorded(method, words):
     host = serving()
