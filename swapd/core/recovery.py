@@ -17,7 +17,8 @@ from swapd.core.events import Kept, Observed, OpDone, OpFailed, WorkerExited
 from swapd.core.ledger import return_of
 from swapd.core.model import Kind, Op, OpKind, Reservation, Revision, Service, Worker
 from swapd.core.routing import next_epoch
-from swapd.core.states import Phase, WorkerState
+from swapd.core.states import FORWARD, Phase, WorkerState
+from swapd.core.transfers import served
 
 MAX_RECOVERIES: Final = 3
 ENDED: Final = "the daemon ended"
@@ -27,6 +28,12 @@ _NOT_UP: Final = frozenset({WorkerState.SPAWNED, WorkerState.STAGED})
 _AGAIN: Final = frozenset({OpKind.STOP, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})  # `advance` waits for their end
 # These may come to pass yet, in a front whose loop is blocked, and nobody would know: one that is newer ends them.
 _LATE: Final = frozenset({OpKind.ADOPT, OpKind.POINT})
+_UNDER_WAY: Final = {  # in the worker, whoever asks for its end: memory of the device is being taken, or given back
+    OpKind.STAGE: WorkerState.STAGING,
+    OpKind.LOAD: WorkerState.LOADING,
+    OpKind.PARK: WorkerState.PARKING,
+    OpKind.WAKE: WorkerState.WAKING,
+}
 
 Seen = Mapping[str, Observed]
 
@@ -98,6 +105,7 @@ def _recover(d: Draft, name: str, event: events.Recovered, seen: Seen, kept: Kep
     for worker in living:
         _conclude(d, d.workers[worker.id], seen)
     _find_owner(d, name, living, seen)
+    _note_server(d, name, seen)
     for worker in workers:
         if worker not in living and worker.id in d.workers:
             _bury(d, d.workers[worker.id], seen)
@@ -171,7 +179,7 @@ def _conclude(d: Draft, worker: Worker, seen: Seen) -> None:
         results.op_done(d, OpDone(d.at, op.id, result))
     elif op.kind is OpKind.HAND_OVER and seen[worker.id].state is WorkerState.HANDING_OVER:
         _end_hand_over(d, worker, op, seen)
-    elif op.kind in _AGAIN:
+    elif op.kind in _AGAIN or _UNDER_WAY.get(op.kind) is seen[worker.id].state:
         d.end_step(op.service, op.step, "canceled", ENDED)
         d.run(op.kind, worker, step=op.step, epoch=op.epoch, force=op.force)
     elif op.kind in _LATE:
@@ -265,6 +273,17 @@ def _end_what_ends(d: Draft, worker_id: str, o: Observed) -> None:
         d.set_worker(worker.id, state=WorkerState.STOPPING)
         patience_s = d.services[worker.service].settings.drain_timeout_s
         d.run(OpKind.DRAIN, worker, deadline_s=patience_s, force=worker.id == d.services[worker.service].owner)
+
+
+def _note_server(d: Draft, name: str, seen: Seen) -> None:
+    """Who answers the clients has proved itself, or no daemon would have let it. Perhaps none has heard that it does:
+    then this is the switch."""
+    server, swap = d.server_of(name), d.services[name].swap
+    if server is None or server.kind is Kind.GATE or server.id not in seen or seen[server.id].state not in _UP:
+        return
+    server = d.set_worker(server.id, confirmed=True, warmed=True, verified=True, ready_at=server.ready_at or d.at)
+    if swap is not None and swap.phase in FORWARD and server.revision == swap.target.number:
+        served(d, swap, server, None, None)
 
 
 # --- what the journal does not know ------------------------------------------------------------------------------

@@ -58,10 +58,10 @@ def switched(d: Draft, name: str, result: Mapping[str, Any]) -> None:
         if swap.held_at_mono_s is None and held_at is not None:
             d.set_swap(name, held_at_mono_s=float(held_at))
     elif before is None or before.id != server.id:
-        _served(d, d.set_swap(name, held_at_mono_s=None), server, *waits_ms(swap, result))
+        served(d, d.set_swap(name, held_at_mono_s=None), server, *waits_ms(swap, result))
 
 
-def _served(d: Draft, swap: Swap, worker: Worker, cutover_ms: float | None, outage_ms: float | None) -> None:
+def served(d: Draft, swap: Swap, worker: Worker, cutover_ms: float | None, outage_ms: float | None) -> None:
     """Another worker answers the clients from now on."""
     service = d.services[worker.service]
     if swap.phase is Phase.ROLLING_BACK and swap.source is not None and worker.revision == swap.source.number:

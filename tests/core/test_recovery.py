@@ -244,6 +244,17 @@ def test_a_table_that_is_seen_is_the_switch():
     assert chat(host).swap.phase is Phase.SOAKING
 
 
+def test_a_table_that_came_late_and_nobody_heard_of_is_the_switch_whichever_daemon_sent_it():
+    host, first = in_flight(OpKind.POINT, total=36, gated=True)
+    host.dies()
+    host.processes[first.worker].table = first.target
+    host.dies(**{key(first.worker): {"table_epoch": first.epoch, "points_to": first.target}})
+    assert host.begins(OpKind.POINT).target == first.target, "the second daemon's may come yet"
+    host.settle(until_idle=False)
+    assert chat(host).swap.phase is Phase.SOAKING
+    assert steps(host, "switch") == ["canceled", "canceled", "done"]
+
+
 def test_the_owner_is_who_says_so_not_whom_the_journal_names():
     host = serving(total=36)
     host.swap("chat", "b")
@@ -365,6 +376,16 @@ def test_daemons_that_end_as_they_are_meant_to_are_not_counted():
     for _ in range(3 * MAX_RECOVERIES):
         host.dies(crashed=False)
     assert chat(host).paused is None
+
+
+def test_a_load_that_is_under_way_is_waited_for_also_where_nothing_is_begun():
+    """Or another service would load beside it, and each would be taken to need what both have taken."""
+    host, load = in_flight(OpKind.LOAD, **DUAL)
+    for _ in range(MAX_RECOVERIES + 1):
+        host.dies(**{key(load.worker): {"state": WorkerState.LOADING}})
+    assert chat(host).paused is not None
+    host.finish(host.begins(OpKind.LOAD, load.worker).id)
+    assert not host.pending, "no warm-up"
 
 
 def test_a_service_that_has_come_to_rest_counts_anew():

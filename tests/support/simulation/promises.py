@@ -15,7 +15,8 @@ from swapd.core.states import SWAP_TABLE, TERMINAL, Phase, WorkerState
 MOVES = frozenset({WorkerState.LOADING, WorkerState.WAKING, WorkerState.PARKING})
 WHILE_PAUSED = frozenset({OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD, OpKind.DRAIN, OpKind.STOP})
 
-AGAIN = frozenset({OpKind.ADOPT, OpKind.POINT})  # one that may come to pass yet is begun again, and so ended
+# One that is under way in the worker is waited for, and one that may come to pass yet is begun again, and so ended.
+AGAIN = frozenset({OpKind.STAGE, OpKind.LOAD, OpKind.PARK, OpKind.WAKE, OpKind.ADOPT, OpKind.POINT})
 
 
 class Books:
