@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -110,7 +111,7 @@ class Daemon:
         await self.restart.recover(config, observed, crashed=self.records.crashed)
         self._recovered = True
         for event in self._early:
-            self.loop.take(event)
+            self.loop.take(replace(event, at=now()))  # in the order in which they are told
         await self.control.start(kept_control)  # last: whoever asks finds every service
         stack.push_async_callback(self._close_control)
         self.keeper.keep(self._successors())

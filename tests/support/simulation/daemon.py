@@ -7,6 +7,7 @@ daemon that ends takes with it what is not sent, and every answer. What `daemon.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from support.simulation.journal import Journal
@@ -89,7 +90,7 @@ class Daemon:
     def hear(self, event: Event) -> None:
         """Before the state is the host's, events wait."""
         if self.ready:
-            self.take(event)
+            self.take(replace(event, at=self.world.now))
         else:
             self.early.append(event)
 
@@ -324,7 +325,7 @@ class Daemon:
         self.ready = True
         early, self.early = self.early, []
         for event in early:
-            self.take(event)
+            self.take(replace(event, at=self.world.now))
 
     def _added(self, name: str, settings: Any, model: str, here: list[Observed]) -> ServiceAdded:
         last = max((o.revision.number for o in here if o.revision is not None), default=0)
