@@ -13,6 +13,7 @@ from swapd.core.model import Revision, ServiceSettings, State
 from swapd.daemon.api import Api, service_settings
 from swapd.daemon.loop import Loop
 from swapd.daemon.reading import Reading
+from swapd.daemon.records import Records
 from swapd.host.control_socket import Peer
 from swapd.host.journal import Journal
 
@@ -32,7 +33,7 @@ class Idle:
 @pytest.fixture
 def world(tmp_path):
     journal = Journal(tmp_path / "journal.db")
-    loop = Loop(State(), journal, Idle(), lambda event, body: None)
+    loop = Loop(State(), Records(journal), Idle(), lambda event, body: None)
     loop.take(events.ServiceAdded(1.0, "chat", ServiceSettings(), "a", Revision(1, "chat", "a", "s", "a")))
     reading = Reading(loop, SimpleNamespace(live={}), None, None, journal)
     stop = lambda: loop.take(events.ShutdownRequested(2.0))  # noqa: E731

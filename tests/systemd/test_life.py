@@ -1,4 +1,4 @@
-"""The daemon as it is shipped, under a real systemd, while clients ask without a pause: no end of it costs a request."""
+"""The daemon as it is shipped, under a real systemd, under clients that never pause: no end of it costs a request."""
 
 from __future__ import annotations
 
