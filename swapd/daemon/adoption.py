@@ -44,7 +44,9 @@ async def observe(workers: Workers, state: State, settle_s: float) -> tuple[Obse
     for process in found.values():
         if not process.alive:  # what it has left behind ends with it
             await process.kill_tree(0.0)
-    for worker_id in gone:
+    for worker_id, seen in gone.items():
+        because = seen.problem.message if seen.problem is not None else "how is not known"
+        log.warning("recovery.worker_had_ended worker=%s because=%s", worker_id, because)
         forget(directory / worker_id)
     adopted = await asyncio.gather(
         *(_adopt(workers, directory / name, left[name], process) for name, process in processes.items())

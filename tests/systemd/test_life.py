@@ -1,4 +1,4 @@
-"""The daemon as it is shipped, under a real systemd, under clients that never pause: no end of it costs a request."""
+"""The daemon as it is shipped, under a real systemd, while clients ask: no end of it costs them a request."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_worker_that_dies_while_no_daemon_is_there_is_told_of_and_started_agai
     host.run("kill", "-SEGV", str(host.pid(f"swapd-{worker}.service")))
     host.wait_for(UNIT, "ActiveState", "active")
     cli(host, "wait", "direct", "--healthy")
-    assert f"{worker} ended: killed by SIGSEGV" in host.units_log
+    assert f"recovery.worker_had_ended worker={worker} because={worker} ended: killed by SIGSEGV" in host.units_log
     assert f"swapd-{worker}.service" not in shipped.workers(host)
 
 
