@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import shipped
+from support.daemon_host import Crowd, free_port
 from support.systemd_host import PROJECT, SystemdHost
 
 import swapd
@@ -70,6 +71,49 @@ def test_installed_upgraded_and_removed(host, wheels):
     assert host.path("/etc/swapd/swapd.toml").read_text() == "# mine\n"
     make(host, wheels, "uninstall", "PURGE=1")
     assert not host.path("/etc/swapd").exists()
+
+
+CONFIG = """
+[devices.host]
+kind = "host"
+memory = "1GiB"
+[models.a]
+app = "model_app:app"
+directory = "{apps}"
+device_memory = "100MiB"
+[services.chat]
+listen = "127.0.0.1:{port}"
+model = "a"
+"""
+
+
+def command_of(host: SystemdHost, pid: int) -> str:
+    return host.path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+def test_an_upgrade_is_not_noticed_by_clients_and_a_worker_keeps_its_code(host, wheels):
+    port = free_port()
+    make(host, wheels, "install")
+    apps = host.inside(PROJECT / "tests" / "support" / "apps")
+    host.path("/etc/swapd/swapd.toml").write_text(CONFIG.format(apps=apps, port=port))
+    host.systemctl("enable", "--now", shipped.DAEMON)
+    host.run("swapd-cli", "wait", "chat", "--healthy")
+    (unit,) = (name for name in shipped.workers(host) if "gate" not in name)
+    first = host.pid(unit)
+    with Crowd(port) as crowd:
+        make(host, wheels, "install")
+        host.systemctl("restart", shipped.DAEMON)
+        crowd.more()
+        assert f"/opt/swapd/{VERSION}-2/" in command_of(host, host.pid(shipped.DAEMON))
+        assert host.pid(unit) == first
+        host.run("swapd-cli", "restart", "chat")
+        (second,) = (name for name in shipped.workers(host) if "gate" not in name and name != unit)
+        assert f"/opt/swapd/{VERSION}-2/" in command_of(host, host.pid(second))
+        assert f"/opt/swapd/{VERSION}/" in command_of(host, first)
+    assert not crowd.errors
+    make(host, wheels, "uninstall")
+    assert shipped.workers(host) == []
+    assert not host.path("/run/swapd").exists()
 
 
 def test_a_packagers_root_is_filled_and_nothing_else(host, wheels):

@@ -151,3 +151,28 @@ def test_a_worker_runs_as_its_user_and_secrets_are_nowhere(host, ports):
     for unit in shipped.workers(host):
         assert "s3cret" not in host.systemctl("show", unit)
     assert "s3cret" not in processes
+
+
+def test_a_socket_unit_gives_the_address_and_another_one_is_refused(host, ports):
+    host.systemctl("stop", UNIT)
+    host.wait_for(shipped.KEEP, "ActiveState", "inactive")
+    text = (PROJECT / "systemd" / "swapd.socket").read_text().replace("=chat", "=direct")
+    socket = host.path("/etc/systemd/system/swapd.socket")
+    socket.write_text(text.replace("0.0.0.0:80", f"127.0.0.1:{ports['direct']}"))
+    host.systemctl("daemon-reload")
+    host.systemctl("start", "swapd.socket")
+    with Crowd(ports["direct"], first_answers=0) as crowd:  # which starts the daemon: they wait for it and its model
+        crowd.more(50)
+        first = host.pid(UNIT)
+        host.run("kill", "-KILL", str(first))
+        next_daemon(host, first)
+        crowd.more(50)
+    assert not crowd.errors
+    assert host.show(UNIT, "NFileDescriptorStore") == "2", "the other address, and the control socket"
+    host.systemctl("stop", "swapd.socket", UNIT)
+    host.wait_for(shipped.KEEP, "ActiveState", "inactive")
+    socket.write_text(text.replace("0.0.0.0:80", f"127.0.0.1:{free_port()}"))
+    host.systemctl("daemon-reload")
+    host.systemctl("start", "swapd.socket")
+    host.systemctl("start", "--no-block", UNIT)
+    wait_until(lambda: "FileDescriptorName=direct listens on" in host.units_log, "the refusal")
