@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from swapd.core.errors import Problem, SwapdError
@@ -95,15 +95,18 @@ class Records:
     def write(self, outcome: Outcome, event: Event) -> None:
         """One transaction for the step."""
         self._unwritten += outcome.finished
+        self._save(outcome.state, lambda: self._write_step(outcome, event))
+
+    def catch_up(self, state: State) -> None:
+        """Write what the journal has missed, if it has, without waiting for something to happen."""
+        if self.problem is not None and not self._lost:
+            self._save(state, lambda: None)
+
+    def _save(self, state: State, write_more: Callable[[], None]) -> None:
         try:
             with self._journal.transaction():
-                self._write_state(outcome.state)
-                if isinstance(event, OpDone):
-                    self._journal.conclude(event.op, {"ok": dict(event.result)}, event.at)
-                elif isinstance(event, OpFailed):
-                    self._journal.conclude(event.op, {"error": problem_record(event.problem)}, event.at)
-                for effect in outcome.effects:
-                    self._write_effect(outcome.state, effect, event.at)
+                self._write_state(state)
+                write_more()
         except SwapdError as error:
             if self.problem is None:
                 log.error("journal.failed %s", error.message)
@@ -112,7 +115,15 @@ class Records:
             if self.problem is not None:
                 log.info("journal.works_again")
             self.problem = None
-            self._written, self._unwritten = outcome.state, []
+            self._written, self._unwritten = state, []
+
+    def _write_step(self, outcome: Outcome, event: Event) -> None:
+        if isinstance(event, OpDone):
+            self._journal.conclude(event.op, {"ok": dict(event.result)}, event.at)
+        elif isinstance(event, OpFailed):
+            self._journal.conclude(event.op, {"error": problem_record(event.problem)}, event.at)
+        for effect in outcome.effects:
+            self._write_effect(outcome.state, effect, event.at)
 
     def _write_state(self, state: State) -> None:
         before = self._written

@@ -83,6 +83,25 @@ def test_what_a_failing_journal_missed_is_written_once_it_works_again(tmp_path):
     journal.close()
 
 
+def test_what_a_failing_journal_missed_is_written_also_where_nothing_happens_any_more(tmp_path):
+    journal = Journal(tmp_path / "journal.db")
+    records = Records(journal)
+    loop = Loop(State(), records, Recorder(journal), lambda event, body: None)
+
+    def full(*_, **__):
+        raise SwapdError(JOURNAL_FAILED, "database or disk is full")
+
+    journal.save_row, kept = full, journal.save_row
+    add(loop)
+    records.catch_up(loop.state)
+    assert loop.journal_problem is not None
+    journal.save_row = kept
+    records.catch_up(loop.state)
+    assert loop.journal_problem is None
+    assert Records(journal).read() == loop.state
+    journal.close()
+
+
 def test_the_model_of_a_reloaded_configuration_is_remembered_as_the_configurations(tmp_path):
     """A restarted daemon would take it for a change made since, and undo the swaps that came after the reload."""
     journal = Journal(tmp_path / "journal.db")
