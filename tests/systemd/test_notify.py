@@ -96,7 +96,7 @@ def test_the_files_are_whose_they_should_be(host):
     assert owner("/run/swapd") == "711 root:root"
     assert owner("/var/lib/swapd") == "750 root:root"
     assert owner("/var/cache/swapd") == "711 root:root"
-    assert owner("/etc/swapd") == "750 root:swapd"
+    assert owner("/etc/swapd") == "755 root:root"
     assert owner("/etc/swapd/swapd.toml") == "640 root:swapd"
     assert owner("/etc/swapd/a.env") == "600 root:root"
     assert owner("/etc/swapd/models.d") == "750 root:swapd"
