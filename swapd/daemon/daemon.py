@@ -295,8 +295,8 @@ class Daemon:
             return False
 
     async def _mend_journal(self) -> None:
-        """One that could not be opened may be there later: locked by somebody, a disk that was full, moved away. And one
-        that could not be written is behind until it is: another daemon would go by what it says."""
+        """One that could not be opened may be there later: locked, on a full disk, moved away. One that could not be
+        written is behind until it is: another daemon would go by what it says."""
         while True:
             await asyncio.sleep(MEND_PERIOD_S)
             found = self.records.find_again(now())

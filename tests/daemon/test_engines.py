@@ -81,6 +81,8 @@ def run(tmp_path_factory):
             try:
                 await asyncio.wait_for(test(world), 60.0)
             finally:
+                for live in list(world.workers.live.values()):
+                    await live.process.kill_tree(0.0)
                 await world.workers.close()
 
         asyncio.run(bounded())
@@ -224,6 +226,8 @@ def test_a_server_with_a_user_of_its_own_gets_to_its_socket_and_nowhere_else():
                 assert modes == [0o701, 0o700]
                 assert all(each.stat().st_mode & 0o077 == 0 for each in live.directory.iterdir())
             finally:
+                for live in list(world.workers.live.values()):
+                    await live.process.kill_tree(0.0)
                 await world.workers.close()
 
         asyncio.run(asyncio.wait_for(test(), 60.0))

@@ -97,6 +97,8 @@ class Process:
         if self._settling is None:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
+            if self._popen is not None:
+                self._popen.returncode = UNKNOWN_EXIT  # or Popen would complain that it was forgotten
 
     def _on_exit(self) -> None:
         self._loop.remove_reader(self._pidfd)
