@@ -75,9 +75,9 @@ def write_and_perhaps_strike(self, outcome, event):
     plan.after(outcome)
 
 
-def start_and_tell(self):
+def start_and_tell(self, **how):
     plan.workers = self
-    start(self)
+    start(self, **how)
 
 
 Records.write, Workers.start = write_and_perhaps_strike, start_and_tell
