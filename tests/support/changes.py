@@ -27,6 +27,7 @@ class Bench:
     def __init__(self, daemon):
         self.daemon = daemon
         self.plan = daemon.program[1]
+        self.record = None  # of the last change
 
     def other(self):
         """Not what is kept for a rollback: to that it would be a return."""
@@ -60,7 +61,7 @@ class Bench:
         if self.daemon.process.poll() is not None:
             self.daemon.stop()  # it is gone already
             self.daemon.start()
-        record = until(lambda: self.ended(asked), what="the end of the change")
+        self.record = record = until(lambda: self.ended(asked), what="the end of the change")
         assert record["phase"] in ("Soaking", "Succeeded", "Canceled", "Failed"), record
         assert all(step["status"] != "running" or step["name"] == "soak" for step in record["steps"]), record["steps"]
         return struck
