@@ -8,6 +8,7 @@ its effects are idempotent by observation. Nothing here asks in which step of wh
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from swapd.core import commands, errors, events, results
@@ -15,7 +16,7 @@ from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Kept, Observed, OpDone, OpFailed, WorkerExited
 from swapd.core.ledger import return_of
-from swapd.core.model import Kind, Op, OpKind, Reservation, Revision, Service, Worker
+from swapd.core.model import Kind, Op, OpKind, Reservation, Revision, Service, Swap, Worker
 from swapd.core.routing import next_epoch
 from swapd.core.states import FORWARD, Phase, WorkerState
 from swapd.core.transfers import served
@@ -24,7 +25,8 @@ MAX_RECOVERIES: Final = 3
 ENDED: Final = "the daemon ended"
 
 _UP: Final = frozenset({WorkerState.LOADED, WorkerState.SERVING, WorkerState.HANDING_OVER, WorkerState.QUIESCED})
-_NOT_UP: Final = frozenset({WorkerState.SPAWNED, WorkerState.STAGED})
+_GAVE: Final = frozenset({WorkerState.HANDING_OVER, WorkerState.QUIESCED})
+_NOT_UP: Final = frozenset({WorkerState.SPAWNED, WorkerState.STAGED, WorkerState.PARKED})
 _AGAIN: Final = frozenset({OpKind.STOP, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})  # `advance` waits for their end
 # These may come to pass yet, in a front whose loop is blocked, and nobody would know: one that is newer ends them.
 _LATE: Final = frozenset({OpKind.ADOPT, OpKind.POINT})
@@ -45,6 +47,8 @@ def recovered(d: Draft, event: events.Recovered) -> None:
         commands.service_added(d, added)
     seen = {o.worker: o for o in event.observed}
     for o in event.observed:
+        _give_no_more(d, o.worker)
+        _give_no_more(d, o.points_to or "")
         if o.worker not in d.workers and o.state is not None and o.service in d.services:
             _take_in(d, o)
     kept = {each.name: each for each in event.kept}
@@ -103,12 +107,18 @@ def _recover(d: Draft, name: str, event: events.Recovered, seen: Seen, kept: Kep
     epochs = [max(seen[w.id].epoch, seen[w.id].table_epoch) for w in living]
     d.set_service(name, epoch=max([d.services[name].epoch, *epochs]))
     for worker in living:
+        _know_hand_over(d, d.workers[worker.id], living, seen)
+    for worker in living:
         _conclude(d, d.workers[worker.id], seen)
+    for worker in living:
+        if worker.id in d.workers:
+            _catch_up(d, d.workers[worker.id], seen[worker.id])
     _find_owner(d, name, living, seen)
     _note_server(d, name, seen)
     for worker in workers:
         if worker not in living and worker.id in d.workers:
             _bury(d, d.workers[worker.id], seen)
+    _keep_one_of_each(d, name, seen)
     for worker in living:
         _end_what_ends(d, worker.id, seen[worker.id])
 
@@ -133,20 +143,24 @@ def _begin_anew(d: Draft, name: str) -> None:
     """Nothing of the service lives (the host was started again): its stable revision is started afresh."""
     service = d.services[name]
     if service.swap is not None:
-        swap = service.swap
-        if swap.phase is Phase.SOAKING:
-            d.finish_swap(name, Phase.SUCCEEDED, reason=f"{ENDED} during the soak, and all workers with it")
-        else:
-            if swap.phase is not Phase.ROLLING_BACK:
-                d.set_phase(name, Phase.ROLLING_BACK)
-            end = swap.end_phase or (Phase.FAILED if swap.error is not None else Phase.CANCELED)
-            d.finish_swap(name, end, reason=f"{ENDED} during the swap, and all workers with it")
+        _end_swap(d, service.swap, "and all workers with it")
     d.reservations.pop(return_of(name), None)
     d.set_service(name, slots=(), failures=0, problem=None, retry_at=None)
     for worker in d.workers_of(name):
         del d.workers[worker.id]
         d.reservations.pop(worker.id, None)
     d.set_service(name, owner=None)
+
+
+def _end_swap(d: Draft, swap: Swap, how: str) -> None:
+    """It cannot go on, in either direction."""
+    if swap.phase is Phase.SOAKING:
+        d.finish_swap(swap.service, Phase.SUCCEEDED, reason=f"{ENDED} during the soak, {how}")
+        return
+    if swap.phase is not Phase.ROLLING_BACK:
+        d.set_phase(swap.service, Phase.ROLLING_BACK)
+    end = swap.end_phase or (Phase.FAILED if swap.error is not None else Phase.CANCELED)
+    d.finish_swap(swap.service, end, reason=f"{ENDED} during the swap, {how}")
 
 
 def _renew(d: Draft, name: str, fresh: Revision) -> None:
@@ -164,10 +178,19 @@ def _see(d: Draft, worker: Worker, o: Observed) -> None:
         changes["points_to"] = o.points_to
     elif o.hooks:
         changes["hooks"] = o.hooks
-    loading = worker.op is not None and worker.op.kind is OpKind.LOAD  # its end is for `_conclude` to see
-    if worker.state in _NOT_UP and o.state in _UP and not loading:
-        changes |= {"state": WorkerState.LOADED, "confirmed": True}
     d.set_worker(worker.id, **changes)
+
+
+def _know_hand_over(d: Draft, source: Worker, living: list[Worker], seen: Seen) -> None:
+    """One under way that the journal, older than it, has nothing of. Its target has heard of its epoch, if it lives."""
+    o, op = seen[source.id], source.op
+    if o.state is not WorkerState.HANDING_OVER or (
+        op is not None and op.kind in (OpKind.HAND_OVER, OpKind.TARGET_DEAD)
+    ):
+        return
+    target = next((w.id for w in living if w.id != source.id and seen[w.id].epoch == o.epoch), None)
+    d.set_worker(source.id, op=Op(d.next_op, OpKind.HAND_OVER, source.service, source.id, target, o.epoch))
+    d.next_op += 1
 
 
 def _conclude(d: Draft, worker: Worker, seen: Seen) -> None:
@@ -232,6 +255,26 @@ def _end_hand_over(d: Draft, source: Worker, op: Op, seen: Seen) -> None:
     # else: the target's end, which is told in a moment, has the source go on
 
 
+def _catch_up(d: Draft, worker: Worker, o: Observed) -> None:
+    """What it has done that an older journal has nothing of. A server must be seen ready, so its load is made again."""
+    if worker.ending or (worker.op is not None and worker.op.kind in _UNDER_WAY):
+        return
+    if o.state in _UP and worker.state in _NOT_UP and worker.kind is not Kind.ENGINE:
+        d.set_worker(worker.id, state=_as_seen(worker.kind, o), confirmed=True)
+    elif o.state in _GAVE and worker.state is WorkerState.LOADED:
+        d.set_worker(worker.id, state=WorkerState.QUIESCED)
+    elif o.state is WorkerState.STAGED and worker.state is WorkerState.SPAWNED:
+        d.set_worker(worker.id, state=WorkerState.STAGED)
+    elif o.state is WorkerState.PARKED and worker.state is not WorkerState.PARKED:
+        results.parked(d, worker)
+
+
+def _as_seen(kind: Kind, o: Observed) -> WorkerState:
+    """Of a worker that is up: what may have been in flight there, through whichever front, is finished before it ends."""
+    spare = kind is Kind.GATE and o.state not in _GAVE
+    return WorkerState.LOADED if spare else WorkerState.QUIESCED
+
+
 def _find_owner(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
     service = d.services[name]
     owners = [w for w in living if seen[w.id].owner]
@@ -241,12 +284,26 @@ def _find_owner(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
     bound = next((seen[w.id].listeners for w in owners if w.id == d.services[name].owner), None)
     if bound is not None:
         d.set_service(name, bound=bound)
+    if not owners:
+        _end_unknown_transfer(d, name, living, seen)
     d.settle_roles(name)
 
 
+def _end_unknown_transfer(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
+    """One of an epoch that the journal, older than it, has not heard of, and whose source is gone: its target, if this is
+    one, holds what it was offered."""
+    known = d.before.service(name)
+    if known is None or any(seen[w.id].state is WorkerState.HANDING_OVER for w in living):
+        return
+    newest = max(living, key=lambda w: seen[w.id].epoch, default=None)
+    if newest is not None and seen[newest.id].epoch > known.epoch and d.workers[newest.id].op is None:
+        d.run(OpKind.SOURCE_DEAD, newest, epoch=seen[newest.id].epoch)
+
+
 def _bury(d: Draft, worker: Worker, seen: Seen) -> None:
-    """It ended while no daemon was there to see it, or had not begun."""
-    if not worker.connected:
+    """It ended while no daemon was there to see it, or had not begun. One that a gate points to has."""
+    has_begun = worker.connected or any(o.points_to == worker.id for o in seen.values())
+    if not has_begun:
         if worker.op is not None:
             d.end_step(worker.service, worker.op.step, "canceled", ENDED)
         d.set_worker(worker.id, op=None)
@@ -281,7 +338,17 @@ def _note_server(d: Draft, name: str, seen: Seen) -> None:
     server, swap = d.server_of(name), d.services[name].swap
     if server is None or server.kind is Kind.GATE or server.id not in seen or seen[server.id].state not in _UP:
         return
-    server = d.set_worker(server.id, confirmed=True, warmed=True, verified=True, ready_at=server.ready_at or d.at)
+    proved = {"confirmed": True, "warmed": True, "verified": True, "ready_at": server.ready_at or d.at}
+    server = d.set_worker(server.id, state=WorkerState.SERVING, **proved)
+    if server.id in d.reservations:
+        d.reservations[server.id] = replace(d.reservations[server.id], settled=True)
+    stable = d.services[name].stable
+    parties = (swap.target, swap.source) if swap is not None else ()
+    if server.revision not in (stable, *(r.number for r in parties if r is not None)):
+        if swap is not None:  # the journal is older than the end of it, and than the next one
+            _end_swap(d, swap, "and the journal could not be written")
+            swap = None
+        d.set_service(name, stable=server.revision, previous=stable)
     if swap is not None and swap.phase in FORWARD and server.revision == swap.target.number:
         served(d, swap, server, None, None)
 
@@ -290,31 +357,59 @@ def _note_server(d: Draft, name: str, seen: Seen) -> None:
 
 
 def _take_in(d: Draft, o: Observed) -> None:
-    """A worker of ours that the journal has lost. One that clients are not answered by is ended by `advance`."""
-    number = o.revision.number if o.revision is not None else 0
-    service = d.services[o.service]
+    """A worker of ours that the journal has lost. Whether it had proved itself is not known, unless clients are answered
+    by it; one that nobody wants is ended by `advance`."""
+    revision = _revision_of(d.services[o.service], o)
+    number = revision.number if revision is not None else 0
+    service = d.set_service(o.service, last_revision=max(number, d.services[o.service].last_revision))
     up = o.state in _UP
     worker = Worker(
         o.worker,
         o.service,
         o.kind,
         number,
-        WorkerState.LOADED if up else WorkerState.SPAWNED,
+        _as_seen(o.kind, o) if up else WorkerState.SPAWNED,
         connected=True,
         confirmed=up,
-        warmed=up,
-        verified=up,
         hooks=o.hooks,
-        ready_at=d.at if up else None,
         points_to=o.points_to,
         made_of=o.made_of,
     )
     d.workers[worker.id] = worker
-    if o.revision is not None and service.revision(number) is None:
-        d.set_service(o.service, revisions=(*service.revisions, o.revision))
+    if revision is not None and service.revision(number) is None:
+        service = d.set_service(o.service, revisions=(*service.revisions, revision))
     if o.slot is not None:
         if service.slot(number) is None:
             d.set_service(o.service, slots=(*service.slots, (number, o.slot)))
-        d.reservations[worker.id] = Reservation(worker.id, o.service, o.slot.device, o.slot.need_bytes, settled=up)
-    tail = o.worker.rpartition("-")[2]
+        d.reservations[worker.id] = Reservation(worker.id, o.service, o.slot.device, o.slot.need_bytes)
+
+
+def _give_no_more(d: Draft, worker_id: str) -> None:
+    """A name has been given, whatever the journal says: a gate may go by it yet."""
+    tail = worker_id.rpartition("-")[2]
     d.next_worker = max(d.next_worker, int(tail) + 1 if tail.isdigit() else 0)
+
+
+def _revision_of(service: Service, o: Observed) -> Revision | None:
+    """A number that the journal, older than the worker, has given to another content since is not this one's."""
+    known = service.revision(o.revision.number) if o.revision is not None else None
+    if o.revision is None or known is None or known.same_content(o.revision):
+        return o.revision
+    same = next((r for r in service.revisions if r.same_content(o.revision)), None)
+    return same or replace(o.revision, number=service.last_revision + 1)
+
+
+def _keep_one_of_each(d: Draft, name: str, seen: Seen) -> None:
+    """An older journal may want another worker for what a living one is already: there is one of each revision."""
+    kept: dict[int, Worker] = {}
+    server = d.server_of(name)
+
+    def merit(worker: Worker) -> tuple[bool, bool, bool]:
+        return worker == server, worker.id in seen and seen[worker.id].state is not None, worker.state in _UP
+
+    for worker in sorted(d.workers_of(name), key=merit, reverse=True):
+        if worker.kind is Kind.GATE or worker.ending:
+            continue
+        if worker.revision in kept:
+            d.stop(worker, force=True)
+        kept.setdefault(worker.revision, worker)

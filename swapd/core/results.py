@@ -106,12 +106,16 @@ def op_done(d: Draft, event: events.OpDone) -> None:
         case OpKind.DRAIN:
             _drained(d, worker, int(event.result.get("cut", 0)))
         case OpKind.PARK:
-            d.set_worker(worker.id, state=WorkerState.PARKED, confirmed=False, verified=False)
-            reservation = d.reservations.get(worker.id)
-            if reservation is not None:  # what it keeps is what is measured
-                d.reservations[worker.id] = replace(reservation, bytes=None, settled=True)
+            parked(d, worker)
         case _:
             pass
+
+
+def parked(d: Draft, worker: Worker) -> None:
+    d.set_worker(worker.id, state=WorkerState.PARKED, confirmed=False, verified=False)
+    reservation = d.reservations.get(worker.id)
+    if reservation is not None:  # what it keeps is what is measured
+        d.reservations[worker.id] = replace(reservation, bytes=None, settled=True)
 
 
 def _worker_with_op(d: Draft, op: int) -> Worker | None:

@@ -9,7 +9,7 @@ from support.rollout_host import GIB, Host
 from swapd.core import errors, events
 from swapd.core.errors import Problem
 from swapd.core.events import Kept, Observed, Recovered
-from swapd.core.model import Kind, OpKind, Strategy
+from swapd.core.model import Kind, Op, OpKind, Strategy
 from swapd.core.recovery import MAX_RECOVERIES
 from swapd.core.report import Health, health
 from swapd.core.states import Phase, WorkerState
@@ -348,6 +348,94 @@ def test_a_swap_in_place_goes_on_where_the_old_model_has_stopped():
     host.settle(until_idle=False)
     assert chat(host).swap.strategy is Strategy.IN_PLACE
     assert host.answering("chat") == op.worker
+
+
+# --- a journal that could not be written for a while is older than the host ----------------------------------------
+
+
+def found(host, worker_id, **what):
+    """A worker that the journal may not know, as it says itself what it is."""
+    worker, service = host.state.worker(worker_id), chat(host)
+    about = {"revision": service.revision(worker.revision), "slot": service.slot(worker.revision)}
+    return host.sees(worker, **(about | what))
+
+
+def recovers(host, *observed, journal=None):
+    """`journal`: the state as last written, where that was a while ago."""
+    host.pending, host.measures, host.wake = {}, [], {}
+    if journal is not None:
+        host.state = journal
+        host.reached.clear()
+    kept = tuple(Kept(s.name, s.settings, s.config_model) for s in host.state.services)
+    host.send(Recovered(host.now, kept, (), observed))
+
+
+def test_a_loaded_worker_that_the_journal_has_not_heard_of_has_proved_nothing():
+    host = serving(total=36)
+    stable, journal = chat(host).owner, host.state
+    host.swap("chat", "b")
+    candidate = host.until(OpKind.VERIFY).worker
+    recovers(host, found(host, stable), found(host, candidate, state=WorkerState.LOADED), journal=journal)
+    assert not host.state.worker(candidate).verified
+    assert chat(host).owner == stable
+    assert host.begins(OpKind.DRAIN, candidate), "nobody wants it: what may be in flight there ends first"
+
+
+def test_what_answers_the_clients_is_stable_though_the_journal_has_not_heard_of_its_swap():
+    host = serving(total=36)
+    journal = host.state
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    owner = chat(host).owner
+    recovers(host, *(found(host, w.id) for w in host.state.workers), journal=journal)
+    assert (chat(host).stable, chat(host).last_revision) == (2, 2)
+    host.settle(until_idle=False)
+    assert host.answering("chat") == owner
+
+
+@pytest.mark.parametrize("took", [True, False])
+def test_a_hand_over_that_the_journal_has_not_heard_of_ends_by_what_its_target_says(took):
+    host = serving(total=36)
+    journal = host.state
+    host.swap("chat", "b")
+    op = host.until(OpKind.HAND_OVER)
+    source = found(host, op.worker, state=WorkerState.HANDING_OVER, owner=False, epoch=op.epoch)
+    target = found(host, op.target, owner=took, epoch=op.epoch)
+    if took:
+        host.start_target(op.id)
+    else:
+        host.owner.clear()
+    recovers(host, source, target, journal=journal)
+    if took:
+        assert chat(host).owner == op.target
+    else:
+        assert host.begins(OpKind.STOP, op.target), "it does not decide, and is no more trusted"
+
+
+def test_a_name_that_a_gate_goes_by_is_not_given_again():
+    """The journal has it that the worker was about to be started; it has been, it has served, and it has died."""
+    host = serving(gated=True)
+    gate, served = host.state.worker(chat(host).owner), host.state.server_of("chat")
+    spawn = Op(99, OpKind.SPAWN, "chat", served.id)
+    started = replace(served, state=WorkerState.SPAWNED, connected=False, op=spawn)
+    journal = replace(host.state, workers=(gate, started))
+    host.processes.pop(served.id)
+    recovers(host, host.sees(gate), journal=journal)
+    assert host.state.worker(served.id) is None
+    host.settle()
+    assert host.answering("chat") not in (None, served.id)
+
+
+def test_there_is_one_worker_of_a_revision_where_the_journal_wants_what_another_is_already():
+    host = serving(gated=True)
+    gate, served = host.state.worker(chat(host).owner), host.state.server_of("chat")
+    there = replace(found(host, served.id), worker="chat-9")
+    wanted = replace(served, state=WorkerState.SPAWNED, connected=False)
+    host.processes["chat-9"] = host.processes.pop(served.id)
+    host.processes[gate.id].table = "chat-9"
+    recovers(host, host.sees(gate, points_to="chat-9"), there, journal=replace(host.state, workers=(gate, wanted)))
+    assert {w.id for w in host.state.workers} == {gate.id, "chat-9"}
+    assert host.state.next_worker == 10
 
 
 # --- a daemon that dies again and again ----------------------------------------------------------------------------
