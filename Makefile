@@ -30,7 +30,8 @@ test-real: $(VENV)/.real $(VENV_VLLM)/.vllm  ## swaps of real llama-servers and 
 bench: $(VENV)/.bench        ## the slow, loud proofs of speed; results in bench/results
 	"$(BIN)/python" -m bench
 
-soak: $(VENV)/.dev           ## hand-overs and swaps for an hour (SOAK_MINUTES) under load
+soak: $(VENV)/.dev           ## a million moves (SOAK_MOVES) in the simulator; swaps for an hour (SOAK_MINUTES) under load
+	"$(BIN)/python" tests/simulate.py --steps $(or $(SOAK_MOVES),1000000)
 	"$(BIN)/python" -m bench.soak
 
 fuzz: $(VENV)/.dev           ## mutated requests at a real gate for ten minutes (FUZZ_SECONDS)

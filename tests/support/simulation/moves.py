@@ -8,12 +8,14 @@ nothing else, until nothing is left to do.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from support.simulation.processes import GIB
 from support.simulation.world import World
 
 from swapd.core import errors, events
+from swapd.core.draft import TRANSFERS
 from swapd.core.handover import Kind as Front
 from swapd.core.handover import Phase
 from swapd.core.model import OpKind
@@ -205,8 +207,6 @@ def resume(w: World, pick: int) -> None:
 
 def reload(w: World, pick: int) -> None:
     """Another front, or another gate; sometimes while no daemon is there to see it."""
-    from dataclasses import replace
-
     service = choose(w.config, pick)
     if service is None:
         return
@@ -275,6 +275,21 @@ def kill_two(w: World, pick: int) -> None:
             w.end(worker)
 
 
+def in_a_transfer(w: World, pick: int) -> None:
+    """A party of it ends or stands still, and the daemon ends with it, or right after."""
+    ops = [r.op for r in w.daemon.pending.values() if r.op.kind in TRANSFERS] if w.daemon is not None else []
+    if not ops:
+        return
+    op = ops[pick % len(ops)]
+    turn = pick // 7 % 6
+    if turn < 2:
+        w.end(op.worker if turn else op.target or "")
+    elif turn < 4 and op.worker in w.living:
+        w.living[op.worker].hung = True
+    if turn != 1:
+        (crash if pick % 2 else restart)(w, pick // 5)
+
+
 def reboot(w: World, pick: int) -> None:
     if pick % 8 == 0:
         if w.daemon is not None:
@@ -318,13 +333,15 @@ def no_room(w: World, pick: int) -> bool:
     return op_id is not None
 
 
-def deadline(w: World, pick: int) -> None:
+def deadline(w: World, pick: int) -> bool:
     """A source or a target of a hand-over has waited long enough; the daemon waits longer than that."""
+    late = False
     for process in w.living.values():
         front = process.front
         if front is None or process.hung or not front.idle:
             continue
         fronts = w.processes.of(process.service)
+        late = late or front.state.phase in (Phase.OFFERING, Phase.COMMITTED)
         if front.state.phase is Phase.OFFERING:
             w.excuse(front.out.target.name if front.out is not None else "")
             fronts.event(front, Front.DEADLINE, front.state.epoch, front.out)
@@ -333,6 +350,7 @@ def deadline(w: World, pick: int) -> None:
             if op_id in w.daemon.pending:
                 w.daemon.failed(op_id, errors.TIMEOUT, "the target does not start")
         w.processes.settle(process)
+    return late
 
 
 def spawn_fails(w: World, pick: int) -> None:
@@ -352,6 +370,11 @@ def foreign(w: World, pick: int) -> None:
 def journal(w: World, pick: int) -> None:
     """The disk is full, or is not any more."""
     w.journal.works = not w.journal.works
+
+
+def journal_catches_up(w: World, pick: int) -> None:
+    if w.daemon is not None and w.daemon.ready and not w.daemon.lost:
+        w.journal.write(w.daemon.state, ())
 
 
 def journal_lost(w: World, pick: int) -> None:
@@ -381,6 +404,7 @@ MOVES: dict[str, tuple[int, Move]] = {
     "restart": (2, restart),
     "kill": (2, kill),
     "kill two": (1, kill_two),
+    "in a transfer": (3, in_a_transfer),
     "reboot": (1, reboot),
     "step fails": (1, step_fails),
     "hang": (1, hang),
@@ -390,6 +414,7 @@ MOVES: dict[str, tuple[int, Move]] = {
     "spawn fails": (1, spawn_fails),
     "foreign": (1, foreign),
     "journal": (1, journal),
+    "journal catches up": (1, journal_catches_up),
     "journal lost": (1, journal_lost),
 }
 
@@ -409,7 +434,7 @@ def calm(w: World) -> None:
                     ask(w, events.Resumed(w.now, service.name, "t"))
         went_on = [move(w, turn) for name, move in NORMAL.items() if name != "measure"]
         w.books.check()
-        if any(went_on) or no_room(w, turn):
+        if any(went_on) or no_room(w, turn) or deadline(w, turn):
             vain = 0
             continue
         vain += 1
@@ -419,4 +444,5 @@ def calm(w: World) -> None:
         if not waiting or vain > VAIN_ROUNDS:
             break
         w.pass_time(max(0.0, min(waiting.values()) - w.now))
+    journal_catches_up(w, 0)
     w.books.settled()

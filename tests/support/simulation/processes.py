@@ -45,6 +45,7 @@ class Fronts(World):
 
     def remove(self, front):
         self.crash(front)
+        self.doomed.discard(front.name)  # an older journal gives its name to another
         del self.fronts[front.name]
         self.daemon_copies |= front.copies.keys()  # what has died with it, nobody else closes by mistake
         self.links = [link for link in self.links if link.source.alive or link.target.alive]
@@ -216,6 +217,8 @@ class Processes:
         front = process.front
         if process.hung or process.mute or process.inbox or front is None:
             return process.hung or process.mute or bool(process.inbox)
+        if process.owner and LISTENER not in front.copies:
+            return True  # its source died before it had sent anything: an owner of nothing
         return bool(front.effects) or (front.out is not None and bool(front.out.to_source))
 
     def abandon(self, boot: int) -> None:

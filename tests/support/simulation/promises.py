@@ -12,7 +12,7 @@ from swapd.core.model import DeviceKind, Kind, Op, OpKind, Service, State, Swap
 from swapd.core.recovery import MAX_RECOVERIES
 from swapd.core.states import SWAP_TABLE, TERMINAL, Phase, WorkerState
 
-MOVES = frozenset({WorkerState.LOADING, WorkerState.WAKING, WorkerState.PARKING})
+MOVES = frozenset({WorkerState.LOADING, WorkerState.WAKING})  # what a worker takes is measured by the difference
 WHILE_PAUSED = frozenset({OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD, OpKind.DRAIN, OpKind.STOP})
 
 # One that is under way in the worker is waited for, and one that may come to pass yet is begun again, and so ended.
@@ -36,6 +36,7 @@ class Books:
     # --- what is noted ----------------------------------------------------------------------------------------
 
     def ended(self, worker: str) -> None:
+        self.failed.discard(worker)
         self.ways = {way for way in self.ways if worker not in way}
         self.undrained.discard(worker)
 
@@ -58,7 +59,7 @@ class Books:
             self._count(before)
         for effect in outcome.effects:
             if isinstance(effect, Run) and effect.op.kind is OpKind.STOP:
-                self._decided_to_end(effect.op)
+                self._decided_to_end(effect.op, event)
         for old in before.services:
             now = outcome.state.service(old.name)
             if now is None or (old.paused is not None and now.paused is None):
@@ -75,10 +76,13 @@ class Books:
             looping = isinstance(event, Recovered) and crashes > MAX_RECOVERIES
             self.demand(5, not looping or service.paused is not None, f"{service.name}: {crashes} crashes, not paused")
 
-    def _decided_to_end(self, op: Op) -> None:
-        """A target that is late, and not yet answering, is given up: it may still begin to before it is ended."""
+    def _decided_to_end(self, op: Op, event: Event) -> None:
+        """A target that is late is given up, also by a daemon that has just started. One that does not answer anybody
+        may still begin to before it is ended."""
+        observed = event.observed if isinstance(event, Recovered) else ()
+        late = any(o.service == op.service and o.state is WorkerState.HANDING_OVER for o in observed)
         process = self.world.living.get(op.worker)
-        if op.force and process is not None and not any(op.worker in way for way in self.ways):
+        if op.force and process is not None and (late or not any(op.worker in way for way in self.ways)):
             self.failed.add(op.worker)
 
     def _count(self, durable: State) -> None:

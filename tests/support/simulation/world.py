@@ -100,7 +100,16 @@ class World:
         self.books.last = self.daemon.state
         self.crashed = not self.daemon.exited
         self.daemon = None
+        if not self.journal.works:
+            self._carry_out_all()
         self.processes.abandon(self.boots)
+
+    def _carry_out_all(self) -> None:
+        """An order that no journal knows of, in a front that is blocked, is one trouble too many: none is left."""
+        for process in list(self.living.values()):
+            process.hung = process.mute = False
+            while process.inbox:
+                self.processes.carry_out(process)
 
     def send(self, event: Event) -> Swap | Problem | None:
         assert self.daemon is not None
