@@ -12,11 +12,22 @@ from dataclasses import replace
 from typing import Any, Final
 
 from swapd.core import commands, errors, events, results
+from swapd.core.behind import (
+    UNDER_WAY,
+    UP,
+    Seen,
+    catch_up,
+    end_unknown_transfer,
+    give_no_more,
+    keep_one_of_each,
+    know_hand_over,
+    take_in,
+)
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Kept, Observed, OpDone, OpFailed, WorkerExited
 from swapd.core.ledger import return_of
-from swapd.core.model import Kind, Op, OpKind, Reservation, Revision, Service, Swap, Worker
+from swapd.core.model import Kind, Op, OpKind, Revision, Service, Swap, Worker
 from swapd.core.routing import next_epoch
 from swapd.core.states import FORWARD, Phase, WorkerState
 from swapd.core.transfers import served
@@ -24,20 +35,9 @@ from swapd.core.transfers import served
 MAX_RECOVERIES: Final = 3
 ENDED: Final = "the daemon ended"
 
-_UP: Final = frozenset({WorkerState.LOADED, WorkerState.SERVING, WorkerState.HANDING_OVER, WorkerState.QUIESCED})
-_GAVE: Final = frozenset({WorkerState.HANDING_OVER, WorkerState.QUIESCED})
-_NOT_UP: Final = frozenset({WorkerState.SPAWNED, WorkerState.STAGED, WorkerState.PARKED})
 _AGAIN: Final = frozenset({OpKind.STOP, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})  # `advance` waits for their end
 # These may come to pass yet, in a front whose loop is blocked, and nobody would know: one that is newer ends them.
 _LATE: Final = frozenset({OpKind.ADOPT, OpKind.POINT})
-_UNDER_WAY: Final = {  # in the worker, whoever asks for its end: memory of the device is being taken, or given back
-    OpKind.STAGE: WorkerState.STAGING,
-    OpKind.LOAD: WorkerState.LOADING,
-    OpKind.PARK: WorkerState.PARKING,
-    OpKind.WAKE: WorkerState.WAKING,
-}
-
-Seen = Mapping[str, Observed]
 
 
 def recovered(d: Draft, event: events.Recovered) -> None:
@@ -47,10 +47,10 @@ def recovered(d: Draft, event: events.Recovered) -> None:
         commands.service_added(d, added)
     seen = {o.worker: o for o in event.observed}
     for o in event.observed:
-        _give_no_more(d, o.worker)
-        _give_no_more(d, o.points_to or "")
+        give_no_more(d, o.worker)
+        give_no_more(d, o.points_to or "")
         if o.worker not in d.workers and o.state is not None and o.service in d.services:
-            _take_in(d, o)
+            take_in(d, o)
     kept = {each.name: each for each in event.kept}
     for name in list(d.services):
         _recover(d, name, event, seen, kept.get(name))
@@ -107,18 +107,18 @@ def _recover(d: Draft, name: str, event: events.Recovered, seen: Seen, kept: Kep
     epochs = [max(seen[w.id].epoch, seen[w.id].table_epoch) for w in living]
     d.set_service(name, epoch=max([d.services[name].epoch, *epochs]))
     for worker in living:
-        _know_hand_over(d, d.workers[worker.id], living, seen)
+        know_hand_over(d, d.workers[worker.id], living, seen)
     for worker in living:
         _conclude(d, d.workers[worker.id], seen)
     for worker in living:
         if worker.id in d.workers:
-            _catch_up(d, d.workers[worker.id], seen[worker.id])
+            catch_up(d, d.workers[worker.id], seen[worker.id])
     _find_owner(d, name, living, seen)
     _note_server(d, name, seen)
     for worker in workers:
         if worker not in living and worker.id in d.workers:
             _bury(d, d.workers[worker.id], seen)
-    _keep_one_of_each(d, name, seen)
+    keep_one_of_each(d, name, seen)
     for worker in living:
         _end_what_ends(d, worker.id, seen[worker.id])
 
@@ -181,18 +181,6 @@ def _see(d: Draft, worker: Worker, o: Observed) -> None:
     d.set_worker(worker.id, **changes)
 
 
-def _know_hand_over(d: Draft, source: Worker, living: list[Worker], seen: Seen) -> None:
-    """One under way that the journal, older than it, has nothing of. Its target has heard of its epoch, if it lives."""
-    o, op = seen[source.id], source.op
-    if o.state is not WorkerState.HANDING_OVER or (
-        op is not None and op.kind in (OpKind.HAND_OVER, OpKind.TARGET_DEAD)
-    ):
-        return
-    target = next((w.id for w in living if w.id != source.id and seen[w.id].epoch == o.epoch), None)
-    d.set_worker(source.id, op=Op(d.next_op, OpKind.HAND_OVER, source.service, source.id, target, o.epoch))
-    d.next_op += 1
-
-
 def _conclude(d: Draft, worker: Worker, seen: Seen) -> None:
     op = worker.op
     if op is None:
@@ -202,7 +190,7 @@ def _conclude(d: Draft, worker: Worker, seen: Seen) -> None:
         results.op_done(d, OpDone(d.at, op.id, result))
     elif op.kind is OpKind.HAND_OVER and seen[worker.id].state is WorkerState.HANDING_OVER:
         _end_hand_over(d, worker, op, seen)
-    elif op.kind in _AGAIN or _UNDER_WAY.get(op.kind) is seen[worker.id].state:
+    elif op.kind in _AGAIN or UNDER_WAY.get(op.kind) is seen[worker.id].state:
         d.end_step(op.service, op.step, "canceled", ENDED)
         d.run(op.kind, worker, step=op.step, epoch=op.epoch, force=op.force)
     elif op.kind in _LATE:
@@ -224,9 +212,9 @@ def _end_of(worker: Worker, op: Op, seen: Seen) -> Mapping[str, Any] | None:
             return {"hooks": o.hooks}
         case OpKind.STAGE if o.state is WorkerState.STAGED:
             return {}
-        case OpKind.LOAD if o.state in _UP and worker.kind is not Kind.ENGINE:  # a server must be seen ready as well
+        case OpKind.LOAD if o.state in UP and worker.kind is not Kind.ENGINE:  # a server must be seen ready as well
             return {"hooks": o.hooks}
-        case OpKind.WAKE if o.state in _UP:
+        case OpKind.WAKE if o.state in UP:
             return {}
         case OpKind.PARK if o.state is WorkerState.PARKED:
             return {}
@@ -234,7 +222,7 @@ def _end_of(worker: Worker, op: Op, seen: Seen) -> Mapping[str, Any] | None:
             return {"quiesced_at": o.pointed_at, "started_at": o.pointed_at} if o.pointed_at is not None else {}
         case OpKind.ADOPT if o.owner:
             return done
-        case OpKind.TARGET_DEAD if o.owner:
+        case OpKind.TARGET_DEAD if o.owner and o.state is not WorkerState.HANDING_OVER:
             return {"resumed": True}
         case OpKind.SOURCE_DEAD if o.owner:
             return {**done, "started": True, "listeners": True}
@@ -255,26 +243,6 @@ def _end_hand_over(d: Draft, source: Worker, op: Op, seen: Seen) -> None:
     # else: the target's end, which is told in a moment, has the source go on
 
 
-def _catch_up(d: Draft, worker: Worker, o: Observed) -> None:
-    """What it has done that an older journal has nothing of. A server must be seen ready, so its load is made again."""
-    if worker.ending or (worker.op is not None and worker.op.kind in _UNDER_WAY):
-        return
-    if o.state in _UP and worker.state in _NOT_UP and worker.kind is not Kind.ENGINE:
-        d.set_worker(worker.id, state=_as_seen(worker.kind, o), confirmed=True)
-    elif o.state in _GAVE and worker.state is WorkerState.LOADED:
-        d.set_worker(worker.id, state=WorkerState.QUIESCED)
-    elif o.state is WorkerState.STAGED and worker.state is WorkerState.SPAWNED:
-        d.set_worker(worker.id, state=WorkerState.STAGED)
-    elif o.state is WorkerState.PARKED and worker.state is not WorkerState.PARKED:
-        results.parked(d, worker)
-
-
-def _as_seen(kind: Kind, o: Observed) -> WorkerState:
-    """Of a worker that is up: what may have been in flight there, through whichever front, is finished before it ends."""
-    spare = kind is Kind.GATE and o.state not in _GAVE
-    return WorkerState.LOADED if spare else WorkerState.QUIESCED
-
-
 def _find_owner(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
     service = d.services[name]
     owners = [w for w in living if seen[w.id].owner]
@@ -285,19 +253,8 @@ def _find_owner(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
     if bound is not None:
         d.set_service(name, bound=bound)
     if not owners:
-        _end_unknown_transfer(d, name, living, seen)
+        end_unknown_transfer(d, name, living, seen)
     d.settle_roles(name)
-
-
-def _end_unknown_transfer(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
-    """One of an epoch that the journal, older than it, has not heard of, and whose source is gone: its target, if this is
-    one, holds what it was offered."""
-    known = d.before.service(name)
-    if known is None or any(seen[w.id].state is WorkerState.HANDING_OVER for w in living):
-        return
-    newest = max(living, key=lambda w: seen[w.id].epoch, default=None)
-    if newest is not None and seen[newest.id].epoch > known.epoch and d.workers[newest.id].op is None:
-        d.run(OpKind.SOURCE_DEAD, newest, epoch=seen[newest.id].epoch)
 
 
 def _bury(d: Draft, worker: Worker, seen: Seen) -> None:
@@ -336,7 +293,7 @@ def _note_server(d: Draft, name: str, seen: Seen) -> None:
     """Who answers the clients has proved itself, or no daemon would have let it. Perhaps none has heard that it does:
     then this is the switch."""
     server, swap = d.server_of(name), d.services[name].swap
-    if server is None or server.kind is Kind.GATE or server.id not in seen or seen[server.id].state not in _UP:
+    if server is None or server.kind is Kind.GATE or server.id not in seen or seen[server.id].state not in UP:
         return
     proved = {"confirmed": True, "warmed": True, "verified": True, "ready_at": server.ready_at or d.at}
     server = d.set_worker(server.id, state=WorkerState.SERVING, **proved)
@@ -351,65 +308,3 @@ def _note_server(d: Draft, name: str, seen: Seen) -> None:
         d.set_service(name, stable=server.revision, previous=stable)
     if swap is not None and swap.phase in FORWARD and server.revision == swap.target.number:
         served(d, swap, server, None, None)
-
-
-# --- what the journal does not know ------------------------------------------------------------------------------
-
-
-def _take_in(d: Draft, o: Observed) -> None:
-    """A worker of ours that the journal has lost. Whether it had proved itself is not known, unless clients are answered
-    by it; one that nobody wants is ended by `advance`."""
-    revision = _revision_of(d.services[o.service], o)
-    number = revision.number if revision is not None else 0
-    service = d.set_service(o.service, last_revision=max(number, d.services[o.service].last_revision))
-    up = o.state in _UP
-    worker = Worker(
-        o.worker,
-        o.service,
-        o.kind,
-        number,
-        _as_seen(o.kind, o) if up else WorkerState.SPAWNED,
-        connected=True,
-        confirmed=up,
-        hooks=o.hooks,
-        points_to=o.points_to,
-        made_of=o.made_of,
-    )
-    d.workers[worker.id] = worker
-    if revision is not None and service.revision(number) is None:
-        service = d.set_service(o.service, revisions=(*service.revisions, revision))
-    if o.slot is not None:
-        if service.slot(number) is None:
-            d.set_service(o.service, slots=(*service.slots, (number, o.slot)))
-        d.reservations[worker.id] = Reservation(worker.id, o.service, o.slot.device, o.slot.need_bytes)
-
-
-def _give_no_more(d: Draft, worker_id: str) -> None:
-    """A name has been given, whatever the journal says: a gate may go by it yet."""
-    tail = worker_id.rpartition("-")[2]
-    d.next_worker = max(d.next_worker, int(tail) + 1 if tail.isdigit() else 0)
-
-
-def _revision_of(service: Service, o: Observed) -> Revision | None:
-    """A number that the journal, older than the worker, has given to another content since is not this one's."""
-    known = service.revision(o.revision.number) if o.revision is not None else None
-    if o.revision is None or known is None or known.same_content(o.revision):
-        return o.revision
-    same = next((r for r in service.revisions if r.same_content(o.revision)), None)
-    return same or replace(o.revision, number=service.last_revision + 1)
-
-
-def _keep_one_of_each(d: Draft, name: str, seen: Seen) -> None:
-    """An older journal may want another worker for what a living one is already: there is one of each revision."""
-    kept: dict[int, Worker] = {}
-    server = d.server_of(name)
-
-    def merit(worker: Worker) -> tuple[bool, bool, bool]:
-        return worker == server, worker.id in seen and seen[worker.id].state is not None, worker.state in _UP
-
-    for worker in sorted(d.workers_of(name), key=merit, reverse=True):
-        if worker.kind is Kind.GATE or worker.ending:
-            continue
-        if worker.revision in kept:
-            d.stop(worker, force=True)
-        kept.setdefault(worker.revision, worker)

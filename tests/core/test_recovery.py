@@ -283,6 +283,13 @@ def test_the_word_that_the_other_party_is_dead_is_said_again_until_its_end_is_se
         assert chat(host).owner == word.worker
 
 
+def test_a_source_that_still_offers_has_not_resumed_and_is_told_again_that_its_target_is_dead():
+    host, op = in_flight(OpKind.HAND_OVER, **DUAL)
+    host.exit(op.target)
+    host.dies(**{key(op.worker): {"state": WorkerState.HANDING_OVER, "owner": True}})
+    assert host.begins(OpKind.TARGET_DEAD, op.worker).epoch == op.epoch
+
+
 # --- ends ------------------------------------------------------------------------------------------------------------
 
 
