@@ -127,7 +127,7 @@ def _daemon(facts: Facts) -> Iterator[Finding]:
         yield Finding(Severity.PROBLEM, text, f"df -h {place}; ls -l {place}")
     if not host.systemd and facts.unreachable is None:
         text = "There is no systemd here: nothing starts swapd again if it ends."
-        yield Finding(Severity.NOTE, text, "see docs/systemd.md")
+        yield Finding(Severity.NOTE, text, "see docs/operations.md")
 
 
 def _absent(facts: Facts) -> Finding:
@@ -207,7 +207,7 @@ def _see_to(facts: Facts, service: Record) -> str:
         return _free_memory(facts, service)
     worker = facts.logs[name][0] if name in facts.logs else name
     look = f"{_cli(facts)} logs {worker} -n 200"
-    if code == "SERVICE_PAUSED":
+    if code == errors.SERVICE_PAUSED:
         return f"{look}; once the cause is gone: swapd-cli resume {name}"
     can_go_back = facts.unreachable is None and service.get("rollback") in ("instant", "parked", "cold")
     return f"{look}; or go back: swapd-cli rollback {name}" if can_go_back else look

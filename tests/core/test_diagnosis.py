@@ -100,7 +100,7 @@ CASES = {
             "swapd --check-config /etc/swapd/swapd.toml",
         ),
     ),
-    "no systemd": (replace(WELL, host=Host()), "note", "There is no systemd here", "see docs/systemd.md"),
+    "no systemd": (replace(WELL, host=Host()), "note", "There is no systemd here", "see docs/operations.md"),
     "unavailable": (
         replace(
             of(health="Unavailable", problem=problem("LOAD_FAILED"), rollback="none", failures=4),

@@ -21,7 +21,6 @@ from swapd.core.handover import Phase
 from swapd.core.model import OpKind
 from swapd.core.states import WorkerState
 
-SERVICES = ("chat", "embed")
 MODELS = ("a", "b", "big", "bad")
 HUNG = frozenset(
     {OpKind.ADOPT, OpKind.POINT, OpKind.STAGE, OpKind.LOAD, OpKind.WAKE, OpKind.WARM, OpKind.VERIFY, OpKind.DRAIN}
