@@ -260,7 +260,7 @@ class Daemon:
         while True:
             self.manager.watchdog()
             self.manager.status(_summary(self.loop.state))
-            self.keeper.keep(self._successors())  # a reload may have changed them
+            # A reload may have changed them. One that stops has no successor.
             self.keeper.keep({} if self.loop.state.stopping else self._successors())
             await asyncio.sleep(STATUS_PERIOD_S)
 

@@ -28,13 +28,12 @@ class Keeper:
         self._stored: dict[str, socket.socket] = dict(self.kept)
 
     def keep(self, wanted: Mapping[str, socket.socket]) -> None:
-        """Have these kept, and no others; again whenever they may have changed."""
+        """Have these kept, and no others; again whenever they may have changed, and for what could not be sent."""
         given = self.given.values()
         ours = {name: sock for name, sock in wanted.items() if sock not in given}
-        for name, sock in self._stored.items():
-            if ours.get(name) is not sock:
-                self._manager.remove_fd(_OURS + name)
+        for name, sock in list(self._stored.items()):
+            if ours.get(name) is not sock and self._manager.remove_fd(_OURS + name):
+                del self._stored[name]
         for name, sock in ours.items():
-            if self._stored.get(name) is not sock:
-                self._manager.store_fd(_OURS + name, sock, poll=False)
-        self._stored = ours
+            if name not in self._stored and self._manager.store_fd(_OURS + name, sock, poll=False):
+                self._stored[name] = sock

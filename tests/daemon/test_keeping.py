@@ -94,6 +94,24 @@ def test_a_socket_units_listener_is_not_kept_and_an_earlier_daemons_not_again(no
     assert told(notify) == [("FDSTOREREMOVE", "+embed", 0)]
 
 
+def test_what_the_manager_could_not_be_told_is_told_again(notify, bound, monkeypatch):
+    ours, chat, other = keeper(notify), bound(), bound()
+    sendings = ServiceManager._send
+    with monkeypatch.context() as deaf:
+        deaf.setattr(ServiceManager, "_send", lambda *_, **__: False)
+        ours.keep({"chat": chat})
+    ours.keep({"chat": chat})
+    assert told(notify) == [("FDSTORE", "+chat", 1)]
+    with monkeypatch.context() as deaf:
+        deaf.setattr(
+            ServiceManager, "_send", lambda self, *lines, **how: "FDSTORE=1" in lines and sendings(self, *lines, **how)
+        )
+        ours.keep({"chat": other})
+    assert told(notify) == [], "two of one name would be two for the next daemon"
+    ours.keep({"chat": other})
+    assert told(notify) == [("FDSTOREREMOVE", "+chat", 0), ("FDSTORE", "+chat", 1)]
+
+
 def config(address):
     return parsed({"models": {"a": {"app": "m:app"}}, "services": {"chat": {"listen": address, "model": "a"}}})
 
