@@ -243,6 +243,8 @@ class Daemon:
             except SwapdError as error:
                 log.error("daemon.stays because=%s", error.message)
                 return
+            if self.loop.state.stopping:  # asked for meanwhile: a successor would go on as if it had not been
+                return
         self._leaving = True
         self.done.set()
 

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 from support.daemon_host import Crowd, Daemon, model, server, until
 
@@ -108,3 +110,18 @@ def test_history_tells_what_was_interrupted():
         loads = [s for s in ended["steps"] if s["name"] == "load"]
         assert [s["status"] for s in loads] == ["canceled", "done"], json.dumps(ended["steps"], indent=1)
         assert loads[0]["detail"] == "the daemon ended"
+
+
+def test_a_stop_is_not_forgotten_over_a_successor_that_is_being_prepared():
+    def rehearses():
+        return any("--check-config" in child.cmdline() for child in psutil.Process(daemon.process.pid).children())
+
+    with Daemon([A]) as daemon, ThreadPoolExecutor() as threads:
+        answer = threads.submit(daemon.get, "/sleep?s=3")
+        until(lambda: daemon.call("workers")[0]["in_flight"], what="the request in flight")
+        daemon.process.send_signal(signal.SIGUSR2)
+        until(rehearses, what="the rehearsal of a successor")
+        daemon.process.send_signal(signal.SIGTERM)
+        assert answer.result()[0] == 200
+        assert daemon.process.wait(20) == 0
+        assert daemon.output.read_text().count("daemon.ready") == 1, "the daemon that was told to stop lives on"
