@@ -1,19 +1,24 @@
 """What an earlier daemon has left: its workers are found, spoken to and taken over, before anything is decided.
 
 What is seen is told to the core as `Observed`; nothing is judged here. A worker that lives and does not answer is of no
-use to anybody, and is ended.
+use to anybody, and is ended. Nothing that one of them says or does keeps the daemon from starting: a model's code runs
+in there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
+import os
 import socket
-from collections.abc import Mapping
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from swapd.core.errors import WORKER_EXITED, Problem, SwapdError
 from swapd.core.events import Observed
@@ -41,9 +46,12 @@ async def observe(workers: Workers, state: State, settle_s: float) -> tuple[Obse
     found = await workers.find(markers)
     processes = {name: process for name, process in found.items() if process.alive}
     gone = {name: _gone(name, workers, found.get(name)) for name in left.keys() - processes.keys()}
-    for process in found.values():
+    for name, process in found.items():
         if not process.alive:  # what it has left behind ends with it
-            await process.kill_tree(0.0)
+            try:
+                await process.kill_tree(0.0)
+            except SwapdError as error:  # what the kernel keeps holds memory, and that is measured
+                log.error("recovery.will_not_end worker=%s error=%s", name, error.message)
     for worker_id, seen in gone.items():
         because = seen.problem.message if seen.problem is not None else "how is not known"
         log.warning("recovery.worker_had_ended worker=%s because=%s", worker_id, because)
@@ -119,20 +127,45 @@ def _target_of(state: State, worker_id: str) -> str | None:
     return op.target if op is not None and op.kind is OpKind.HAND_OVER else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What `hello` tells of the front."""
+
+    state: str = WorkerState.FAILED.value
+    owner: bool = False
+    epoch: int = 0
+    last_epoch: int = 0
+    table_epoch: int = 0
+    points_to: str | None = None
+    listeners: tuple[str, ...] | None = None
+    hooks: frozenset[str] = frozenset()
+    quiesced_at: float | None = None
+    started_at: float | None = None
+    pointed_at: float | None = None
+
+
+def _said(live: Live) -> _Said:
+    try:
+        return msgspec.convert(live.hello, _Said)
+    except msgspec.ValidationError as error:  # as good as one that has failed
+        log.error("recovery.hello_unreadable worker=%s error=%s", live.id, error)
+        return _Said()
+
+
 def _observed(live: Live) -> Observed:
-    hello, facts = live.hello, live.facts
+    said, facts = _said(live), live.facts
     return Observed(
         live.id,
-        _state_of(hello),
-        owner=hello.get("owner") is True and hello.get("listeners") != [],
-        epoch=max(_number(hello, "epoch"), _number(hello, "last_epoch")),
-        table_epoch=_number(hello, "table_epoch"),
-        points_to=hello.get("points_to"),
-        listeners=tuple(hello["listeners"]) if "listeners" in hello else None,
-        hooks=frozenset(hello.get("hooks", ())),
-        quiesced_at=hello.get("quiesced_at"),
-        started_at=hello.get("started_at"),
-        pointed_at=hello.get("pointed_at"),
+        _state_of(said.state),
+        owner=said.owner and said.listeners != (),
+        epoch=max(said.epoch, said.last_epoch),
+        table_epoch=said.table_epoch,
+        points_to=said.points_to,
+        listeners=said.listeners,
+        hooks=said.hooks,
+        quiesced_at=said.quiesced_at,
+        started_at=said.started_at,
+        pointed_at=said.pointed_at,
         service=facts.service,
         kind=facts.kind,
         revision=facts.revision,
@@ -141,16 +174,11 @@ def _observed(live: Live) -> Observed:
     )
 
 
-def _state_of(hello: Mapping[str, Any]) -> WorkerState:
+def _state_of(said: str) -> WorkerState:
     try:
-        return WorkerState(hello.get("state"))
+        return WorkerState(said)
     except ValueError:  # of a later version
         return WorkerState.FAILED
-
-
-def _number(hello: Mapping[str, Any], key: str) -> int:
-    value = hello.get(key, 0)
-    return value if isinstance(value, int) else 0
 
 
 def _gone(worker_id: str, workers: Workers, process: WorkerProcess | None = None) -> Observed:
@@ -161,15 +189,32 @@ def _gone(worker_id: str, workers: Workers, process: WorkerProcess | None = None
 
 async def _borrow(live: Live) -> dict[str, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    fds: list[int] = []
     with ours, theirs:
         try:
             await live.request(wire.LEND, fds=(theirs.fileno(),), deadline_s=REQUEST_S)
             ours.setblocking(False)
             data, fds, _, _ = socket.recv_fds(ours, MAX_NAMES_BYTES, wire.MAX_FDS)
-        except (SwapdError, OSError) as error:  # it has just ended, or is of a version that cannot
+            names = _names_of(data, fds)
+        except (SwapdError, OSError, ValueError) as error:  # it has just ended, or is of a version that cannot
             log.warning("recovery.no_listeners worker=%s error=%s", live.id, error)
+            for fd in fds:
+                os.close(fd)
             return {}
     socks = [socket.socket(fileno=fd) for fd in fds]
     for sock in socks:
         sock.set_inheritable(False)
-    return dict(zip(json.loads(data), socks, strict=True))
+    return dict(zip(names, socks, strict=True))
+
+
+def _names_of(data: bytes, fds: Sequence[int]) -> list[str]:
+    """A name for each of these sockets. Raises ValueError."""
+    try:
+        names = msgspec.json.decode(data, type=list[str])
+    except msgspec.DecodeError as error:
+        raise ValueError(f"no list of names: {error}") from None
+    if len(names) != len(fds) or len(names) != len(set(names)):
+        raise ValueError(f"{len(fds)} descriptors with {len(names)} names")
+    if not all(stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in fds):
+        raise ValueError("a descriptor that is no socket")
+    return names
