@@ -80,7 +80,7 @@ def bind_all(
         for number, address in enumerate(service.listen):
             key = _key(name, number)
             try:
-                sock = _given(given, key, address) or _kept(kept, key, address) or lent.get(address)
+                sock = _given(given, key, address) or _kept(kept, key, address) or _kept(lent, address, address)
                 if sock is None:
                     sock = listening.bind(address)
                     new.append(sock)

@@ -142,6 +142,17 @@ def test_a_lent_duplicate_of_a_kept_one_is_closed_and_its_file_stays(tmp_path, b
     assert (tmp_path / "chat.sock").exists()
 
 
+def test_a_lent_listener_is_taken_if_it_is_where_its_worker_says(bound):
+    lent, strange = bound(), bound()
+    free = bound()
+    address, elsewhere = address_of(lent), address_of(free)
+    free.close()
+    assert bind_all(config(address), {}, {}, {address: lent}) == {"chat": {address: lent}}
+    taken = bind_all(config(elsewhere), {}, {}, {elsewhere: strange})["chat"][elsewhere]
+    assert address_of(taken) == elsewhere
+    taken.close()
+
+
 def test_a_socket_unit_at_another_address_is_refused(bound):
     given = bound()
     with pytest.raises(SwapdError, match="socket unit with FileDescriptorName=chat listens on") as refused:
