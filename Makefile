@@ -30,9 +30,11 @@ test-real: $(VENV)/.real $(VENV_VLLM)/.vllm  ## swaps of real llama-servers and 
 bench: $(VENV)/.bench        ## the slow, loud proofs of speed; results in bench/results
 	"$(BIN)/python" -m bench
 
-soak: $(VENV)/.dev           ## a million moves (SOAK_MOVES) in the simulator; swaps for an hour (SOAK_MINUTES) under load
+soak: $(VENV)/.dev           ## a million moves (SOAK_MOVES) in the simulator, deaths at every point, swaps for hours (2 x SOAK_MINUTES)
 	"$(BIN)/python" tests/simulate.py --steps $(or $(SOAK_MOVES),1000000)
+	CRASH_POINTS=all "$(BIN)/python" -m pytest tests/crash
 	"$(BIN)/python" -m bench.soak
+	"$(BIN)/python" -m bench.soak --gate --kill-daemon
 
 fuzz: $(VENV)/.dev           ## mutated requests at a real gate for ten minutes (FUZZ_SECONDS)
 	"$(BIN)/python" tests/fuzz_relay.py $(or $(FUZZ_SECONDS),600)
