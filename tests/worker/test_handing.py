@@ -337,7 +337,7 @@ def test_a_target_whose_source_died_before_it_sent_anything_is_given_the_listene
 
     def standing():
         told = new.hello(worker.id)
-        return told["state"], told["owner"], told["listening"]
+        return told["state"], told["owner"], bool(told["listeners"])
 
     service.epoch += 1
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -202,6 +202,7 @@ class World:
 
     def add(self, service: str, model: str, **settings: Any) -> None:
         self.config[service] = (ServiceSettings(**settings), model)
+        self.processes.fronts.pop(service, None)  # another service, of the same name: epochs begin anew
         if self.daemon is not None and self.daemon.ready:
             added = events.ServiceAdded(
                 self.now, service, self.config[service][0], model, self.revision(service, model, 1)
