@@ -39,15 +39,7 @@ class Records:
         """The state as the last daemon left it. What the journal does not tell is left to what the host does."""
         journal = self._journal
         try:
-            workers = _read(Worker, journal.rows("worker"))
-            state = State(
-                _read(Service, journal.rows("service")),
-                workers,
-                _read(Reservation, journal.rows("reservation")),
-                next_op=1 + max((w.op.id for w in workers if w.op is not None), default=0),
-                next_worker=journal.number("next_worker"),
-                next_swap=journal.last_swap_id() + 1,
-            )
+            state = self._stored()
             self.crashed = journal.boot > 1 and journal.number(CLEAN_END) != journal.boot - 1
             self._close_strangers(state)
             journal.interrupt_ops(now())
@@ -58,6 +50,19 @@ class Records:
             return State()
         self._written = state
         return state
+
+    def _stored(self) -> State:
+        """What the journal holds. Raises SwapdError."""
+        journal = self._journal
+        workers = _read(Worker, journal.rows("worker"))
+        return State(
+            _read(Service, journal.rows("service")),
+            workers,
+            _read(Reservation, journal.rows("reservation")),
+            next_op=1 + max((w.op.id for w in workers if w.op is not None), default=0),
+            next_worker=journal.number("next_worker"),
+            next_swap=journal.last_swap_id() + 1,
+        )
 
     def _close_strangers(self, state: State) -> None:
         """Swaps that are under way by the history alone: their service is not known any more."""
@@ -82,15 +87,14 @@ class Records:
         try:
             if self._journal.reopen() is not None:
                 return None
-            services = _read(Service, self._journal.rows("service"))
-            last = tuple((service.name, service.last_revision) for service in services)
-            next_worker, next_swap = self._journal.number("next_worker"), self._journal.last_swap_id() + 1
-            found = JournalFound(at, next_worker, next_swap, last)
+            stored = self._stored()
         except SwapdError as error:
             self.problem = error.problem
             return None
         self._lost = False
-        return found
+        self._written = stored  # so that what is gone since is taken out of it
+        last = tuple((service.name, service.last_revision) for service in stored.services)
+        return JournalFound(at, stored.next_worker, stored.next_swap, last)
 
     def write(self, outcome: Outcome, event: Event) -> None:
         """One transaction for the step."""

@@ -110,3 +110,22 @@ def test_the_model_of_a_reloaded_configuration_is_remembered_as_the_configuratio
     loop.take(events.SettingsChanged(2.0, "chat", ServiceSettings(), "b"))
     assert Records(journal).read().service("chat").config_model == "b"
     journal.close()
+
+
+def test_what_is_gone_when_the_journal_can_be_read_at_last_is_taken_out_of_it(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "journal.db")
+    add(Loop(State(), Records(journal), Recorder(journal), lambda event, body: None))
+    later = Records(journal)
+
+    def locked(*_, **__):
+        raise SwapdError(JOURNAL_FAILED, "database is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "rows", locked)
+        loop = Loop(later.read(), later, Recorder(journal), lambda event, body: None)
+    revision = Revision(1, "embed", "b", "s", "b")
+    loop.take(events.ServiceAdded(2.0, "embed", ServiceSettings(), "b", revision))
+    loop.take(later.find_again(3.0))
+    assert Records(journal).read() == loop.state
+    assert [service.name for service in loop.state.services] == ["embed"]
+    journal.close()
