@@ -27,9 +27,10 @@ from swapd.host.config_file import ConfigError, load_partly
 from swapd.host.host_memory import HostMemory
 from swapd.host.journal_reader import JournalReader
 from swapd.host.nvml import Nvml
+from swapd.host.pids import age_s, read_row
 from swapd.host.processes import trees_pids
 from swapd.host.worker_channel import WorkerChannel
-from swapd.host.worker_dirs import WorkerDir, age_s, listener_pid, worker_dirs
+from swapd.host.worker_dirs import WorkerDir, listener_pid, worker_dirs
 from swapd.wire import saved
 
 DEFAULT_CONFIG: Final = "/etc/swapd/swapd.toml"
@@ -79,12 +80,13 @@ class Offline:
         if service is not None:
             found = [known for known in found if known.name == service] or [self._no_service(service, found)]
         pid = self.daemon_pid()
+        process = read_row(pid) if pid is not None else None
         daemon = {
             **{"version": None, "pid": pid, "uptime_s": age_s(pid) if pid is not None else None},
             **{"config": self.config.file, "epoch": None, "stopping": None, "journal": journal_problem},
             "offline": True,
             "running": pid is not None,
-            "stopped": pid is not None and locks.state_of(pid) in STOPPED,
+            "stopped": process is not None and process.state in STOPPED,
             "config_problems": self.config_problems,
         }
         return {"daemon": daemon, "services": [service_record(known, daemon_runs=pid is not None) for known in found]}

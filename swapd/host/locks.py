@@ -27,11 +27,3 @@ def holder(path: Path) -> int | None:
         if (int(major, 16), int(minor, 16), int(inode)) == wanted and int(pid) > 0:
             return int(pid)
     return None
-
-
-def state_of(pid: int) -> str | None:
-    """The state letter of the process (R, S, D, T, …), as in proc_pid_stat(5). None: it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return None

@@ -1,4 +1,4 @@
-"""One process, named for ever, and how it ended: what every host of workers needs.
+"""One process, named for ever, its age, and how it ended: what every host of workers needs.
 
 Source: proc_pid_stat(5), pidfd_open(2), linux/pidfd.h on PIDFD_GET_INFO, proc_vmstat(5).
 """
@@ -51,6 +51,15 @@ def read_row(pid: int) -> ProcessRow | None:
             return parse_stat(file.read())
     except (OSError, ValueError):
         return None
+
+
+def age_s(pid: int) -> float | None:
+    """How long the process has been there. None: it is gone."""
+    row = read_row(pid)
+    with contextlib.suppress(OSError, ValueError):
+        up_s = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+        return max(0.0, up_s - row.start_time / os.sysconf("SC_CLK_TCK")) if row is not None else None
+    return None
 
 
 def exit_status(pidfd: int) -> int | None:

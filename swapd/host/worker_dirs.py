@@ -1,12 +1,11 @@
 """The workers' directories as anybody finds them: who was started there, and which process listens.
 
 Duty: read runtime_dir/w/*.json, the daemon's records, and see by the control socket whether a process is behind one.
-May not know: what a worker says (`worker_channel`), why it was started. Source: unix(7), SO_PEERCRED; proc(5).
+May not know: what a worker says (`worker_channel`), why it was started. Source: unix(7), SO_PEERCRED.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -20,7 +19,6 @@ from swapd.core.config import CONTROL_SOCKET
 
 RECORD_SUFFIX: Final = ".json"
 _UCRED: Final = struct.Struct("3i")
-_START_TIME: Final = 19  # of the fields of /proc/PID/stat after the name: clock ticks since boot
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +83,3 @@ def listener_pid(path: Path) -> int:
         sock.connect(os.fspath(path))
         pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         return int(pid)
-
-
-def age_s(pid: int) -> float | None:
-    """How long the process has been there. None: it is gone."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        ticks = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[_START_TIME])
-        up_s = float(Path("/proc/uptime").read_text().split()[0])
-        return max(0.0, up_s - ticks / os.sysconf("SC_CLK_TCK"))
-    return None

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from swapd.host.pids import ProcessIdentity, exit_status, oom_kills
+from swapd.host.pids import ProcessIdentity, age_s, exit_status, oom_kills
 
 KERNEL = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
 tells_exits = pytest.mark.skipif(KERNEL < (6, 15), reason="this kernel does not tell how a reaped process ended")
@@ -53,6 +53,16 @@ def test_an_identity_outlives_its_pid():
     process.communicate(b"\n")
     assert not identity.alive
     assert not ProcessIdentity(os.getpid(), identity.start_time - 1, identity.boot_id).alive
+
+
+def test_the_age_of_a_process_is_told_while_it_is_there():
+    process, pidfd = started("input()")
+    os.close(pidfd)
+    age = age_s(process.pid)
+    assert age is not None
+    assert 0 <= age < 60
+    process.communicate(b"\n")
+    assert age_s(process.pid) is None
 
 
 def test_the_kernels_kills_for_want_of_memory_are_counted():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swapd.host.worker_dirs import age_s, listener_pid, worker_dirs
+from swapd.host.worker_dirs import listener_pid, worker_dirs
 
 HOST = {"slot": {"device": "gpu0"}, "log_path": "/l/chat-1.log"}
 
@@ -41,8 +41,3 @@ def test_who_listens_is_known_though_nobody_answers(tmp_path):
         assert listener_pid(path) == os.getpid()
     with pytest.raises(ConnectionRefusedError):
         listener_pid(path)
-
-
-def test_the_age_of_a_process_is_known_until_it_is_gone():
-    assert 0 <= age_s(os.getpid()) < 3600
-    assert age_s(1 << 30) is None
