@@ -45,7 +45,7 @@ log = logging.getLogger("swapd")
 STATUS_PERIOD_S: Final = 1.0
 TIDY_PERIOD_S: Final = 10.0
 PRUNE_PERIOD_S: Final = 3600.0
-PRUNE_PAUSE_S: Final = 0.05  # between pieces of some 6 ms, so that the loop is free for most of the time
+PRUNE_PAUSE_S: Final = 0.05  # between pieces of some 10 ms, so that the loop is free for most of the time
 MEND_PERIOD_S: Final = 5.0
 
 

@@ -25,9 +25,7 @@ from swapd.host.units import Units, why_not
 log = logging.getLogger("swapd.hosting")
 
 CPU_WEIGHT: Final = 100  # systemd's own default, and so everybody's
-CANDIDATE_PART: Final = (
-    5  # of its weight a worker has until it serves: one that loads must not slow down one that serves
-)
+CANDIDATE_PART: Final = 5  # what its weight is divided by until it serves: a load must not slow down who serves
 CACHE_DIR: Final = "/var/cache/swapd"  # CacheDirectory= of the unit
 
 
