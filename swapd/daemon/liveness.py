@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ from swapd.daemon.workers import Workers
 from swapd.host.clock import wall_s as now
 from swapd.host.probes import fetch
 
+log = logging.getLogger("swapd.liveness")
+
 LOOK_S: Final = 0.5  # how soon a worker that has begun to serve is watched
 COARSE_S: Final = 0.2  # fronts know the time to a tenth of a second
 
@@ -43,8 +46,9 @@ class Liveness:
         try:
             while True:
                 serving = {w.id for w in self._loop.state.workers if w.state is WorkerState.SERVING}
-                for worker_id in [w for w in self._watches if w not in serving]:
-                    self._watches.pop(worker_id).cancel()
+                for worker_id, watch in list(self._watches.items()):
+                    if worker_id not in serving or watch.done():
+                        self._end(worker_id)
                 for worker_id in serving - self._watches.keys():
                     self._watches[worker_id] = asyncio.get_running_loop().create_task(self._watch(worker_id))
                 await asyncio.sleep(LOOK_S)
@@ -52,6 +56,13 @@ class Liveness:
             for watch in self._watches.values():
                 watch.cancel()
             await asyncio.gather(*self._watches.values(), return_exceptions=True)
+
+    def _end(self, worker_id: str) -> None:
+        """One that has ended by itself had a bug: another takes its place, or nobody would watch that worker again."""
+        watch = self._watches.pop(worker_id)
+        if watch.done() and not watch.cancelled():
+            log.error("liveness.bug worker=%s", worker_id, exc_info=watch.exception())
+        watch.cancel()
 
     async def _watch(self, worker_id: str) -> None:
         clock = asyncio.get_running_loop().time
@@ -110,7 +121,7 @@ class Liveness:
         figures = [own.get("quiet_s")]
         if gate is not None and gate.id != worker.id:
             figures.append(await _through(gate, worker.id, timeout_s))
-        return min((each for each in figures if each is not None), default=float("inf"))
+        return min((each for each in figures if isinstance(each, (int, float))), default=float("inf"))
 
     async def _tell(self, worker_id: str, problem: Problem, failures: int, silent_s: float) -> None:
         lines = await asyncio.to_thread(self._workers.last_lines, worker_id)

@@ -1,14 +1,20 @@
 """A worker that lives and does nothing is replaced; one that is busy, however much, is left alone."""
 
+import asyncio
 import contextlib
 import http.client
 import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from support.daemon_host import Crowd, Daemon, model, server, until
+
+from swapd.core.states import WorkerState
+from swapd.daemon import liveness
+from swapd.daemon.liveness import Liveness
 
 QUICK = '[models.{}.liveness]\nperiod = "100ms"\ntimeout = "300ms"\nfailures = {}\n'
 READY = '[models.{}.ready]\npath = "/ready"\n'
@@ -147,3 +153,28 @@ def test_a_model_that_hangs_during_the_soak_gives_the_clients_back():
         assert record["error"]["code"] == "WORKER_HUNG"
         assert "during the soak" in record["reason"]
         assert daemon.get("/")[2]["pid"] == pid, "the old one was kept, and was not started anew"
+
+
+def test_a_watch_that_has_a_bug_is_told_and_begun_again(monkeypatch, caplog):
+    begun, again = [], asyncio.Event()
+
+    async def watch(self, worker_id):
+        begun.append(worker_id)
+        if len(begun) == 1:
+            raise RuntimeError("what nobody has thought of")
+        again.set()
+        await asyncio.Event().wait()
+
+    async def look():
+        serving = SimpleNamespace(id="chat-1", state=WorkerState.SERVING)
+        host = SimpleNamespace(state=SimpleNamespace(workers=[serving]))
+        running = asyncio.ensure_future(Liveness(host, None, None).run())
+        await asyncio.wait_for(again.wait(), 5)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    monkeypatch.setattr(liveness, "LOOK_S", 0.01)
+    monkeypatch.setattr(Liveness, "_watch", watch)
+    asyncio.run(look())
+    assert begun[:2] == ["chat-1", "chat-1"]
+    assert "liveness.bug worker=chat-1" in caplog.text
