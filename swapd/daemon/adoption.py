@@ -46,12 +46,8 @@ async def observe(workers: Workers, state: State, settle_s: float) -> tuple[Obse
     found = await workers.find(markers)
     processes = {name: process for name, process in found.items() if process.alive}
     gone = {name: _gone(name, workers, found.get(name)) for name in left.keys() - processes.keys()}
-    for name, process in found.items():
-        if not process.alive:  # what it has left behind ends with it
-            try:
-                await process.kill_tree(0.0)
-            except SwapdError as error:  # what the kernel keeps holds memory, and that is measured
-                log.error("recovery.will_not_end worker=%s error=%s", name, error.message)
+    ended = {name: process for name, process in found.items() if not process.alive}
+    await asyncio.gather(*(_end_leftovers(name, process) for name, process in ended.items()))
     for worker_id, seen in gone.items():
         because = seen.problem.message if seen.problem is not None else "how is not known"
         log.warning("recovery.worker_had_ended worker=%s because=%s", worker_id, because)
@@ -90,6 +86,13 @@ def _read_all(directory: Path) -> dict[str, Facts]:
         except (OSError, ValueError) as error:
             log.error("recovery.spec_unreadable path=%s error=%s", path, error)
     return found
+
+
+async def _end_leftovers(worker_id: str, process: WorkerProcess) -> None:
+    try:
+        await process.kill_tree(0.0)
+    except SwapdError as error:  # what the kernel keeps holds memory, and that is measured
+        log.error("recovery.will_not_end worker=%s error=%s", worker_id, error.message)
 
 
 async def _adopt(workers: Workers, directory: Path, facts: Facts, process: WorkerProcess) -> Observed | None:

@@ -7,9 +7,10 @@ import types
 
 import pytest
 
+from swapd.core.errors import TIMEOUT, SwapdError
 from swapd.core.model import Kind
 from swapd.core.states import WorkerState
-from swapd.daemon.adoption import _observed, borrow_listeners
+from swapd.daemon.adoption import _end_leftovers, _observed, borrow_listeners
 from swapd.daemon.live import Live
 from swapd.daemon.spec import Facts
 from swapd.host import listeners
@@ -88,3 +89,11 @@ def test_what_is_no_socket_is_closed(tmp_path):
 
 def test_a_worker_that_sends_nothing_lends_nothing(tmp_path):
     assert asyncio.run(borrow(tmp_path, b"", None)) == {}
+
+
+def test_leftovers_that_do_not_end_are_told(tmp_path, caplog):
+    async def kill_tree(grace_s):
+        raise SwapdError(TIMEOUT, "still alive 10 s after SIGKILL")
+
+    asyncio.run(_end_leftovers("chat-1", types.SimpleNamespace(kill_tree=kill_tree)))
+    assert "recovery.will_not_end worker=chat-1" in caplog.text
