@@ -38,7 +38,7 @@ from swapd.host.clock import wall_s as now
 from swapd.host.control_socket import ControlSocket, Peer
 from swapd.host.journal import Journal
 from swapd.host.service_manager import ServiceManager
-from swapd.host.succession import inherited_listeners, rehearse
+from swapd.host.succession import hold_signals, inherited_listeners, rehearse, repeat_signals
 
 log = logging.getLogger("swapd")
 
@@ -107,11 +107,11 @@ class Daemon:
         stack.push_async_callback(self.executor.close)
         epoch = self.journal.boot
         self.control = ControlSocket(config.daemon.control, config.daemon.events, self.handle, epoch=epoch)
-        self._install_signals()
         await self.restart.recover(config, observed, crashed=self.records.crashed)
         self._recovered = True
         for event in self._early:
             self.loop.take(replace(event, at=now()))  # in the order in which they are told
+        self._install_signals()  # not earlier: a stop that the recovery overtakes would be forgotten
         await self.control.start(kept_control)  # last: whoever asks finds every service
         stack.push_async_callback(self._close_control)
         self.keeper.keep(self._successors())
@@ -136,6 +136,7 @@ class Daemon:
         }
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
+        repeat_signals()
 
     def _begin(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -212,7 +213,11 @@ class Daemon:
         return {name: os.dup(sock.fileno()) for name, sock in self._successors().items()}
 
     def stop(self) -> None:
-        """Drain and stop everything; the second time, at once."""
+        """Drain and stop everything; the second time, at once. A successor in this process is told instead."""
+        if self._leaving:
+            if not self.manager.present:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return
         if self.loop.state.stopping:
             log.warning("daemon.stop_forced")
             self._force()
@@ -243,8 +248,9 @@ class Daemon:
             except SwapdError as error:
                 log.error("daemon.stays because=%s", error.message)
                 return
-            if self.loop.state.stopping:  # asked for meanwhile: a successor would go on as if it had not been
+            if self.loop.state.stopping or self._leaving:  # meanwhile: a successor would go on as if it had not been
                 return
+            hold_signals()
         self._leaving = True
         self.done.set()
 

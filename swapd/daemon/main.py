@@ -18,7 +18,7 @@ from swapd.core.config import Config
 from swapd.core.errors import CONFIG_INVALID, JOURNAL_NEWER, SwapdError
 from swapd.daemon.daemon import Daemon
 from swapd.host.config_file import check, load_config
-from swapd.host.succession import succeed
+from swapd.host.succession import note_signals, succeed
 
 MAX_FILES: Final = 65536
 EXIT_CONFIG: Final = 2
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         mistakes = check(Path(arguments.check_config))
         print("\n".join(mistakes) if mistakes else f"{arguments.check_config}: ok")
         return EXIT_CONFIG if mistakes else 0
+    note_signals()
     try:
         config = load_config(Path(arguments.config))
         _set_up_logging(config.daemon.log_level)

@@ -1,7 +1,7 @@
 """A daemon that makes way for the next in its own process: the same pid, the same children, the code of now.
 
-Duty: exec, and the descriptors that outlive it. Where a service manager starts the daemon, that does it. May not know:
-what the descriptors are for. Source: execve(2).
+Duty: exec, and what outlives it: descriptors, and the signals that come meanwhile. Where a service manager starts the daemon, that does it. May not know:
+what the descriptors are for. Source: execve(2), signal(7).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from swapd.core.errors import CONFIG_INVALID, SwapdError
 
 VARIABLE: Final = "SWAPD_LISTENERS"  # JSON: name to descriptor
 REHEARSAL_S: Final = 30.0
+_HELD: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # each would end a process that does not await it
+
+_early: Final[list[int]] = []
 
 
 def command() -> list[str]:
@@ -47,6 +51,24 @@ async def rehearse(config_file: str) -> None:
     if done.returncode != 0:
         said = " ".join((done.stdout + done.stderr).split())[-500:]
         raise SwapdError(CONFIG_INVALID, f"a successor would not start: {said}")
+
+
+def hold_signals() -> None:
+    """From here on they wait for the successor: a pending signal outlives exec, and so does its being blocked."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+
+
+def note_signals() -> None:
+    """Of a process that starts: what comes from now on, or has been held, is only noted. Before any thread is made."""
+    for number in _HELD:
+        signal.signal(number, lambda number, _: _early.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+
+
+def repeat_signals() -> None:
+    """What was noted comes again, to whoever handles it now."""
+    while _early:
+        os.kill(os.getpid(), _early.pop(0))
 
 
 def succeed(listeners: Mapping[str, int]) -> NoReturn:

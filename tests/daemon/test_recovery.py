@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -99,6 +101,50 @@ def test_a_successor_that_could_not_start_is_not_made_way_for():
         until(lambda: "daemon.stays" in daemon.output.read_text(), what="its refusal")
         assert daemon.model() == "a"
         assert daemon.service()["health"] == "Healthy"
+
+
+@pytest.mark.parametrize("number", ["SIGUSR2", "SIGHUP"])
+def test_a_signal_that_comes_while_a_successor_starts_does_not_end_it(number):
+    with Daemon([A]) as daemon:
+        daemon.process.send_signal(signal.SIGUSR2)
+        until(lambda: "daemon.left" in daemon.output.read_text(), what="its leaving")
+
+        def ready():
+            assert daemon.process.poll() is None
+            daemon.process.send_signal(signal.Signals[number])
+            return daemon.output.read_text().count("daemon.ready") > 1
+
+        until(ready, what="the successor")
+        until(lambda: daemon.model() == "a")
+        assert daemon.process.poll() is None
+
+
+def test_a_stop_is_not_forgotten_where_a_successor_is_being_made_way_for():
+    with Daemon([A]) as daemon:
+        asking = threading.Thread(target=daemon.get, args=("/sleep?s=3",))
+        asking.start()
+        until(lambda: daemon.call("workers")[0]["in_flight"], what="the request in flight")
+        daemon.process.send_signal(signal.SIGUSR2)  # it asks first whether a successor could start
+        daemon.stop()
+        asking.join()
+        assert daemon.process.returncode == 0
+        assert not list((daemon.dir / "r/w").glob("*.json"))
+
+
+@pytest.mark.parametrize("seen", ["daemon.left", "hosting.processes"])
+def test_a_stop_that_comes_during_a_start_ends_the_workers_as_well(seen):
+    with Daemon([A]) as daemon:
+        if seen == "daemon.left":
+            daemon.process.send_signal(signal.SIGUSR2)
+        else:
+            daemon.stop(signal.SIGKILL)
+            with daemon.output.open("ab") as output:
+                daemon.process = subprocess.Popen(daemon.argv, stdout=output, stderr=output)
+        before = 0 if seen == "daemon.left" else 1
+        until(lambda: daemon.output.read_text().count(seen) > before, what=seen)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(30) == 0
+        assert not list((daemon.dir / "r/w").glob("*.json"))
 
 
 def test_history_tells_what_was_interrupted():
