@@ -109,25 +109,27 @@ async def _adopt(workers: Workers, directory: Path, facts: Facts, process: Worke
 
 
 async def _settle(workers: Workers, state: State, limit_s: float) -> None:
-    """A source takes back what it has not committed, now that its daemon is gone; what it has, its target takes."""
+    """A source takes back what it has not committed, now that its daemon is gone; what it has, its target takes.
+
+    Both were greeted at different moments. Asked again, the source first, they tell of one end: whatever the source says
+    has come about, its target knows.
+    """
     clock = asyncio.get_running_loop().time
     until_s = clock() + limit_s
-    while clock() < until_s:
-        moving = [live for live in workers.live.values() if live.hello.get("state") == WorkerState.HANDING_OVER.value]
-        targets = {name: _target_of(state, name) for name in (live.id for live in moving)}
-        waiting = [live for live in moving if targets[live.id] in workers.live]
-        if not waiting:
-            return
-        await asyncio.sleep(POLL_S)
-        for live in [*waiting, *(workers.live[targets[live.id] or ""] for live in waiting)]:
-            with contextlib.suppress(SwapdError):  # its end is seen by its watcher
-                live.hello = await live.request(wire.HELLO, HELLO | {"worker_id": live.id}, deadline_s=REQUEST_S)
+    ops = [worker.op for worker in state.workers if worker.op is not None and worker.op.kind is OpKind.HAND_OVER]
+    pairs = [(op.worker, op.target) for op in ops if op.worker in workers.live and op.target in workers.live]
+    while pairs and clock() < until_s:
+        for live in [workers.live.get(name or "") for each in zip(*pairs, strict=True) for name in each]:
+            if live is not None:  # its end is seen by its watcher
+                with contextlib.suppress(SwapdError):
+                    live.hello = await live.request(wire.HELLO, HELLO | {"worker_id": live.id}, deadline_s=REQUEST_S)
+        pairs = [pair for pair in pairs if all(name in workers.live for name in pair) and _hands_over(workers, pair[0])]
+        if pairs:
+            await asyncio.sleep(POLL_S)
 
 
-def _target_of(state: State, worker_id: str) -> str | None:
-    worker = state.worker(worker_id)
-    op = worker.op if worker is not None else None
-    return op.target if op is not None and op.kind is OpKind.HAND_OVER else None
+def _hands_over(workers: Workers, source: str) -> bool:
+    return workers.live[source].hello.get("state") == WorkerState.HANDING_OVER.value
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """A daemon that makes way for the next in its own process: the same pid, the same children, the code of now.
 
-Duty: exec, and what outlives it: descriptors, and the signals that come meanwhile. Where a service manager starts the daemon, that does it. May not know:
-what the descriptors are for. Source: execve(2), signal(7).
+Duty: exec, and what outlives it: descriptors, and the signals that come meanwhile. Where a service manager starts the
+daemon, that does it. May not know: what the descriptors are for. Source: execve(2), signal(7).
 """
 
 from __future__ import annotations
