@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import resource
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_config(Path(arguments.config))
         _set_up_logging(config.daemon.log_level)
+        faulthandler.enable()  # a loop that hangs is ended by SIGABRT: it says where it hung
         _raise_file_limit()
         listeners = asyncio.run(_run(config))
         if listeners is not None:

@@ -171,3 +171,12 @@ def test_a_stop_is_not_forgotten_over_a_successor_that_is_being_prepared():
         assert answer.result()[0] == 200
         assert daemon.process.wait(20) == 0
         assert daemon.output.read_text().count("daemon.ready") == 1, "the daemon that was told to stop lives on"
+
+
+def test_a_daemon_that_a_watchdog_ends_says_where_it_was():
+    with Daemon([A]) as daemon:
+        daemon.stop(signal.SIGABRT)
+        told = daemon.output.read_text()
+        assert "Fatal Python error: Aborted" in told
+        assert "daemon/main.py" in told, told[-2000:]
+        daemon.start()
