@@ -30,7 +30,7 @@ test-real: $(VENV)/.real $(VENV_VLLM)/.vllm  ## swaps of real llama-servers and 
 bench: $(VENV)/.bench        ## the slow, loud proofs of speed; results in bench/results
 	"$(BIN)/python" -m bench
 
-soak: $(VENV)/.dev           ## a million moves (SOAK_MOVES) in the simulator, deaths at every point, swaps for hours (2 x SOAK_MINUTES)
+soak: $(VENV)/.dev           ## a million simulated moves (SOAK_MOVES), deaths at every point, swaps for hours (SOAK_MINUTES)
 	"$(BIN)/python" tests/simulate.py --steps $(or $(SOAK_MOVES),1000000)
 	CRASH_POINTS=all "$(BIN)/python" -m pytest tests/crash
 	"$(BIN)/python" -m bench.soak

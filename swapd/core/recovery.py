@@ -260,14 +260,11 @@ def _find_owner(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
 def _bury(d: Draft, worker: Worker, seen: Seen) -> None:
     """It ended while no daemon was there to see it, or had not begun. One that a gate points to has."""
     has_begun = worker.connected or any(o.points_to == worker.id for o in seen.values())
-    if not has_begun:
-        if worker.op is not None:
-            d.end_step(worker.service, worker.op.step, "canceled", ENDED)
+    if not has_begun and worker.op is not None:
+        d.end_step(worker.service, worker.op.step, "canceled", ENDED)
         d.set_worker(worker.id, op=None)
-        if worker.state is WorkerState.STOPPING:
-            _gone(d, worker, seen)
-    else:
-        _gone(d, worker, seen)
+    if has_begun or worker.state is WorkerState.STOPPING:
+        _gone(d, d.workers[worker.id], seen)
 
 
 def _gone(d: Draft, worker: Worker, seen: Seen) -> None:

@@ -213,7 +213,7 @@ def _worker_failed(d: Draft, worker: Worker, problem: Problem, log_tail: tuple[s
     if (
         swap is not None
         and swap.phase in FORWARD
-        and (worker.revision == swap.target.number or (worker.kind is Kind.GATE and _goes_by_gate(d, service, swap)))
+        and (worker.revision == swap.target.number or (worker.kind is Kind.GATE and _goes_by_gate(service, swap)))
     ):
         d.fail_swap(worker.service, problem, log_tail, Phase.FAILED)
         d.end_candidate(worker.service)
@@ -223,7 +223,7 @@ def _worker_failed(d: Draft, worker: Worker, problem: Problem, log_tail: tuple[s
         _postpone(d, worker.service, problem)
 
 
-def _goes_by_gate(d: Draft, service: Service, swap: Swap) -> bool:
+def _goes_by_gate(service: Service, swap: Swap) -> bool:
     """The swap needs a gate: to hold the clients, or to stand before what it brings."""
     slot = service.slot(swap.target.number)
     gated = slot is not None and service.gated(slot.kind)
@@ -249,7 +249,7 @@ def worker_exited(d: Draft, event: events.WorkerExited) -> None:
         d.end_step(
             worker.service, worker.op.step, "done" if expected else "failed", "" if expected else event.problem.message
         )
-    end_transfer(d, worker, event.at)
+    end_transfer(d, worker)
     if not worker.ending:
         _lost(d, worker, event)
 

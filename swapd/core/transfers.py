@@ -84,7 +84,7 @@ def served(d: Draft, swap: Swap, worker: Worker, cutover_ms: float | None, outag
     d.set_service(service.name, stable=swap.target.number, previous=previous, failures=0, problem=None, retry_at=None)
 
 
-def end_transfer(d: Draft, dead: Worker, at: float) -> None:
+def end_transfer(d: Draft, dead: Worker) -> None:
     """A party of a hand-over is proven dead: tell the other, so that somebody reads the clients again."""
     op = dead.op
     if op is not None and op.kind is OpKind.HAND_OVER:

@@ -111,21 +111,27 @@ async def _adopt(workers: Workers, directory: Path, facts: Facts, process: Worke
 async def _settle(workers: Workers, state: State, limit_s: float) -> None:
     """A source takes back what it has not committed, now that its daemon is gone; what it has, its target takes.
 
-    Both were greeted at different moments. Asked again, the source first, they tell of one end: whatever the source says
-    has come about, its target knows.
+    Both were greeted at different moments. Asked again, the source first, they tell of one end: what the source says has
+    come about, its target knows.
     """
     clock = asyncio.get_running_loop().time
     until_s = clock() + limit_s
-    ops = [worker.op for worker in state.workers if worker.op is not None and worker.op.kind is OpKind.HAND_OVER]
-    pairs = [(op.worker, op.target) for op in ops if op.worker in workers.live and op.target in workers.live]
+    ops = (worker.op for worker in state.workers)
+    moves = ((op.worker, op.target or "") for op in ops if op is not None and op.kind is OpKind.HAND_OVER)
+    pairs = [pair for pair in moves if all(name in workers.live for name in pair)]
     while pairs and clock() < until_s:
-        for live in [workers.live.get(name or "") for each in zip(*pairs, strict=True) for name in each]:
-            if live is not None:  # its end is seen by its watcher
-                with contextlib.suppress(SwapdError):
-                    live.hello = await live.request(wire.HELLO, HELLO | {"worker_id": live.id}, deadline_s=REQUEST_S)
+        await asyncio.gather(*(_greet_again(workers, source) for source, _ in pairs))
+        await asyncio.gather(*(_greet_again(workers, target) for _, target in pairs))
         pairs = [pair for pair in pairs if all(name in workers.live for name in pair) and _hands_over(workers, pair[0])]
         if pairs:
             await asyncio.sleep(POLL_S)
+
+
+async def _greet_again(workers: Workers, worker_id: str) -> None:
+    live = workers.live.get(worker_id)
+    if live is not None:
+        with contextlib.suppress(SwapdError):  # its end is seen by its watcher
+            live.hello = await live.request(wire.HELLO, HELLO | {"worker_id": live.id}, deadline_s=REQUEST_S)
 
 
 def _hands_over(workers: Workers, source: str) -> bool:

@@ -46,6 +46,7 @@ STATUS_PERIOD_S: Final = 1.0
 TIDY_PERIOD_S: Final = 10.0
 PRUNE_PERIOD_S: Final = 3600.0
 PRUNE_PAUSE_S: Final = 0.05  # between pieces of some 10 ms, so that the loop is free for most of the time
+START_EXTENSION_S: Final = 30.0
 MEND_PERIOD_S: Final = 5.0
 
 
@@ -82,6 +83,7 @@ class Daemon:
         self.workers = Workers(config, on_exit=self.on_worker_exit, on_event=self.on_worker_event, clock=now)
         self.workers.start(managed=self.manager.present)
         stack.push_async_callback(self.workers.close)
+        self._begin(self._ask_for_time())
         observed = await observe(self.workers, state, 2 * config.daemon.hand_over_timeout_s)
         self.keeper = Keeper(self.manager)
         kept = {**inherited_listeners(), **self.keeper.kept}
@@ -277,6 +279,12 @@ class Daemon:
             servers = (self.loop.state.server_of(service.name) for service in self.loop.state.services)
             await self.workers.favour({server.id for server in servers if server is not None})
             await asyncio.sleep(STATUS_PERIOD_S)
+
+    async def _ask_for_time(self) -> None:
+        """A start waits for workers that do not answer, and looks at every file of a model that is not up."""
+        while not self._recovered:
+            self.manager.extend_timeout(START_EXTENSION_S)
+            await asyncio.sleep(START_EXTENSION_S / 3)
 
     async def _tidy_logs(self) -> None:
         """Apart from `_report`: a disk that hangs or refuses must not look like a loop that does."""

@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SwapdError as error:
         print(f"swapd: {error.message}", file=sys.stderr)
         return EXIT_CONFIG if error.code in (CONFIG_INVALID, JOURNAL_NEWER) else EXIT_FAILED
+    except OSError as error:  # the successor's program cannot be executed any more; the workers serve on
+        print(f"swapd: cannot go on in this process: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         return 130
 

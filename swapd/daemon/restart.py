@@ -21,7 +21,7 @@ from swapd.host.clock import wall_s as now
 
 log = logging.getLogger("swapd")
 
-UP: Final = frozenset(
+HAS_LOADED: Final = frozenset(
     {*(WorkerState.LOADED, WorkerState.SERVING, WorkerState.HANDING_OVER, WorkerState.QUIESCED, WorkerState.PARKED)}
 )
 
@@ -132,7 +132,7 @@ def _answering(here: Sequence[Observed]) -> Revision | None:
 
 
 def _is_up(o: Observed) -> bool:
-    return o.kind is not Kind.GATE and o.state in UP
+    return o.kind is not Kind.GATE and o.state in HAS_LOADED
 
 
 def _last(here: Sequence[Observed]) -> int:
