@@ -46,7 +46,7 @@ install_program() {
     "$PYTHON" -m venv "$target"
     "$target/bin/python" -m pip install --quiet --disable-pip-version-check "$SOURCE"
     if [ -n "$DESTDIR" ]; then
-        grep -rlI "$target" "$target/bin" "$target/pyvenv.cfg" | xargs sed -i "s#$target#$PREFIX/$name#g"
+        grep -rlIZ "$target" "$target/bin" "$target/pyvenv.cfg" | xargs -0 sed -i "s#$target#$PREFIX/$name#g"
     fi
     trap - EXIT
     ln -s "$name" "$DESTDIR$PREFIX/current.new"
