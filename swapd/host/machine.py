@@ -52,7 +52,7 @@ def _disks(paths: Sequence[Path]) -> tuple[Disk, ...]:
     """One for each file system, named by the first path on it that is there."""
     found: dict[int, Disk] = {}
     for path in paths:
-        there = next((each for each in (path, *path.parents) if each.exists()), Path("/"))
+        there = next((each for each in (path, *path.parents) if os.path.exists(each)), Path("/"))
         with contextlib.suppress(OSError):
             stat = os.statvfs(there)
             disk = Disk(

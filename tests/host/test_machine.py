@@ -31,6 +31,12 @@ def test_it_is_read_for_real(tmp_path):
     assert host.clock_synchronized in (True, False)
 
 
+def test_a_place_that_may_not_be_looked_at_is_told_by_the_one_above(tmp_path):
+    """As state_dir is to whoever is no more than a member of group swapd; root may look everywhere, so by a name."""
+    [disk] = machine.look_at_host([tmp_path / ("x" * 300) / "logs"], None).disks
+    assert disk.path == str(tmp_path)
+
+
 def test_of_a_daemon_that_is_gone_nothing_is_made_up(tmp_path):
     host = machine.look_at_host([tmp_path], None)
     assert (host.open_files, host.max_files) == (None, None)
