@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from swapd.cli import text
 from swapd.cli.text import NONE, clock, count, gib, milliseconds, printable, revision, seconds, when
-from swapd.core.errors import CANCELED
+from swapd.core.errors import CANCELED, CRASH_LOOP
 from swapd.core.sizes import human_seconds
 
 Record = Mapping[str, Any]
@@ -141,6 +141,8 @@ def problem_words(service: Record, now_s: float) -> str:
 
 
 def who_serves(service: Record) -> str:
+    if (service.get("problem") or {}).get("code") == CRASH_LOOP:
+        return "its clients get 503"
     return "its clients wait" if service["holding"] else f"{printable(service['model'])} serves"
 
 

@@ -8,7 +8,7 @@ measure until somebody answers the clients again, and it is what routing and hea
 
 from __future__ import annotations
 
-from swapd.core.errors import CRASH_LOOP, Problem
+from swapd.core.errors import CRASH_LOOP, DEVICE_UNKNOWN, VRAM_INSUFFICIENT, Problem
 from swapd.core.model import Service
 
 
@@ -18,9 +18,11 @@ def problem_after(service: Service, failures: int, problem: Problem) -> Problem:
         return problem
     stable = service.revision(service.stable)
     model = stable.model if stable is not None else service.config_model
+    not_started = problem.code in (VRAM_INSUFFICIENT, DEVICE_UNKNOWN)  # no log tells of it
+    look = "See who holds memory (swapd-cli devices)" if not_started else f"See its log (swapd-cli logs {service.name})"
     text = (
         f"{model} has failed {failures} times in a row, the last time: {problem.message.rstrip('.')}. It is"
-        f" started again, with pauses; clients get 503 until it serves. See its log (swapd-cli logs {service.name}), or"
+        f" started again, with pauses; clients get 503 until it serves. {look}, or"
         f" swap to another model (swapd-cli swap {service.name} --to MODEL)."
     )
     last = {"code": problem.code, "message": problem.message, "details": dict(problem.details)}

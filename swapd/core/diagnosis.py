@@ -193,14 +193,18 @@ def _service(facts: Facts, service: Record) -> Iterator[Finding]:
 def _unwell(facts: Facts, service: Record) -> Finding:
     name, problem = service["name"], service.get("problem")
     why = f": {_sentence(problem)}" if problem else "."
-    failures = service.get("failures") or 0
+    looping = (problem or {}).get("code") == errors.CRASH_LOOP  # says itself how often
+    failures = 0 if looping else service.get("failures") or 0
     often = f" It has failed {failures} times in a row." if failures > 1 else ""
     return Finding(Severity.PROBLEM, f"{name} is {service['health']}{why}{often}", _see_to(facts, service), name)
 
 
 def _see_to(facts: Facts, service: Record) -> str:
     """The next command, by what is wrong."""
-    name, code = service["name"], (service.get("problem") or {}).get("code")
+    problem = service.get("problem") or {}
+    name, code = service["name"], problem.get("code")
+    if code == errors.CRASH_LOOP:
+        code = ((problem.get("details") or {}).get("last") or {}).get("code")  # what makes it fail
     if facts.unreachable is not None and service["health"] != Reach.UNKNOWN.value:
         return _absent(facts).try_next
     if code in _MEMORY:

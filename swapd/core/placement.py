@@ -297,7 +297,7 @@ def _fit_unknown(
         return _Option(strategy, reading.name, why, available)
     if others:
         names = both(request.name(r.worker_id) for r in others)
-        why = f"{what}, so it must have the device to itself, and {names} is there"
+        why = f"{what}, so it must have the device to itself, and {names} {'is' if len(others) == 1 else 'are'} there"
     else:
         why = f"{what}, and nothing is available after {human_bytes(reading.headroom_bytes)} headroom"
     change = (f"declare device_memory for {request.model}",)

@@ -474,6 +474,13 @@ def test_wait_does_not_say_that_a_model_serves_which_does_not(daemon, capsys):
     assert capsys.readouterr().out == "chat: Unavailable, its clients wait: probe 1 answered 500 (PROBE_FAILED)\n"
 
 
+def test_in_a_crash_loop_nobody_is_said_to_wait(daemon, capsys):
+    problem = {"code": "CRASH_LOOP", "message": "it fails", "details": {}}
+    daemon.answers["status"] = status(service(**{**BROKEN, "health": "Degraded", "problem": problem}))
+    assert main(["wait", "chat"]) == 0
+    assert capsys.readouterr().out == "chat: Degraded, its clients get 503: it fails (CRASH_LOOP)\n"
+
+
 def test_an_attempt_whose_time_has_come_is_being_made(daemon, capsys):
     daemon.answers["status"] = status(service(**BROKEN, retry_at=time.time() - 1))
     assert main(["status"]) == 0

@@ -35,6 +35,10 @@ def problem(code, message="it did not work"):
     return {"code": code, "message": message, "details": {}}
 
 
+def looping(code):
+    return {**problem("CRASH_LOOP", "failed 9 times"), "details": {"failures": 9, "last": problem(code)}}
+
+
 def failed(**changes):
     error = {**problem("PROBE_FAILED", "probe 1 answered 500"), "step": "verify", "log_tail": []}
     return swap_record(phase="Failed", error=error, **changes)
@@ -127,6 +131,18 @@ CASES = {
     "no memory, all ours": (
         replace(of(health="Unavailable", problem=problem("OUT_OF_MEMORY")), devices=[device(foreign=[])]),
         *("problem", "(OUT_OF_MEMORY)", "swapd-cli devices; then swapd-cli plan chat --to MODEL"),
+    ),
+    "no memory, again and again": (
+        of(health="Degraded", failures=9, problem=looping("VRAM_INSUFFICIENT")),
+        *(
+            "problem",
+            "failed 9 times. (CRASH_LOOP)",
+            "ps -fp 99 (not swapd's, and holds memory); then swapd-cli devices",
+        ),
+    ),
+    "again and again": (
+        of(health="Degraded", failures=9, problem=looping("WORKER_EXITED"), rollback="none"),
+        *("problem", "failed 9 times. (CRASH_LOOP)", "swapd-cli logs chat -n 200"),
     ),
     "down, nobody to start it": (
         away(service(health="Down", problem=problem("WORKER_EXITED"))),
