@@ -218,7 +218,7 @@ class Verbs(Looking):
 _EFFECTS: Final = {
     "now": "at once",
     "next swap": "from the next swap on",
-    "swap": "a swap is begun",
+    "swap": "a swap to it is begun, unless it serves already",
     "restart": "when swapd starts again",
 }
 

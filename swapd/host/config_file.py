@@ -163,7 +163,7 @@ def _read_text(path: Path, problems: list[ConfigProblem], missing: str) -> tuple
     except IsADirectoryError:  # already from open(): Python opens no directory as a file
         fault = "is a directory: write the path of a file"
     except PermissionError:
-        fault = f"cannot be read by the user with id {os.geteuid()}: change its owner, group or mode"
+        fault = f"cannot be read by the user with id {os.geteuid()}: use sudo, or change its owner, group or mode"
     except UnicodeDecodeError as error:
         fault = f"is not UTF-8 at byte {error.start}: save it as UTF-8"
     except OSError as error:
