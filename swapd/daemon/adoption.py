@@ -111,8 +111,8 @@ async def _adopt(workers: Workers, directory: Path, facts: Facts, process: Worke
 async def _settle(workers: Workers, state: State, limit_s: float) -> None:
     """A source takes back what it has not committed, now that its daemon is gone; what it has, its target takes.
 
-    Both were greeted at different moments. Asked again, the source first, they tell of one end: what by the source's word
-    has come about, its target knows.
+    Both were greeted at different moments. Asked again, the source first, they tell of one end: of what has come about
+    by the source's word, its target knows.
     """
     clock = asyncio.get_running_loop().time
     until_s = clock() + limit_s
