@@ -207,6 +207,7 @@ class Daemon:
         if not self._leaving:
             self.keeper.keep({})
             await self.closing.close()
+            self.knowledge.end()
             log.info("daemon.stopped")
             return None
         log.info("daemon.left workers=%d", len(self.workers.live))

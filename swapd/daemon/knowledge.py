@@ -65,6 +65,10 @@ class Knowledge:
         self._settings.forget_all_but(known)
         self.loop.redactor = self.loop.redactor.also(secrets)
 
+    def end(self) -> None:
+        """Everything was stopped: no secret stays behind."""
+        self._settings.forget_all_but(())
+
     def model_of(self, service: str, revision: int) -> ModelConfig:
         """The settings that a revision was made with. Raises UNKNOWN_REVISION when they are lost."""
         model = self._models.get((service, revision))

@@ -15,7 +15,7 @@ from swapd.core import errors
 from swapd.core.errors import SwapdError
 from swapd.core.model import Kind, Revision, Service
 from swapd.core.redact import Redactor
-from swapd.core.report import device_record, drifted, service_record, worker_record
+from swapd.core.report import device_record, drifted, service_record, swap_record, worker_record
 from swapd.core.states import Phase
 from swapd.daemon.devices import Devices
 from swapd.daemon.draining import in_flight_through
@@ -171,7 +171,8 @@ class Reading:
         return self._journal.swaps(service, params.get("limit", DEFAULT_HISTORY))
 
     async def show(self, params: Params) -> Any:
-        record = self._journal.swap(int(params["id"]))
+        under_way = [s.swap for s in self._loop.state.services if s.swap is not None and s.swap.id == params["id"]]
+        record = swap_record(under_way[0]) if under_way else self._journal.swap(int(params["id"]))
         if record is None:
             last = self._journal.last_swap_id()
             text = f"There is no swap {params['id']}; the newest is {last}." if last else "There has been no swap yet."

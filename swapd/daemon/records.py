@@ -81,11 +81,17 @@ class Records:
             self._journal.save_number(CLEAN_END, self._journal.boot)
 
     def find_again(self, at: float) -> JournalFound | None:
-        """Try a journal that could not be read at the start. Once it works: which numbers have been given."""
-        if not self._lost:
+        """Try a journal that could not be read at the start, is damaged, or is gone from its place. Once there is one
+        again: which numbers have been given."""
+        if not self._lost and self._journal.is_current():
             return None
+        self._lost = True
         try:
-            if self._journal.reopen() is not None:
+            failed = self._journal.reopen()
+            if failed is not None:
+                if self.problem is None:
+                    log.error("journal.failed %s", failed.message)
+                self.problem = failed
                 return None
             stored = self._stored()
         except SwapdError as error:

@@ -77,6 +77,7 @@ class Reload:
         stuck |= self._in_the_way(old, new, devices)
         record = {"changes": [{"key": c.key, "effect": c.effect, "text": str(c)} for c in changes], "applied": False}
         if params.get("dry_run"):
+            _unbind(_bind(self._new_addresses(new)))
             return {**record, "refused": list(stuck)}
         if stuck:
             raise SwapdError(errors.NOT_SUPPORTED, _refusal(stuck), {"keys": list(stuck)})
@@ -93,12 +94,16 @@ class Reload:
     # --- what the file means -------------------------------------------------------------------------------------
 
     def _effective(self, changes: tuple[Change, ...], new: Config) -> list[Change]:
-        """With reload_swaps = "settings", a changed model that serves is swapped to."""
-        if new.daemon.reload_swaps != "settings":
-            return list(changes)
-        serving = {revision.model for _, revision in self._serving()} & new.models.keys()
+        """A changed model is swapped to at once where it does not come up; with reload_swaps = "settings", wherever it
+        is."""
+        serving = {revision.model for _, revision in self._at_once(new)} & new.models.keys()
         swaps = {c.name for c in changes if c.table == "models" and c.effect == NEXT_SWAP and c.name in serving}
         return [replace(c, effect=SWAP) if c.table == "models" and c.name in swaps else c for c in changes]
+
+    def _at_once(self, new: Config) -> list[tuple[str, Revision]]:
+        """Of the services that follow a change of their model's settings without being told."""
+        whatever, state = new.daemon.reload_swaps == "settings", self._loop.state
+        return [each for each in self._serving() if whatever or state.server_of(each[0]) is None]
 
     def _serving(self) -> list[tuple[str, Revision]]:
         """The stable revisions, by service."""
@@ -175,7 +180,8 @@ class Reload:
         """To the models that services have now, and to the settings that models have."""
         wanted: dict[str, str] = {}
         models = {c.name for c in changes if c.effect == SWAP and c.table == "models"}
-        wanted |= {name: revision.model for name, revision in self._serving() if revision.model in models}
+        following = self._at_once(self._knowledge.config)
+        wanted |= {name: revision.model for name, revision in following if revision.model in models}
         services = self._knowledge.config.services
         wanted |= {c.name: services[c.name].model for c in changes if c.effect == SWAP and c.table == "services"}
         swaps: list[dict[str, Any]] = []

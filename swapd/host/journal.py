@@ -23,6 +23,8 @@ from swapd.core.errors import JOURNAL_FAILED, JOURNAL_NEWER, Problem, SwapdError
 
 SCHEMA_VERSION: Final = 2
 BUSY_TIMEOUT_MS: Final = 2000  # the daemon is the only writer; somebody with sqlite3 in hand may hold a lock
+# SQLITE_CORRUPT and SQLITE_NOTADB, whose numbers Python tells from 3.11 on.
+DAMAGED: Final = ("database disk image is malformed", "file is not a database")
 KEPT_ROWS: Final = 10_000  # of what belongs to no swap: weeks of a busy host, about 2 MB
 PRUNED_AT_ONCE: Final = 100  # swaps, some 3,000 rows with theirs: 10 ms, in which the loop waits
 
@@ -60,8 +62,9 @@ CREATE TABLE timing (
 class Journal:
     """One journal. Every method raises SwapdError(JOURNAL_FAILED) when the file does not let it.
 
-    A file that cannot be opened (locked, damaged, a disk that is full) leaves a journal that fails until `reopen`
-    succeeds. Only one of a newer schema is refused outright: JOURNAL_NEWER.
+    A file that cannot be opened (locked, damaged, on a full disk) leaves a journal that fails until `reopen` succeeds. One
+    that is found damaged, be it in a page that few statements touch, is used no more until another file is in its place.
+    Only one of a newer schema is refused outright: JOURNAL_NEWER.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,14 +72,20 @@ class Journal:
         self.boot = int(time.time())  # of a daemon whose starts cannot be counted
         self._db: sqlite3.Connection | None = None
         self._why = Problem(JOURNAL_FAILED, f"The journal {path} is closed.")
+        self._file: tuple[int, int] | None = None  # the one that is open, or was
+        self._damaged = False
         self.reopen()
 
     def reopen(self) -> Problem | None:
-        """Open the file if it is not. Returns why it cannot be; raises SwapdError(JOURNAL_NEWER)."""
-        if self._db is not None:
+        """Open the file if it is not open, or if another one is there by now. Returns why it cannot be; raises
+        SwapdError(JOURNAL_NEWER)."""
+        if self.is_current():
             return None
+        if self._damaged and _identity(self.path) == self._file:
+            return self._why
+        self.close()
         try:
-            with _explained(self.path):
+            with self._explained():
                 self._db = self._open()
         except SwapdError as error:
             if error.code == JOURNAL_NEWER:
@@ -85,13 +94,19 @@ class Journal:
             return error.problem
         return None
 
+    def is_current(self) -> bool:
+        """Whether it is open, sound, and the file that lies at its path."""
+        return self._db is not None and not self._damaged and _identity(self.path) == self._file
+
     def _open(self) -> sqlite3.Connection:
+        self._damaged = False
         self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         old_umask = os.umask(0o077)
         try:
             db = sqlite3.connect(self.path, isolation_level=None)
         finally:
             os.umask(old_umask)
+        self._file = _identity(self.path)
         try:
             db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
             db.execute("PRAGMA journal_mode = WAL")
@@ -112,7 +127,7 @@ class Journal:
     def transaction(self) -> Iterator[None]:
         """All writes within become durable together, or none does."""
         db = self._usable()
-        with _explained(self.path):
+        with self._explained():
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -267,13 +282,25 @@ class Journal:
 
     def _run(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         db = self._usable()
-        with _explained(self.path):
+        with self._explained():
             return db.execute(statement, values).fetchall()
 
     def _usable(self) -> sqlite3.Connection:
-        if self._db is None:
+        if self._db is None or self._damaged:
             raise SwapdError.of(self._why)
         return self._db
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            text = f"The journal {self.path} cannot be used: {error}."
+            if isinstance(error, sqlite3.DatabaseError) and str(error) in DAMAGED:
+                self._damaged = True
+                text += f" Move {self.path}* away; the history goes with it."
+            self._why = Problem(JOURNAL_FAILED, text, {"path": str(self.path)})
+            raise SwapdError.of(self._why) from error
 
 
 def _migrate(db: sqlite3.Connection, path: Path) -> None:
@@ -334,12 +361,12 @@ def _count_boot(db: sqlite3.Connection) -> int:
     return boot
 
 
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise SwapdError(JOURNAL_FAILED, f"The journal {path} cannot be used: {error}.", {"path": str(path)}) from error
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _dump(value: Any) -> str:

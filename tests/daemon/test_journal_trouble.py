@@ -6,11 +6,13 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import time
 
 import pytest
 from support.daemon_host import Crowd, Daemon, Refused, model, until
 
 A, B = model("a"), model("b")
+MEND_S = 6.0  # longer than the pause between two attempts
 
 
 def journal(daemon):
@@ -67,6 +69,39 @@ def test_a_damaged_journal_does_not_keep_a_service_from_its_first_start():
         daemon.start()
         assert daemon.model() == "a"
         assert refuses(daemon, "file is not a database")
+
+
+def test_a_damage_that_few_statements_meet_is_not_forgotten_by_the_next_that_does_not():
+    with Daemon([A, B]) as daemon:
+        daemon.swap("b")
+        daemon.stop(signal.SIGKILL)
+        with contextlib.closing(sqlite3.connect(journal(daemon))) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'transition'").fetchone()
+            (size,) = db.execute("PRAGMA page_size").fetchone()
+        with journal(daemon).open("r+b") as file:
+            file.seek((page - 1) * size)
+            file.write(os.urandom(size))
+        daemon.start()
+        until(lambda: daemon.call("status")["daemon"]["journal"], what="its being told")
+        assert refuses(daemon, "malformed")
+        time.sleep(MEND_S)  # what is tried again must not make it look well
+        assert refuses(daemon, "malformed")
+        assert daemon.model() == "b"
+
+
+def test_a_journal_that_is_moved_away_while_swapd_runs_is_begun_anew():
+    with Daemon([A, B]) as daemon:
+        daemon.swap("b")
+        for path in list((daemon.dir / "s").glob("journal.db*")):
+            path.rename(path.with_name(f"old-{path.name}"))
+        until(journal(daemon).exists, what="a new one")
+        until(lambda: daemon.call("status")["daemon"]["journal"] is None, what="its use")
+        assert daemon.wait(daemon.call("restart", service="chat")["id"])["id"] == 2, "no number is given twice"
+        daemon.stop(signal.SIGKILL)
+        daemon.start()
+        assert daemon.model() == "b"
+        assert [r["id"] for r in daemon.call("history")][:1] == [2]
 
 
 def test_a_locked_journal_is_waited_for():
