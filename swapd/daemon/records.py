@@ -37,12 +37,11 @@ class Records:
 
     def read(self) -> State:
         """The state as the last daemon left it. What the journal does not tell is left to what the host does."""
-        journal = self._journal
         try:
             state = self._stored()
-            self.crashed = journal.boot > 1 and journal.number(CLEAN_END) != journal.boot - 1
+            self.crashed = self._journal.boot > 1 and self._journal.number(CLEAN_END) != self._journal.boot - 1
             self._close_strangers(state)
-            journal.interrupt_ops(now())
+            self._journal.interrupt_ops(now())
         except SwapdError as error:
             log.error("journal.failed %s", error.message)
             self.problem = error.problem
@@ -65,7 +64,7 @@ class Records:
         )
 
     def _close_strangers(self, state: State) -> None:
-        """Swaps that are under way by the history alone: their service is not known any more."""
+        """Swaps that are under way by the history alone: their service is not known any more, or not to swap."""
         under_way = {service.swap.id for service in state.services if service.swap is not None}
         for record in self._journal.unfinished_swaps():
             if record["id"] not in under_way:
@@ -80,9 +79,9 @@ class Records:
         with contextlib.suppress(SwapdError):  # the next one takes it for a crash, and counts it
             self._journal.save_number(CLEAN_END, self._journal.boot)
 
-    def find_again(self, at: float) -> JournalFound | None:
+    def find_again(self, state: State, at: float) -> JournalFound | None:
         """Try a journal that could not be read at the start, is damaged, or is gone from its place. Once there is one
-        again: which numbers have been given."""
+        again: which numbers have been given. What it says of before gives way to `state`."""
         if not self._lost and self._journal.is_current():
             return None
         self._lost = True
@@ -94,11 +93,12 @@ class Records:
                 self.problem = failed
                 return None
             stored = self._stored()
+            self._close_strangers(state)
+            self._journal.interrupt_ops(at)
         except SwapdError as error:
             self.problem = error.problem
             return None
-        self._lost = False
-        self._written = stored  # so that what is gone since is taken out of it
+        self._lost, self._written = False, stored  # so that what is gone since is taken out of it
         last = tuple((service.name, service.last_revision) for service in stored.services)
         return JournalFound(at, stored.next_worker, stored.next_swap, last)
 

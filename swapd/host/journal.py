@@ -62,8 +62,8 @@ CREATE TABLE timing (
 class Journal:
     """One journal. Every method raises SwapdError(JOURNAL_FAILED) when the file does not let it.
 
-    A file that cannot be opened (locked, damaged, on a full disk) leaves a journal that fails until `reopen` succeeds. One
-    that is found damaged, be it in a page that few statements touch, is used no more until another file is in its place.
+    A file that cannot be opened (locked, damaged, on a full disk) leaves a journal that fails until `reopen` succeeds.
+    One found damaged, be it in a page that few statements touch, is used no more until another file is in its place.
     Only one of a newer schema is refused outright: JOURNAL_NEWER.
     """
 
@@ -128,7 +128,7 @@ class Journal:
         """All writes within become durable together, or none does."""
         db = self._usable()
         with self._explained():
-            db.execute("BEGIN IMMEDIATE")
+            self._begin(db)
             try:
                 yield
                 db.execute("COMMIT")
@@ -136,6 +136,15 @@ class Journal:
                 if db.in_transaction:  # a full disk has SQLite roll back by itself, or fails the commit alone
                     db.execute("ROLLBACK")
                 raise
+
+    def _begin(self, db: sqlite3.Connection) -> None:
+        """The daemon's loop waits for a lock of somebody else's, so once in a row: many events would have it hang."""
+        try:
+            db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            db.execute("PRAGMA busy_timeout = 0")
+            raise
+        db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
 
     def number(self, name: str) -> int:
         """A counter that outlives the daemon; 1 to begin with."""

@@ -119,6 +119,27 @@ def test_a_locked_journal_is_waited_for():
         assert [r["id"] for r in daemon.call("history")] == [2, 1], "no number of a swap is given twice"
 
 
+def test_what_a_journal_says_of_before_gives_way_to_what_is():
+    with Daemon([A, B]) as daemon:
+        daemon.swap("b")
+        daemon.stop(signal.SIGKILL)
+        with contextlib.closing(sqlite3.connect(journal(daemon), isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            daemon.start()
+        until(lambda: daemon.call("status")["daemon"]["journal"] is None, what="the journal")
+        (record,) = daemon.call("history")
+        assert (record["phase"], record["reason"]) == ("Succeeded", "the daemon ended during the soak")
+        until(lambda: len(daemon.call("workers")) == 1, what="the end of the old model")
+
+        def rows():
+            with contextlib.closing(sqlite3.connect(journal(daemon))) as db:
+                return [
+                    {name for (name,) in db.execute(f"SELECT name FROM {each}")} for each in ("worker", "reservation")
+                ]
+
+        until(lambda: rows() == [{w["id"] for w in daemon.call("workers")}] * 2, what="the rows of what is there alone")
+
+
 def test_a_journal_of_a_newer_version_is_left_alone():
     with Daemon([A]) as daemon:
         daemon.stop()

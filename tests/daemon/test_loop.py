@@ -125,7 +125,7 @@ def test_what_is_gone_when_the_journal_can_be_read_at_last_is_taken_out_of_it(tm
         loop = Loop(later.read(), later, Recorder(journal), lambda event, body: None)
     revision = Revision(1, "embed", "b", "s", "b")
     loop.take(events.ServiceAdded(2.0, "embed", ServiceSettings(), "b", revision))
-    loop.take(later.find_again(3.0))
+    loop.take(later.find_again(loop.state, 3.0))
     assert Records(journal).read() == loop.state
     assert [service.name for service in loop.state.services] == ["embed"]
     journal.close()

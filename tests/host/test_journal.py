@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -250,3 +251,22 @@ def test_learned_figures_come_back(journal):
     assert journal.footprint("a", "d", "host") == {"peak_bytes": 5, "runs": 1}
     assert journal.footprint("a", "d", "nvml") is None
     assert journal.timing("a", "d") == {"load": 2.5}
+
+
+def test_only_the_first_of_many_writes_waits_for_somebody_elses_lock(journal, monkeypatch):
+    monkeypatch.setattr(journal_module, "BUSY_TIMEOUT_MS", 400)
+    with journal.transaction():
+        pass  # from here on with that patience
+    other = sqlite3.connect(journal.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waited = []
+    for _ in range(3):
+        begun = time.monotonic()
+        with pytest.raises(SwapdError, match="locked"), journal.transaction():
+            pass
+        waited.append(time.monotonic() - begun)
+    other.close()
+    assert waited[0] >= 0.4 > max(waited[1:])
+    with journal.transaction():
+        journal.save_number("next_worker", 5)
+    assert journal.number("next_worker") == 5
