@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -65,13 +65,14 @@ async def observe(workers: Workers, state: State, settle_s: float) -> tuple[Obse
     return (*living, *mute, *gone.values(), *(_gone(name, workers) for name in unseen))
 
 
-async def borrow_listeners(workers: Workers) -> dict[str, socket.socket]:
-    """Copies of the listeners that fronts have, by address. The caller owns them."""
+async def borrow_listeners(workers: Workers, known: Collection[str]) -> dict[str, socket.socket]:
+    """Copies of the listeners that fronts have, by address: of those that are `known`, since a model's code runs in a
+    worker, and the file of a Unix socket that is nobody's any more is removed. The caller owns them."""
     fronts = [live for live in workers.live.values() if live.kind is not Kind.ENGINE]
     found: dict[str, socket.socket] = {}
     for lent in await asyncio.gather(*(_borrow(live) for live in fronts)):
         for address, sock in lent.items():
-            if address in found:
+            if address in found or address not in known:
                 sock.close()
             else:
                 found[address] = sock

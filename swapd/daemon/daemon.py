@@ -88,7 +88,10 @@ class Daemon:
         self.keeper = Keeper(self.manager)
         kept = {**inherited_listeners(), **self.keeper.kept}
         kept_control = kept.pop(CONTROL, None)
-        self.listeners = bind_all(config, self.keeper.given, kept, await borrow_listeners(self.workers))
+        known = {address for service in config.services.values() for address in service.listen}
+        known |= {address for service in state.services for address in service.settings.listen}
+        lent = await borrow_listeners(self.workers, known)
+        self.listeners = bind_all(config, self.keeper.given, kept, lent)
         self.closing = Closing(config, self.listeners, self.keeper.given.values())
 
         devices = Devices(config.devices, self.workers, lambda: self.loop.state)
@@ -113,6 +116,7 @@ class Daemon:
         self._recovered = True
         for event in self._early:
             self.loop.take(replace(event, at=now()))  # in the order in which they are told
+        self._end_strangers()
         self._install_signals()  # not earlier: a stop that the recovery overtakes would be forgotten
         await self.control.start(kept_control)  # last: whoever asks finds every service
         stack.push_async_callback(self._close_control)
@@ -127,6 +131,13 @@ class Daemon:
 
     async def _close_control(self) -> None:
         await self.control.close(leave=self._leaving)
+
+    def _end_strangers(self) -> None:
+        """Workers whose service neither the journal nor the configuration knows: they would run for ever."""
+        known = {worker.id for worker in self.loop.state.workers}
+        for worker_id in self.workers.live.keys() - known:
+            log.warning("recovery.stranger_ends worker=%s: its service is not known any more", worker_id)
+            self._begin(self.workers.stop(worker_id, force=False))
 
     def _install_signals(self) -> None:
         loop = asyncio.get_running_loop()
