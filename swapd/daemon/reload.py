@@ -128,8 +128,7 @@ class Reload:
             for address in set(config.listen) - set(self._listeners.get(name, ())):
                 if address in taken:
                     stuck[f"services.{name}.listen"] = (
-                        f"{address} is still that of {taken[address]}: take it from there with a reload of its own,"
-                        f" or restart swapd"
+                        f"{address} is still that of {taken[address]}: take it from there with a reload of its own"
                     )
         return stuck
 
