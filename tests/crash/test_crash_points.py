@@ -28,12 +28,12 @@ SERVING = [
 ]
 
 
-def strikes(bench, change, daemon, check, who="daemon"):
+def strikes(bench, change, daemon, check, who="daemon", how="SIGKILL"):
     """At each point, or some of them, until the change is shorter than that."""
     struck = 0
     for number, when in DEATHS if ALL else SOME:
         with Crowd(daemon.port, keep_alive=3, first_answers=10) as crowd:
-            if not bench.strike(crowd, change, number, when, who) and when == "done":
+            if not bench.strike(crowd, change, number, when, who, how) and when == "done":
                 break
             struck += 1
             crowd.more(10)
@@ -47,13 +47,23 @@ def strikes(bench, change, daemon, check, who="daemon"):
 
 @pytest.mark.parametrize(("kind", "change"), CASES if ALL else PAIRS)
 def test_no_client_notices_a_daemons_death_whatever_the_point(kind, change):
+    no_client_notices(kind, change, "SIGKILL")
+
+
+@pytest.mark.parametrize("how", ["SIGUSR2", "SIGHUP"])
+@pytest.mark.parametrize(("kind", "change"), CASES if ALL else [("direct", "in-place"), ("server", "dual")])
+def test_no_client_notices_a_successor_or_a_reload_whatever_the_point(kind, change, how):
+    no_client_notices(kind, change, how)
+
+
+def no_client_notices(kind, change, how):
     def check(crowd):
         crowd.check()
         assert bench.record["phase"] != "Failed", bench.record  # nothing is wrong with the model
 
     with crashing(kind) as daemon:
         bench = Bench(daemon)
-        strikes(bench, change, daemon, check)
+        strikes(bench, change, daemon, check, how=how)
 
 
 @pytest.mark.parametrize(("kind", "who", "change"), SERVING if ALL else SERVING[::2])

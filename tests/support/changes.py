@@ -47,11 +47,11 @@ class Bench:
             return self.daemon.call("rollback", deadline_s=5.0, service="chat")
         return self.daemon.call("swap", deadline_s=5.0, service="chat", to=self.other(), strategy=strategy)
 
-    def strike(self, crowd, kind, number, when, who="daemon"):
+    def strike(self, crowd, kind, number, when, who="daemon", how="SIGKILL"):
         """Whether the change was long enough to strike in it. Afterwards it has ended, one way or the other."""
         begin = self.change(crowd, kind)
         crowd.mark()
-        self.plan.write_text(json.dumps({"op": number, "when": when, "who": who}))
+        self.plan.write_text(json.dumps({"op": number, "when": when, "who": who, "how": how}))
         asked = self.newest()
         with contextlib.suppress(zmq.Again):  # the answer may be lost with the daemon
             begin()

@@ -3,7 +3,8 @@
 PLAN is a file that a test writes when it wants a death: {"op": n, "when": "intended" or "done", "who": "daemon",
 "incumbent" or "holder"}. The n-th operation of a swap from then on is journaled, and the victim is killed: before
 anything of it is begun ("intended"), or when it is done on the host and the core has not been told ("done"). The plan
-is removed then. The incumbent is who answers the clients; the holder, a gate that owns their connections.
+is removed then. With "how": "SIGUSR2" the daemon makes way for a successor instead, with "SIGHUP" it reloads. The
+incumbent is who answers the clients; the holder, a gate that owns their connections.
 """
 
 import json
@@ -34,11 +35,11 @@ class Plan:
             return None
 
     def strike(self, state, service):
-        victim = self.victim(state, service)
+        victim, how = self.victim(state, service), self.read().get("how", "SIGKILL")
         self.awaited = None
         self.path.unlink()
         if victim is not None:
-            os.kill(victim, signal.SIGKILL)
+            os.kill(victim, signal.Signals[how])
 
     def victim(self, state, service):
         who = self.read().get("who", "daemon")
