@@ -21,8 +21,9 @@ check: $(VENV)/.dev
 	"$(BIN)/mypy"
 	"$(BIN)/lint-imports"
 
+# Two at a time: most tests wait more than they compute.
 tests: $(VENV)/.dev
-	"$(BIN)/python" -m pytest
+	"$(BIN)/python" -m pytest -n 2 --dist worksteal
 
 test-real: $(VENV)/.real $(VENV_VLLM)/.vllm  ## swaps of real llama-servers and vLLMs (compiles llama-server once: 15 minutes)
 	"$(BIN)/python" -m pytest -m real

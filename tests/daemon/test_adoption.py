@@ -58,7 +58,7 @@ def lender(tmp_path, data, fds):
 
 async def borrow(tmp_path, data, fds):
     open_before = os.listdir("/proc/self/fd")
-    found = await borrow_listeners(lender(tmp_path, data, fds))
+    found = await borrow_listeners(lender(tmp_path, data, fds), {"a:1"})
     if not found:
         assert os.listdir("/proc/self/fd") == open_before
     return found
@@ -77,7 +77,7 @@ def test_listeners_come_by_their_names(tmp_path, bound):
         assert not sock.get_inheritable()
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'["a", "b"]', b"[1]", b'{"a": 1}', b"\xff"])
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'["a", "b"]', b"[1]", b'{"a": 1}', b'["b:2"]', b"\xff"])
 def test_names_that_do_not_fit_are_no_listeners_and_no_reason_not_to_start(tmp_path, bound, data):
     assert asyncio.run(borrow(tmp_path, data, [bound.fileno()])) == {}
 

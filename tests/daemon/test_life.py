@@ -231,10 +231,10 @@ def test_a_reload_takes_over_what_it_can_and_names_what_it_cannot():
         assert daemon.call("reload")["applied"] is True
         daemon.swap("b")
         until(lambda: daemon.call("history")[0]["phase"] == "Succeeded", what="the shorter soak over")
-        daemon.config.write_text(text.replace(str(daemon.port), str(free_port())))
+        daemon.config.write_text(text + 'protocol = "tcp"\n')
         with pytest.raises(Refused) as caught:
             daemon.call("reload")
-        assert "services.chat.listen" in caught.value.message
+        assert "services.chat.protocol" in caught.value.message
         daemon.config.write_text("nonsense")
         with pytest.raises(Refused) as caught:
             daemon.call("reload")
