@@ -273,6 +273,7 @@ class Crowd:
 
     def mark(self):
         """Call it before each further swap: within the stretch between two marks there is one switch at most."""
+        self.more(2 * len(self._threads))  # or a stretch would not know what it ended with
         self.marks.append(time.monotonic())
 
     def check_monotonic(self):
