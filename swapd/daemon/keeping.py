@@ -28,12 +28,19 @@ class Keeper:
         self._stored: dict[str, socket.socket] = dict(self.kept)
 
     def keep(self, wanted: Mapping[str, socket.socket]) -> None:
-        """Have these kept, and no others; again whenever they may have changed, and for what could not be sent."""
+        """Have these kept, and no others; again whenever they may have changed, and for what could not be sent.
+
+        Ends at the first that cannot be: the loop waits a second for each, and a watchdog for the loop.
+        """
         given = self.given.values()
         ours = {name: sock for name, sock in wanted.items() if sock not in given}
         for name, sock in list(self._stored.items()):
-            if ours.get(name) is not sock and self._manager.remove_fd(_OURS + name):
+            if ours.get(name) is not sock:
+                if not self._manager.remove_fd(_OURS + name):
+                    return
                 del self._stored[name]
         for name, sock in ours.items():
-            if name not in self._stored and self._manager.store_fd(_OURS + name, sock, poll=False):
+            if name not in self._stored:
+                if not self._manager.store_fd(_OURS + name, sock, poll=False):
+                    return
                 self._stored[name] = sock

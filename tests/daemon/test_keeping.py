@@ -158,3 +158,11 @@ def test_a_socket_unit_at_another_address_is_refused(bound):
     with pytest.raises(SwapdError, match="socket unit with FileDescriptorName=chat listens on") as refused:
         bind_all(config("127.0.0.1:8000"), {"chat": given}, {}, {})
     assert refused.value.code == LISTEN_FAILED
+
+
+def test_a_manager_that_does_not_read_is_asked_once_a_round(notify, bound):
+    """Each message that it does not take holds up the loop, which a watchdog waits for."""
+    made, asked = keeper(notify), []
+    manager_of[made].store_fd = lambda name, sock, *, poll: asked.append(name) or False
+    made.keep({f"s{number}": bound() for number in range(5)})
+    assert len(asked) == 1
