@@ -20,8 +20,9 @@ from swapd.core.config import Config, ModelConfig
 from swapd.core.devices import default_devices
 from swapd.core.errors import SwapdError
 from swapd.core.model import DeviceKind, Kind
-from swapd.core.offline import Known, Seen, device_record, known_services, service_record, worker_record
+from swapd.core.offline import Known, Seen, known_services, service_record, worker_record
 from swapd.core.redact import Redactor, secrets_of, secrets_of_model
+from swapd.core.report import measured_device
 from swapd.host import locks, logs
 from swapd.host.config_file import ConfigError, load_partly
 from swapd.host.host_memory import HostMemory
@@ -147,7 +148,7 @@ class Offline:
                 readings.append(await host.read_async(c.name, c.memory_bytes, c.headroom_bytes, here))
         finally:
             await nvml.stop()
-        return [device_record(reading) for reading in readings]
+        return [measured_device(reading) for reading in readings]
 
     # --- where it comes from -----------------------------------------------------------------------------------
 

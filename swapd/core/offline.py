@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, Final
 
 from swapd.core.errors import TIMEOUT, WORKER_EXITED
-from swapd.core.model import DeviceReading, Kind
+from swapd.core.model import Kind
 from swapd.core.states import FORWARD, TERMINAL, Phase
 
 Record = Mapping[str, Any]
@@ -229,24 +229,6 @@ def _role(known: Known, worker: Seen) -> str | None:
     if stable is None:
         return None
     return "stable" if stable.get("number") == worker.revision else "previous"
-
-
-def device_record(reading: DeviceReading) -> dict[str, Any]:
-    """As `report.device_record`, of a measurement alone."""
-    held = [(worker, used) for worker, used in reading.used_by if used]
-    return {
-        "name": reading.name,
-        "kind": reading.kind.value,
-        "uuid": reading.uuid,
-        "detail": reading.detail,
-        "total_bytes": reading.total_bytes,
-        "free_bytes": reading.free_bytes,
-        "headroom_bytes": reading.headroom_bytes,
-        "reserved_bytes": None,
-        "available_bytes": None,
-        "workers": [{"id": worker, "reserved_bytes": None, "used_bytes": used} for worker, used in held],
-        "foreign": [{"pid": pid, "bytes": size, "name": name} for pid, size, name in reading.foreign],
-    }
 
 
 def known_services(

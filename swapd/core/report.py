@@ -206,6 +206,16 @@ def worker_record(state: State, worker: Worker, reserved: Mapping[str, int | Non
 def device_record(reading: DeviceReading, state: State) -> dict[str, Any]:
     here = [r for r in state.reservations if r.device == reading.name]
     used = dict(reading.used_by)
+    return measured_device(reading) | {
+        "reserved_bytes": sum(r.bytes or 0 for r in here),
+        "available_bytes": available_bytes(reading, state.reservations),
+        "workers": [{"id": r.worker_id, "reserved_bytes": r.bytes, "used_bytes": used.get(r.worker_id)} for r in here],
+    }
+
+
+def measured_device(reading: DeviceReading) -> dict[str, Any]:
+    """As `device_record`, of a measurement alone: what is promised on it is not known."""
+    held = [(worker, used) for worker, used in reading.used_by if used]
     return {
         "name": reading.name,
         "kind": reading.kind.value,
@@ -214,9 +224,9 @@ def device_record(reading: DeviceReading, state: State) -> dict[str, Any]:
         "total_bytes": reading.total_bytes,
         "free_bytes": reading.free_bytes,
         "headroom_bytes": reading.headroom_bytes,
-        "reserved_bytes": sum(r.bytes or 0 for r in here),
-        "available_bytes": available_bytes(reading, state.reservations),
-        "workers": [{"id": r.worker_id, "reserved_bytes": r.bytes, "used_bytes": used.get(r.worker_id)} for r in here],
+        "reserved_bytes": None,
+        "available_bytes": None,
+        "workers": [{"id": worker, "reserved_bytes": None, "used_bytes": used} for worker, used in held],
         "foreign": [{"pid": pid, "bytes": size, "name": name} for pid, size, name in reading.foreign],
     }
 

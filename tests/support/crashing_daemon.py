@@ -37,8 +37,8 @@ class Plan:
     def strike(self, state, service):
         victim, how = self.victim(state, service), self.read().get("how", "SIGKILL")
         self.awaited = None
-        self.path.unlink()
-        if victim is not None:
+        if victim is not None:  # else the plan stays, and the test sees that nobody was struck
+            self.path.unlink()
             os.kill(victim, signal.Signals[how])
 
     def victim(self, state, service):
