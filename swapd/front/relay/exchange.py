@@ -1,8 +1,10 @@
 """One request of a client and its answer, between the client's connection and an engine's.
 
-Until a byte of the answer has come, what the client sent is kept (up to KEPT_BYTES), for two reasons: the request can
+Until the client gets something of the answer, what it sent is kept (up to KEPT_BYTES), for two reasons: the request can
 be sent a second time where that is safe, and it can be put back to wait, unread, when there is no engine to send it
-to. Safe means (RFC 9110 9.2.2) that its method is idempotent, or that the engine cannot have begun with it: no
+to. So that an engine which ends between an answer's head and its body does no harm, a head that announces a body of
+known length waits for the body's first bytes (of another it goes on at once: the next bytes may be long in coming).
+Safe means (RFC 9110 9.2.2) that the method is idempotent, or that the engine cannot have begun with it: no
 connection was made, or the engine let go of its Unix socket with the request unread in it. The kernel tells by
 ECONNRESET that something was unread; that nothing was read follows only for a request that went there in one piece,
 small enough to be read at once: many servers begin when they have the head, and read the body later.
@@ -39,8 +41,9 @@ CUT_OFF: Final = ("The model server ended in the middle of its answer.", "upstre
 
 class Exchange:
     __slots__ = (
-        *("_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered", "began_at", "client"),
-        *("connection", "fresh", "head", "in_one", "relay", "sent", "tried", "unreachable", "upstream", "waits_since"),
+        *("_answer_head", "_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered", "began_at"),
+        *("client", "connection", "fresh", "head", "in_one", "relay", "sent", "tried", "unreachable", "upstream"),
+        "waits_since",
     )
 
     def __init__(self, relay: Relay, client: ClientConnection, raw: bytes, head: RequestHead) -> None:
@@ -62,6 +65,7 @@ class Exchange:
         self._body = body_of(head.length)
         self._kept: list[bytes] | None = [raw]
         self._kept_bytes = 0
+        self._answer_head: AnswerHead | None = None  # it waits for the first bytes of its body
         self._chunked = False
         self._close = False
         self._stream = False
@@ -146,13 +150,16 @@ class Exchange:
 
     def answer(self, head: AnswerHead | None, pieces: list[bytes]) -> None:
         """More of it: the head, unless it has come before, and pieces of the body."""
-        first = self._begin_answer(head) if head is not None else b""
+        if head is not None and head.length > 0 and not pieces:
+            self._answer_head = head
+            return
+        first = self._begin_answer(head)
         out = first + self._framed(pieces)
         if out:
             self.client.transport.write(out)
 
     def answer_end(self, head: AnswerHead | None, pieces: list[bytes], trailers: list[tuple[bytes, bytes]]) -> None:
-        first = self._begin_answer(head) if head is not None else b""
+        first = self._begin_answer(head)
         last = last_chunk(trailers) if self._chunked else b""
         out = first + self._framed(pieces) + last
         self.connection = None  # its engine's next exchange is not slowed down by this one's client
@@ -167,7 +174,12 @@ class Exchange:
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return chunk(data) if self._chunked else data
 
-    def _begin_answer(self, head: AnswerHead) -> bytes:
+    def _begin_answer(self, head: AnswerHead | None) -> bytes:
+        """The head for the client, when it is its time: `head` has come now, or one is waiting."""
+        head = head or self._answer_head
+        if head is None:
+            return b""
+        self._answer_head = None
         self.answered = True
         self._kept = None
         close = not self.head.keep_alive or not self.sent  # a body that is not wanted any more is read by nobody
@@ -197,9 +209,9 @@ class Exchange:
         if self.answered:
             self.relay.tell(self, "upstream_died", f"in the middle of its answer: {error or 'closed'}")
             self._cut_off(*CUT_OFF)
-        elif connection.began or self._kept is None:
+        elif self._kept is None:
             self._died(error)
-        elif self.in_one and _left_unread(connection, error):
+        elif self.in_one and not connection.began and _left_unread(connection, error):
             if not connection.reused:  # nor will the next one be taken there
                 self.unreachable += (connection.upstream.route.worker,)
             self._again()
@@ -222,6 +234,7 @@ class Exchange:
         head_bytes = len(self._kept[0])
         self._kept, self._kept_bytes = [read[:head_bytes]], 0
         self._body = body_of(self.head.length)
+        self._answer_head = None
         self.sent = False
         self.client.put_back(read[head_bytes:])
         self.relay.left(self)

@@ -21,7 +21,7 @@ CHUNKS = b"5\r\nabcde\r\n0\r\n\r\n"
 def read(client, request=GET):
     """Send a request; (status, headers, body, trailers, whether the connection stays, interim statuses), as h11 reads
     it. Raises h11.RemoteProtocolError when the answer is truncated."""
-    parser = h11.Connection(h11.CLIENT)
+    parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=256 * 1024)
     method, target, version = request.split(b"\r\n")[0].split(b" ")
     fields = [(b"Host", b"a")]
     parser.send(h11.Request(method=method, target=target, headers=fields, http_version=version[5:]))
@@ -200,11 +200,12 @@ TRUNCATED = {
 @pytest.mark.parametrize("raw", TRUNCATED.values(), ids=TRUNCATED.keys())
 def test_a_truncated_answer_looks_truncated(connect, upstream, raw):
     head, _, body = raw.partition(b"\r\n\r\n")
+    first = body[:1] if b"Content-Length" in head else b""  # without it the head would wait
 
     def say(sock):
-        sock.sendall(head + b"\r\n\r\n")
-        passed_on.wait(10)
-        sock.sendall(body)
+        sock.sendall(head + b"\r\n\r\n" + first)
+        assert passed_on.wait(10)
+        sock.sendall(body[len(first) :])
         return False
 
     passed_on = threading.Event()
@@ -213,13 +214,41 @@ def test_a_truncated_answer_looks_truncated(connect, upstream, raw):
     client.send(GET)
     client.head()
     passed_on.set()
-    parser = h11.Connection(h11.CLIENT)
+    parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=256 * 1024)
     parser.send(h11.Request(method="GET", target="/", headers=[("Host", "a")]))
     parser.send(h11.EndOfMessage())
     parser.receive_data(head + b"\r\n\r\n" + client.rest())
     parser.receive_data(b"")
     with pytest.raises(h11.RemoteProtocolError):
         list(iter(parser.next_event, h11.NEED_DATA))
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 200 OK\r\nContent-", b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n"])
+def test_an_engine_that_ends_before_its_answers_body_costs_a_get_nothing(connect, upstream, said):
+    upstream.answer = lambda request: close_after(said)(request) if len(upstream.whole) == 1 else OK
+    assert read(connect())[0] == 200
+    assert len(upstream.whole) == 2
+    upstream.answer = close_after(said)
+    status, _, body, *_ = read(connect(), b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+    assert (status, json.loads(body)["error"]["code"]) == (502, "upstream_died")
+    assert len(upstream.whole) == 3, "a POST that the engine has begun to answer is not sent again"
+
+
+def test_a_head_that_waited_goes_on_with_its_body(connect, upstream):
+    def say(sock):
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        assert passed_on.wait(10)
+        for piece in (b"o", b"k"):
+            sock.sendall(piece)
+
+    passed_on = threading.Event()
+    upstream.answer = lambda request: say
+    client = connect()
+    client.send(GET)
+    upstream.wait_requests(1)
+    assert not select.select([client.sock], [], [], 0.05)[0], "the head has not waited"
+    passed_on.set()
+    assert client.answer()[::2] == (200, b"ok")
 
 
 def test_an_http_1_0_client_is_reset_where_the_end_would_look_like_a_whole_answer(connect, upstream):
