@@ -1,4 +1,4 @@
-"""Swaps for hours under load: does anything get lost, or grow? `python -m bench.soak [--minutes 60] [--kill-daemon]`
+"""Swaps for hours under load: does anything get lost, or grow? `python -m bench.soak [--minutes 60 | --changes 10000]`
 
 One swapd, moderate load of every kind, and changes one after another: swaps, rollbacks, now and then a candidate
 that fails its probe and one that dies in its soak. Watched over the time: what clients lose, and the daemon's and
@@ -25,7 +25,7 @@ from bench.loader import ClientGroup, LoadProcess, LoadReport, LoadSpec
 from bench.records import check_cutovers
 from bench.swaps import ANSWERS, REQUESTS, Done, change, config
 
-CALM_S = 0.7
+CALM_S = 0.7  # after each change
 STRETCH_S = 120.0  # of one load process: its records stay small
 MEMORY_GROWTH = 1.2
 BAD = """
@@ -101,7 +101,7 @@ def dies(swapd: Swapd, after_s: float) -> Callable[[], None]:
     return die
 
 
-def stretch(swapd: Swapd, listen: str, seconds: float, kill: bool) -> tuple[LoadReport, list[Done]]:
+def stretch(swapd: Swapd, listen: str, seconds: float, calm_s: float, kill: bool) -> tuple[LoadReport, list[Done]]:
     """One load process' life: swaps, rollbacks, failing candidates; daemons that die, each at another moment."""
     done: list[Done] = []
     with LoadProcess(LoadSpec(listen, GROUPS, REQUESTS, ANSWERS)) as load:
@@ -110,9 +110,9 @@ def stretch(swapd: Swapd, listen: str, seconds: float, kill: bool) -> tuple[Load
         while time.monotonic() < until:
             death = dies(swapd, 0.07 * (len(done) % 17)) if kill and len(done) % 4 == 0 else None
             done.append(change(swapd, "b", death))
-            time.sleep(CALM_S)
+            time.sleep(calm_s)
             done.append(change(swapd, None))
-            time.sleep(CALM_S)
+            time.sleep(calm_s)
             if len(done) % 10 == 0:
                 fail_a_candidate(swapd)
         return load.stop(), done
@@ -121,6 +121,8 @@ def stretch(swapd: Swapd, listen: str, seconds: float, kill: bool) -> tuple[Load
 def main() -> int:
     options = argparse.ArgumentParser(prog="bench.soak", description=(__doc__ or "").split("\n\n")[0])
     options.add_argument("--minutes", type=float, default=float(os.environ.get("SOAK_MINUTES", "60")))
+    options.add_argument("--changes", type=int, help="end after so many instead of --minutes")
+    options.add_argument("--calm", type=float, default=CALM_S, metavar="S", help="seconds between changes")
     options.add_argument("--gate", action="store_true", help="behind a gate")
     options.add_argument("--kill-daemon", action="store_true", help="now and then, in the middle of a swap")
     options.add_argument("--quick", action="store_true", help="one minute, no result stored in the repo")
@@ -135,9 +137,10 @@ def main() -> int:
     text = text.replace("[services.chat]\n", '[services.chat]\nfront = "gate"\n') if chosen.gate else text
     with Swapd(text + BAD.format(directory=directory)) as swapd:
         swapd.wait_healthy()
-        until = time.monotonic() + minutes * 60
-        while time.monotonic() < until:
-            report, done = stretch(swapd, listen, min(STRETCH_S, minutes * 60 / 3), chosen.kill_daemon)
+        begun = time.monotonic()
+        until = begun + (minutes * 60 if chosen.changes is None else float("inf"))
+        while time.monotonic() < until and not (chosen.changes and total["changes"] >= chosen.changes):
+            report, done = stretch(swapd, listen, min(STRETCH_S, minutes * 60 / 3), chosen.calm, chosen.kill_daemon)
             total["changes"] += len(done)
             total["requests"] += len(report.records)
             total["lost"] += report.lost
@@ -145,7 +148,7 @@ def main() -> int:
             notes += report.summary["notes"]
             kill_in_soak(swapd)
             time.sleep(1)
-            rows.append({**total, **watched(swapd)})
+            rows.append({"minutes": round((time.monotonic() - begun) / 60, 1), **total, **watched(swapd)})
             print(f"  {rows[-1]}", flush=True)
     first, last = rows[len(rows) // 10], rows[-1]
     steady = [who for who in ("daemon", "gate") if who in last and not (who == "daemon" and chosen.kill_daemon)]
@@ -156,7 +159,7 @@ def main() -> int:
         met[f"descriptors and threads of the {who} do not grow"] = counts
         met[f"memory of the {who} does not grow"] = late["resident_bytes"] <= early["resident_bytes"] * MEMORY_GROWTH
     name = "soak" + ("-gate" if chosen.gate else "") + ("-kill" if chosen.kill_daemon else "")
-    result = {"minutes": minutes, **total, "met": met, "first_errors": notes[:20], "over_time": rows}
+    result = {"minutes": rows[-1]["minutes"], **total, "met": met, "first_errors": notes[:20], "over_time": rows}
     path = write_result(name, result, host, chosen.quick)
     print(f"  {met}\n{path}")
     return 0 if all(met.values()) else 1
