@@ -134,7 +134,8 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     total = {"changes": 0, "requests": 0, "lost": 0, "late": 0}
     notes: list[Any] = []
-    text = text.replace("[services.chat]\n", '[services.chat]\nfront = "gate"\n') if chosen.gate else text
+    front = 'front = "gate"\n' if chosen.gate else ""
+    text = text.replace("[services.chat]\n", f'[services.chat]\nkeep_alive = "1h"\n{front}')  # longer than a stretch
     with Swapd(text + BAD.format(directory=directory)) as swapd:
         swapd.wait_healthy()
         begun = time.monotonic()
