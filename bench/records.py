@@ -177,7 +177,8 @@ def check_cutovers(records: Records, switches: Sequence[Switch]) -> list[Cutover
 
     A revision may serve again later (a rollback), so each switch is looked at until the next command. A request
     that was still open at the next command may rightly be answered by what that command brings back; it is not
-    counted, unless the next command brings something else.
+    counted, unless the next command brings something else. Nor is the answer to a request that was begun before the
+    former switch, and is answered only now, the first of what this command brings back.
     """
     order = sorted(range(len(records)), key=records.end.__getitem__)
     ends = [records.end[i] for i in order]
@@ -185,6 +186,7 @@ def check_cutovers(records: Records, switches: Sequence[Switch]) -> list[Cutover
     for n, switch in enumerate(switches):
         until = switches[n + 1].commanded_at if n + 1 < len(switches) else math.inf
         back = n + 1 < len(switches) and switches[n + 1].new == switch.old
+        former = next((c.first_new_at for c in out[-1:] if c.first_new_at is not None), -math.inf)
         first: float | None = None
         last_old: float | None = None
         late = 0
@@ -196,7 +198,7 @@ def check_cutovers(records: Records, switches: Sequence[Switch]) -> list[Cutover
                     break
                 continue
             revision = records.revision[i]
-            if revision == switch.new and first is None and start < until:
+            if revision == switch.new and first is None and former < start < until:
                 first = end
             elif revision == switch.old:
                 if last_old is None or start > last_old:

@@ -331,6 +331,12 @@ def test_a_rollback_brings_the_old_revision_back_rightly() -> None:
     assert [cutover.late for cutover in check_cutovers(records, switches)] == [1, 1]
 
 
+def test_a_slow_answer_from_before_two_switches_is_not_the_first_of_what_comes_back() -> None:
+    switches = [Switch(10.0, 1, 2), Switch(11.0, 2, 1)]
+    records = rows((9.9, 11.1, 1), (10.1, 10.2, 2), (11.2, 11.25, 2), (11.2, 11.3, 1))
+    assert [cutover.late for cutover in check_cutovers(records, switches)] == [0, 0]
+
+
 def test_a_switch_that_no_client_saw_says_so() -> None:
     (cutover,) = check_cutovers(rows((10.1, 10.2, 1)), [Switch(10.0, 1, 2)])
     assert not cutover.seen
