@@ -86,7 +86,7 @@ def _worker_words(worker: Record) -> str:
     what = revision({"model": worker["model"], "revision": worker["revision"]}) if worker["model"] else "gate"
     figures = [f"pid {count(worker['pid'])}", f"up {seconds(worker['uptime_s'])}"]
     figures += [f"{worker['in_flight']} in flight"] if worker["in_flight"] is not None else []
-    held = f", {gib(worker['used_bytes'])} on {printable(worker['device'])}" if worker["device"] else ""
+    held = f", {text.on_each(worker, worker['used_bytes'])} on {text.devices(worker)}" if worker["device"] else ""
     return f"{printable(worker['id'])}  {what}, {count(worker['role'])}, {worker['state']}: {', '.join(figures)}{held}"
 
 

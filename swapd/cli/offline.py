@@ -144,7 +144,7 @@ class Offline:
             ours = [c for c in configs if c.kind is DeviceKind.HOST]
             readings = await nvml.read_all(gpus, pids) if gpus else []
             for c in ours:
-                here = {d.id: pids.get(d.id, set()) for d in directories if d.device == c.name}
+                here = {d.id: pids.get(d.id, set()) for d in directories if c.name in d.devices}
                 readings.append(await host.read_async(c.name, c.memory_bytes, c.headroom_bytes, here))
         finally:
             await nvml.stop()
@@ -257,7 +257,7 @@ async def _ask(directory: WorkerDir) -> Seen:
         str(spec.get("kind", "")),
         int(spec.get("revision") or 0),
         str(spec.get("model") or ""),
-        directory.device,
+        directory.devices,
     )
     try:
         pid = listener_pid(directory.control)

@@ -79,6 +79,18 @@ def revision(value: Mapping[str, Any] | None) -> str:
     return printable(value.get("model") or "") + (f" #{number}" if number is not None else "")
 
 
+def devices(worker: Mapping[str, Any]) -> str:
+    """Where it stands. A daemon of before tells one device only."""
+    return ", ".join(map(printable, worker.get("devices") or filter(None, [worker["device"]]))) or NONE
+
+
+def on_each(worker: Mapping[str, Any], size_bytes: Any) -> str:
+    """Memory that a worker has on each of its devices."""
+    if not worker["device"]:
+        return NONE
+    return gib(size_bytes) + (" each" if len(worker.get("devices", ())) > 1 and size_bytes is not None else "")
+
+
 def problem(value: Any) -> str:
     """A problem's sentence and code; a plain text as it is."""
     if isinstance(value, Mapping):

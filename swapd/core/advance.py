@@ -146,7 +146,9 @@ def _device_is_busy(d: Draft, worker: Worker) -> bool:
     if slot is None or not slot.exclusive:
         return False
     moving = (w.id for w in d.workers.values() if w.id != worker.id and w.op is not None and w.op.kind in MEMORY_MOVES)
-    return any(name in d.reservations and d.reservations[name].device == slot.device for name in moving)
+    return any(
+        not set(slot.devices).isdisjoint(d.reservations[name].devices) for name in moving if name in d.reservations
+    )
 
 
 def _going(worker: Worker) -> bool:

@@ -13,7 +13,7 @@ from typing import Final
 from swapd.core import results
 from swapd.core.draft import Draft
 from swapd.core.events import Observed
-from swapd.core.model import Kind, Op, OpKind, Reservation, Revision, Service, Worker
+from swapd.core.model import Kind, Op, OpKind, Revision, Service, Worker
 from swapd.core.states import WorkerState
 
 UP: Final = frozenset({WorkerState.LOADED, WorkerState.SERVING, WorkerState.HANDING_OVER, WorkerState.QUIESCED})
@@ -54,7 +54,7 @@ def take_in(d: Draft, o: Observed) -> None:
     if o.slot is not None:
         if service.slot(number) is None:
             d.set_service(o.service, slots=(*service.slots, (number, o.slot)))
-        d.reservations[worker.id] = Reservation(worker.id, o.service, o.slot.device, o.slot.need_bytes)
+        d.reservations[worker.id] = o.slot.promise(worker.id, o.service)
 
 
 def give_no_more(d: Draft, worker_id: str) -> None:

@@ -12,7 +12,6 @@ from typing import Final
 from swapd.core import errors, events, placement
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
-from swapd.core.ledger import return_of
 from swapd.core.model import Kind, Revision, Service, State, Strategy, Swap, Worker
 from swapd.core.states import Phase, WorkerState
 
@@ -74,7 +73,7 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
     source = _what_serves(d, service)
     number = service.last_revision + 1
     target = replace(event.candidate, number=number)
-    slot = event.measurement.slot(planned.device, planned.need_bytes)
+    slot = event.measurement.slot(planned.devices, planned.need_bytes)
     swap = Swap(
         d.next_swap,
         service.name,
@@ -179,7 +178,7 @@ def _return_placement(service: Service, kept: Worker, event: events.SwapRequeste
     name = f"{event.candidate.model} (revision {kept.revision})"
     return placement.Placement(
         Strategy.IN_PLACE if parked else Strategy.DUAL,
-        slot.device if slot is not None else "",
+        slot.devices if slot is not None else (),
         f"a return: {name} is {'parked and is woken' if parked else 'kept in memory and takes the clients at once'}",
         alternatives=(),
         would_change=(),
@@ -205,7 +204,7 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
         footprint=event.measurement.footprint,
         readings=event.measurement.readings,
         # A soak that this swap would end keeps nothing promised any more.
-        reservations=tuple(r for r in state.reservations if r.worker_id != return_of(service.name)),
+        reservations=tuple(r for r in state.reservations if not (r.for_return and r.service == service.name)),
         incumbents=serving,
         retiring=held,
         soaking=tuple(w.id for w in workers if kept is not None and w.revision == kept.number),
@@ -214,6 +213,7 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
         outage_must_be_known=event.max_outage_s is not None,
         way_back=event.way_back,
         expected=event.measurement.expected,
+        gpus=event.measurement.gpus,
         can_park=can_park(state, service),
         parked_residue_bytes=event.measurement.parked_residue_bytes,
         model_of=tuple((w.id, revision.model) for w, revision in everybody if revision is not None),

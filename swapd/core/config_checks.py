@@ -71,6 +71,10 @@ def _services(config: Config) -> Iterator[Fault]:
         if service.model and service.model not in config.models:
             cure = suggest(service.model, tuple(config.models))
             yield f"{path}.model", f'there is no model "{service.model}": {cure}'
+        model = config.models.get(service.model)
+        if model is not None and service.devices is not None and len(service.devices) < model.gpus:
+            cure = f'name as many, or write devices = "auto" (gpus = {model.gpus} of models.{quoted(model.name)})'
+            yield f"{path}.devices", f'are too few for "{model.name}", which spans {model.gpus}: {cure}'
         for index, name in enumerate(service.devices or ()):
             if name in config.devices:
                 continue

@@ -184,7 +184,6 @@ class NotYet:
 NOT_YET: Final = (
     NotYet("", "strategies"),
     NotYet("daemon", "metrics"),
-    NotYet("models", "gpus", (1,)),
     NotYet("services", "strategy", ("auto", "dual", "in-place")),
     NotYet("services", "replicas", (1,)),
 )

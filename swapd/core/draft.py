@@ -110,18 +110,26 @@ class Draft:
                 self.set_worker(worker.id, state=WorkerState.QUIESCED, drained=False)
 
     def reserve(self, worker: Worker, slot: Slot) -> None:
-        self.reservations[worker.id] = Reservation(worker.id, worker.service, slot.device, slot.need_bytes)
-        self.reservations.pop(return_of(worker.service), None)
+        self.reservations[worker.id] = slot.promise(worker.id, worker.service)
+        self.keep_nothing_for_return(worker.service)
 
     def keep_for_return(self, worker: Worker, slot: Slot, left: Slot | None) -> None:
         """What the revision that made room needs beyond its successor stays promised until the swap has ended, or
         somebody else might take it and the way back would be closed. Settled: it is not about to be taken."""
-        name = return_of(worker.service)
-        if left is None or left.device != slot.device or left.need_bytes is None or slot.need_bytes is None:
+        if left is None or left.need_bytes is None or slot.need_bytes is None:
             return
-        if left.need_bytes > slot.need_bytes:
-            extra = left.need_bytes - slot.need_bytes
-            self.reservations[name] = Reservation(name, worker.service, slot.device, extra, settled=True)
+        shared = tuple(device for device in left.devices if device in slot.devices)
+        alone = tuple(device for device in left.devices if device not in slot.devices)
+        for devices, extra in ((shared, left.need_bytes - slot.need_bytes), (alone, left.need_bytes)):
+            if devices and extra > 0:
+                name = return_of(worker.service, devices if devices is alone else ())
+                kept = Reservation(name, worker.service, devices[0], extra, settled=True, others=devices[1:])
+                self.reservations[name] = kept
+
+    def keep_nothing_for_return(self, service: str) -> None:
+        kept = [r.worker_id for r in self.reservations.values() if r.for_return and r.service == service]
+        for name in kept:
+            del self.reservations[name]
 
     def run(
         self,
@@ -226,7 +234,7 @@ class Draft:
             else s
             for s in swap.steps
         )
-        self.reservations.pop(return_of(service), None)
+        self.keep_nothing_for_return(service)
         self.finished_swaps.append(replace(swap, steps=steps))
         self.set_service(service, swap=None)
 

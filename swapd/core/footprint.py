@@ -77,10 +77,12 @@ def estimate(
     *,
     said: str = "",
     cache_bytes: int = 0,
+    gpus: int = 1,
 ) -> Footprint:
     """The footprint on one device, from the best that is known. A declaration that was seen to be too small is not.
 
     `said` is the declaration in words; `cache_bytes` are known to come on top of the weights.
+    A model that spans several `gpus` needs its part of both on each; what is declared and learned is of one already.
     """
     if declared_bytes is not None:
         said = said or f"device_memory = {human_bytes(declared_bytes)}"
@@ -95,11 +97,13 @@ def estimate(
         return Footprint(need, FootprintSource.LEARNED, peak)
     if weights is not None and weights.bytes > 0:
         base = _NVML_OVERHEAD_BYTES if device_kind is DeviceKind.NVML else _HOST_OVERHEAD_BYTES
-        overhead = base + _percent(weights.bytes, _OVERHEAD_PERCENT)
+        part, cache_bytes = -(-weights.bytes // gpus), -(-cache_bytes // gpus)
+        overhead = base + _percent(part, _OVERHEAD_PERCENT)
         files = "1 file" if weights.files == 1 else f"{weights.files} files"
-        detail = f"weights {human_bytes(weights.bytes)} in {files} + overhead {human_bytes(overhead)}"
+        among = f" among {gpus} GPUs" if gpus > 1 else ""
+        detail = f"weights {human_bytes(weights.bytes)} in {files}{among} + overhead {human_bytes(overhead)}"
         detail += f" + KV cache {human_bytes(cache_bytes)}" if cache_bytes else ""
-        return Footprint(weights.bytes + overhead + cache_bytes, FootprintSource.ESTIMATED, detail)
+        return Footprint(part + overhead + cache_bytes, FootprintSource.ESTIMATED, detail)
     return Footprint(None, FootprintSource.UNKNOWN, "no device_memory, no earlier run and no weight files known")
 
 

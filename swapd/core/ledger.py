@@ -17,24 +17,32 @@ from dataclasses import replace
 from typing import Final
 
 from swapd.core.errors import DEVICE_UNKNOWN, MEMORY_NOT_RELEASED, VRAM_INSUFFICIENT, Problem
-from swapd.core.model import DeviceReading, Reservation
+from swapd.core.model import RETURN, DeviceReading, Reservation
 from swapd.core.sizes import human_bytes
 
 MIB: Final = 1 << 20
 
 
-def return_of(service: str) -> str:
-    """The name of the reservation that keeps the way back open, in place of a worker's: nobody holds it."""
-    return f"return of {service}"
+def return_of(service: str, devices: Sequence[str] = ()) -> str:
+    """The name of the reservation that keeps the way back open, in place of a worker's: nobody holds it. `devices`:
+    those which the successor leaves alone, where there are any."""
+    return f"{RETURN}{service}" + (f" on {', '.join(devices)}" if devices else "")
 
 
 def on_device(reading: DeviceReading, reservations: Sequence[Reservation]) -> tuple[Reservation, ...]:
-    return tuple(r for r in reservations if r.device == reading.name)
+    return tuple(r for r in reservations if reading.name in r.devices)
 
 
 def measured_use(reading: DeviceReading, worker_id: str) -> int | None:
     """What the worker holds on this device, in bytes; None when the reading does not tell."""
     return next((used for worker, used in reading.used_by if worker == worker_id), None)
+
+
+def most_used(readings: Sequence[DeviceReading], worker_id: str) -> int | None:
+    """What it holds on that of its devices on which it holds most; None when one of the readings does not tell."""
+    uses = [measured_use(reading, worker_id) for reading in readings]
+    known = [used for used in uses if used is not None]
+    return max(known, default=None) if len(known) == len(uses) else None
 
 
 def outstanding_bytes(reading: DeviceReading, reservation: Reservation) -> int:
@@ -99,7 +107,7 @@ def after_release(
     kept: list[Reservation] = []
     used_by = dict(reading.used_by)
     for reservation in reservations:
-        if reservation.device != reading.name or reservation.worker_id not in residues:
+        if reading.name not in reservation.devices or reservation.worker_id not in residues:
             kept.append(reservation)
             continue
         residue_bytes = residues[reservation.worker_id]
@@ -128,7 +136,7 @@ def room_for(reading: DeviceReading, reservations: Sequence[Reservation], worker
     mine = next((r for r in on_device(reading, reservations) if r.worker_id == worker_id), None)
     reading, others = after_release(reading, on_device(reading, reservations), {worker_id: 0})
     if mine is not None:
-        others = tuple(r for r in others if r.worker_id != return_of(mine.service))
+        others = tuple(r for r in others if not (r.for_return and r.service == mine.service))
     available = available_bytes(reading, others)
     if mine is None or available is None:
         loading = loads_of_unknown_size(reading, others)

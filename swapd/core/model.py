@@ -70,14 +70,20 @@ RETURN: Final = "return of "  # the name of a reservation that no worker holds: 
 class Reservation:
     """Device memory promised to a worker from before its spawn until its process tree is gone.
 
-    `settled` is set once the worker has proved itself: what it has not taken by then it is not about to take.
+    `settled` is set once the worker has proved itself: what it has not taken by then it is not about to take. A worker
+    that stands on several devices is promised as much on each.
     """
 
     worker_id: str
     service: str
     device: str
-    bytes: int | None
+    bytes: int | None  # on each of its devices
     settled: bool = False
+    others: tuple[str, ...] = ()  # of a worker that spans several devices, those beside the first
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return (self.device, *self.others)
 
     @property
     def for_return(self) -> bool:
@@ -162,13 +168,23 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a revision stands and what it needs there."""
+    """Where a revision stands and what it needs there. A journal of before knows one device only."""
 
     device: str
-    need_bytes: int | None
+    need_bytes: int | None  # on each of its devices
     can_stage: bool = False  # declared: import and `stage` hook need no device memory
     kind: Kind = Kind.DIRECT  # what its worker is
     exclusive: bool = False  # on this device one load or release at a time: their measurements would mix
+    others: tuple[str, ...] = ()  # of a model that spans several devices (`gpus`), those beside the first
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """In the order in which its worker sees them."""
+        return (self.device, *self.others)
+
+    def promise(self, worker_id: str, service: str) -> Reservation:
+        """What a worker that shall stand here is promised."""
+        return Reservation(worker_id, service, self.device, self.need_bytes, others=self.others)
 
 
 @dataclass(frozen=True, slots=True)

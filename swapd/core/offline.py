@@ -41,7 +41,7 @@ class Seen:
     kind: str  # a Kind's value
     revision: int
     model: str
-    device: str | None = None  # that it was placed on
+    devices: tuple[str, ...] = ()  # that it was placed on
     pid: int | None = None
     uptime_s: float | None = None
     version: str | None = None
@@ -208,7 +208,8 @@ def worker_record(known: Known, worker: Seen) -> dict[str, Any]:
         "model": worker.model or None,
         "role": _role(known, worker),
         "state": "gone" if worker.gone else worker.stats.get("state") or "no answer",
-        "device": worker.device,
+        "device": worker.devices[0] if worker.devices else None,
+        "devices": list(worker.devices),
         "reserved_bytes": None,
         "pid": worker.pid,
         "used_bytes": None,

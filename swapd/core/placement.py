@@ -7,23 +7,19 @@ reservations, never how they were obtained; it does not act, and an in-place pla
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from swapd.core.errors import DEVICE_UNKNOWN, NO_WAY_BACK, OUTAGE_TOO_LONG, VRAM_INSUFFICIENT, Problem
-from swapd.core.ledger import (
-    after_release,
-    available_bytes,
-    loads_of_unknown_size,
-    on_device,
-    outstanding_bytes,
-    room_for,
-)
-from swapd.core.model import DeviceKind, DeviceReading, Footprint, FootprintSource, Reservation, Strategy
-from swapd.core.outage import ExpectedTimes, outage_words
-from swapd.core.reasons import both, held_bytes, holders, what_makes_room
-from swapd.core.sizes import human_bytes, human_seconds
+from swapd.core.fitting import Option, PlacementRequest, beside, if_parked, if_stopped
+from swapd.core.ledger import available_bytes, on_device, outstanding_bytes, room_for
+from swapd.core.model import DeviceKind, DeviceReading, FootprintSource, Strategy
+from swapd.core.outage import outage_words
+from swapd.core.reasons import both
+from swapd.core.sizes import human_seconds
+
+T = TypeVar("T")
 
 __all__ = [
     "Alternative",
@@ -36,37 +32,6 @@ __all__ = [
     "room_for",
 ]
 
-# What a parked worker keeps on a GPU where nobody has measured it: context, graphs and allocator of a sleeping
-# vLLM hold 1-2 GiB, and llm-d's recipe says "plan on 2".
-PARKED_GPU_RESIDUE_BYTES: Final = 2 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class PlacementRequest:
-    service: str
-    model: str  # the candidate's
-    footprint: Footprint
-    readings: tuple[DeviceReading, ...]  # of the devices that the service may use, in the config's order
-    reservations: tuple[Reservation, ...]  # all of them, of every service
-    incumbents: tuple[str, ...] = ()  # workers that serve now; an in-place swap parks or stops them first
-    retiring: tuple[str, ...] = ()  # workers stopped first in any case: a soak's previous revision, or one of no use
-    soaking: tuple[str, ...] = ()  # those of them that a soak keeps
-    wish: Strategy = Strategy.AUTO
-    max_outage_s: float | None = None  # 0: never in-place; None: no bound
-    outage_must_be_known: bool = False  # the bound was asked for, so an outage that is not known cannot be within it
-    way_back: bool = True  # the old model can be loaded again: its files are those that it was loaded from
-    expected: ExpectedTimes = field(default_factory=ExpectedTimes)
-    can_park: bool = False
-    parked_residue_bytes: int | None = None  # what an incumbent keeps on the device while parked, where measured
-    model_of: tuple[tuple[str, str], ...] = ()  # worker id -> model, for the reasons
-
-    def name(self, worker_id: str) -> str:
-        model = self.model_behind(worker_id)
-        return f"{model} ({worker_id})" if model != worker_id else worker_id
-
-    def model_behind(self, worker_id: str) -> str:
-        return dict(self.model_of).get(worker_id, worker_id)
-
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
@@ -78,7 +43,7 @@ class Alternative:
 @dataclass(frozen=True, slots=True)
 class Placement:
     strategy: Strategy
-    device: str
+    devices: tuple[str, ...]  # as many as the model spans, in the config's order
     why: str
     alternatives: tuple[Alternative, ...]
     would_change: tuple[str, ...]  # what would make a strategy possible that is not
@@ -89,27 +54,10 @@ class Placement:
     parks: tuple[str, ...] = ()  # and those that only park for it
     is_return: bool = False  # to a revision that a soak keeps: nothing new is placed
 
-
-@dataclass(frozen=True, slots=True)
-class _Option:
-    """One strategy on one device, judged."""
-
-    strategy: Strategy
-    device: str
-    why: str
-    available_bytes: int | None
-    refusal: str | None = None  # an error code; None: possible
-    would_change: tuple[str, ...] = ()
-    stops: tuple[str, ...] = ()
-    parks: tuple[str, ...] = ()
-
     @property
-    def possible(self) -> bool:
-        return self.refusal is None
-
-    @property
-    def alternative(self) -> Alternative:
-        return Alternative(self.strategy, self.possible, self.why)
+    def device(self) -> str:
+        """The first of them; "": of a return to what stands nowhere."""
+        return self.devices[0] if self.devices else ""
 
 
 def place(request: PlacementRequest) -> Placement | Problem:
@@ -118,9 +66,8 @@ def place(request: PlacementRequest) -> Placement | Problem:
         text = f"No device to put {request.model} on: allow one with `devices` of [services.{request.service}]."
         return Problem(DEVICE_UNKNOWN, text, {"need_bytes": request.footprint.need_bytes, "devices": []})
     if not request.incumbents:
-        start = _best(request, [_beside(request, r, Strategy.START) for r in request.readings])
-        return _answer(request, [start])
-    dual = _best(request, [_beside(request, r, Strategy.DUAL) for r in request.readings])
+        return _answer(request, [_together(request, [beside(request, r, Strategy.START) for r in request.readings])])
+    dual = _together(request, [beside(request, r, Strategy.DUAL) for r in request.readings])
     in_place = _in_place(request)
     # By value: the configuration has an enum of its own for wishes.
     if request.wish is Strategy.DUAL:
@@ -130,9 +77,7 @@ def place(request: PlacementRequest) -> Placement | Problem:
     return _answer(request, [dual, in_place])
 
 
-def _answer(
-    request: PlacementRequest, wanted: Sequence[_Option], others: Sequence[_Option] = ()
-) -> Placement | Problem:
+def _answer(request: PlacementRequest, wanted: Sequence[Option], others: Sequence[Option] = ()) -> Placement | Problem:
     """The first wanted option that is possible, or the refusal of all of them."""
     considered = [*wanted, *others]
     chosen = next((o for o in wanted if o.possible), None)
@@ -145,9 +90,9 @@ def _answer(
     passed_over = [o.why for o in wanted[: wanted.index(chosen)]]
     return Placement(
         strategy=chosen.strategy,
-        device=chosen.device,
+        devices=chosen.devices,
         why="; ".join([*passed_over, chosen.why]),
-        alternatives=tuple(o.alternative for o in considered if o is not chosen),
+        alternatives=tuple(Alternative(o.strategy, o.possible, o.why) for o in considered if o is not chosen),
         would_change=would_change,
         expected_outage_s=outage_s,
         need_bytes=request.footprint.need_bytes,
@@ -159,8 +104,8 @@ def _answer(
 
 def _refuse(
     request: PlacementRequest,
-    wanted: Sequence[_Option],
-    others: Sequence[_Option],
+    wanted: Sequence[Option],
+    others: Sequence[Option],
     would_change: tuple[str, ...],
 ) -> Problem:
     """The code of the nearest miss: memory would do but not the time, else memory, else nothing can be read."""
@@ -193,26 +138,10 @@ def _refuse(
     return Problem(code, f"{text}. What would change it: {', or '.join(hints)}." if hints else f"{text}.", details)
 
 
-# --- judging one strategy on one device --------------------------------------------------------------------
+# --- in place --------------------------------------------------------------------------------------------------------
 
 
-def _beside(request: PlacementRequest, now: DeviceReading, strategy: Strategy) -> _Option:
-    """Load while everything else on the device stays, but for what a swap stops in any case."""
-    reading, reservations = after_release(now, request.reservations, dict.fromkeys(request.retiring, 0))
-    option = _fit(request, reading, reservations, strategy)
-    retired = [r.worker_id for r in on_device(now, request.reservations) if r.worker_id in request.retiring]
-    if retired and option.possible:
-        first = both(
-            f"the soak of {request.name(w)} is ended"
-            if w in request.soaking
-            else f"{request.name(w)}, which takes no clients, is stopped"
-            for w in retired
-        )
-        return replace(option, why=f"{option.why}, once {first}")
-    return option
-
-
-def _in_place(request: PlacementRequest) -> _Option:
+def _in_place(request: PlacementRequest) -> Option:
     """Let the incumbents go first; parked if that is enough, as rollback is then a wake and not a start."""
     own = [
         r
@@ -221,91 +150,108 @@ def _in_place(request: PlacementRequest) -> _Option:
     ]
     names = both(request.name(w) for w in request.incumbents)
     if not own:
-        homes = sorted({r.device for r in request.reservations if r.worker_id in request.incumbents})
+        homes = sorted({name for r in request.reservations if r.worker_id in request.incumbents for name in r.devices})
         allowed = ", ".join(r.name for r in request.readings)
         why = f"in-place impossible: {names} holds nothing on {allowed}" + (
             f" but on {', '.join(homes)}" if homes else ""
         )
-        return _Option(Strategy.IN_PLACE, request.readings[0].name, why, None, VRAM_INSUFFICIENT)
-    return _with_way_back(request, _with_outage(request, _best(request, [_instead(request, r) for r in own])))
+        return Option(Strategy.IN_PLACE, (request.readings[0].name,), "", None, VRAM_INSUFFICIENT, told=why)
+    parked = [option for r in own if (option := if_parked(request, r)) is not None]
+    option = _around(request, parked) if parked else None
+    if option is None or not option.possible:
+        option = _around(request, [if_stopped(request, r) for r in own])
+    return _with_way_back(request, _with_outage(request, option))
 
 
-def _instead(request: PlacementRequest, now: DeviceReading) -> _Option:
-    """On the incumbents' device, as it is forecast to be without them."""
-    here = [r for r in on_device(now, request.reservations) if r.worker_id in request.incumbents]
-    ids = tuple(r.worker_id for r in here)
-    retired = dict.fromkeys(request.retiring, 0)
-    residues = {r.worker_id: residue for r in here if (residue := _residue_bytes(request, now, r)) is not None}
-    # A candidate of unknown size needs the device to itself, so there parking is no help.
-    if request.can_park and len(residues) == len(here) and request.footprint.need_bytes is not None:
-        option = _fit(request, *after_release(now, request.reservations, {**retired, **residues}), Strategy.IN_PLACE)
-        if option.possible:
-            how = f"by parking {both(map(request.name, ids))}{_frees(now, here, residues)}"
-            return replace(option, why=f"{option.why}, {how}", parks=ids)
-    stopped = dict.fromkeys(ids, 0)
-    option = _fit(request, *after_release(now, request.reservations, {**retired, **stopped}), Strategy.IN_PLACE)
-    if not option.possible:
-        return option
-    how = f"by stopping {both(map(request.name, ids))}{_frees(now, here, stopped)}"
-    return replace(option, why=f"{option.why}, {how}", stops=ids)
+def _around(request: PlacementRequest, own: Sequence[Option]) -> Option:
+    """On the incumbents' devices and, where the model spans more than these, on others beside them."""
+    if request.gpus <= len(own) or not any(option.possible for option in own):
+        return _together(request, own)
+    known = {device for option in own for device in option.devices}
+    others = [beside(request, r, Strategy.IN_PLACE) for r in request.readings if r.name not in known]
+    return _together(request, [*own, *others])
 
 
-def _fit(
-    request: PlacementRequest, reading: DeviceReading, reservations: Sequence[Reservation], strategy: Strategy
-) -> _Option:
-    """Does the candidate fit on this device as it is, or is forecast to be?"""
-    available = available_bytes(reading, reservations)
-    need = request.footprint.need_bytes
-
-    def no(why: str, change: tuple[str, ...], code: str = VRAM_INSUFFICIENT) -> _Option:
-        return _Option(strategy, reading.name, _impossible(strategy, reading.name, why), available, code, change)
-
-    if not reading.known:
-        why = f"its memory is unknown ({reading.detail or 'no reading'})"
-        return no(why, (f"make the memory of {reading.name} readable",), DEVICE_UNKNOWN)
-    if available is None:
-        loading = loads_of_unknown_size(reading, reservations)[0].worker_id
-        why = f"{request.name(loading)} is loading there; its size is unknown, so nothing is admitted beside it"
-        declare = f"declare device_memory for {request.model_behind(loading)}"
-        return no(why, (f"wait until {request.name(loading)} is ready", declare))
-    if need is None:
-        return _fit_unknown(request, reading, reservations, strategy, available)
-    what = f"{request.model} needs {human_bytes(need, up=True)} ({request.footprint.source.value})"
-    room = f"{human_bytes(max(0, available), down=True)} available"
-    room += f" after {human_bytes(reading.headroom_bytes)} headroom"
-    if available >= need:
-        return _Option(strategy, reading.name, f"{strategy.value} on {reading.name}: {what}, {room}", available)
-    change = what_makes_room(reading, reservations, need, request.name, request.model_behind, request.incumbents)
-    if request.footprint.source is FootprintSource.ESTIMATED and available > 0:
-        most = human_bytes(available, down=True)
-        change = (*change, f"declare device_memory for {request.model} if it needs no more than {most}")
-    return no(f"{holders(reading, reservations, request.name)}; {what}, {room}", change)
+# --- as many devices as the model spans ----------------------------------------------------------------------------
 
 
-def _fit_unknown(
-    request: PlacementRequest,
-    reading: DeviceReading,
-    reservations: Sequence[Reservation],
-    strategy: Strategy,
-    available: int,
-) -> _Option:
-    """A model of unknown need may take anything: it is admitted only where no other worker could lose by it."""
-    what = f"what {request.model} needs is unknown"
-    others = on_device(reading, reservations)
-    if available > 0 and not others:
-        why = f"{strategy.value} on {reading.name}: {what}, and nothing else is reserved there"
-        return _Option(strategy, reading.name, why, available)
-    if others:
-        names = both(request.name(r.worker_id) for r in others)
-        why = f"{what}, so it must have the device to itself, and {names} {'is' if len(others) == 1 else 'are'} there"
-    else:
-        why = f"{what}, and nothing is available after {human_bytes(reading.headroom_bytes)} headroom"
-    change = (f"declare device_memory for {request.model}",)
-    why = _impossible(strategy, reading.name, why)
-    return _Option(strategy, reading.name, why, available, VRAM_INSUFFICIENT, change)
+def _together(request: PlacementRequest, options: Sequence[Option]) -> Option:
+    """The best device for it, or the best of as many as it spans: what each was found to be taken together."""
+    ranked = _ranked(request, options)
+    if request.gpus <= 1:
+        return ranked[0]
+    readings = {r.name: r for r in request.readings}
+    usable = [option for option in ranked if _may_be_one_of_several(readings[option.devices[0]])]
+    possible = [option for option in usable if option.possible]
+    if len(possible) < request.gpus:
+        return _too_few(request, ranked[0].strategy, usable, possible)
+    chosen = _alike(request, possible, readings) or possible[: request.gpus]
+    fullest = min(chosen, key=lambda option: option.available_bytes or 0)
+    names = {option.devices[0] for option in chosen}
+    return replace(
+        fullest,
+        devices=tuple(name for name in readings if name in names),
+        how=next((option.how for option in chosen if option.how), ""),
+        stops=_unique(worker for option in chosen for worker in option.stops),
+        parks=_unique(worker for option in chosen for worker in option.parks),
+    )
 
 
-def _with_outage(request: PlacementRequest, option: _Option) -> _Option:
+def _ranked(request: PlacementRequest, options: Sequence[Option]) -> list[Option]:
+    """Of those possible: the incumbents' own device (its caches are warm, and the others stay free for others),
+    else the one with the most available, else the first named. Of those that fail: the one that lacks least."""
+    own = {name for r in request.reservations if r.worker_id in request.incumbents for name in r.devices}
+
+    def rank(option: Option) -> tuple[bool, bool, int]:
+        lacks = option.available_bytes is None
+        return (
+            not option.possible,
+            option.devices[0] not in own if option.possible else lacks,
+            -(option.available_bytes or 0),
+        )
+
+    return sorted(options, key=rank)
+
+
+def _may_be_one_of_several(reading: DeviceReading) -> bool:
+    """CUDA gives a process one MIG slice at most, and the host's memory is one however it is budgeted."""
+    return reading.kind is DeviceKind.NVML and not reading.uuid.startswith("MIG-")
+
+
+def _alike(
+    request: PlacementRequest, possible: Sequence[Option], readings: Mapping[str, DeviceReading]
+) -> Sequence[Option] | None:
+    """So many of one size, as the smallest decides for all of them; None: there are not as many. In place it is the
+    incumbents' devices that count."""
+    if possible[0].strategy is Strategy.IN_PLACE:
+        return None
+    sizes = [readings[option.devices[0]].total_bytes for option in possible]
+    size = next((s for s in sizes if sizes.count(s) >= request.gpus), None)
+    same = [option for option, its in zip(possible, sizes, strict=True) if its == size]
+    return same[: request.gpus] if size is not None else None
+
+
+def _too_few(
+    request: PlacementRequest, strategy: Strategy, usable: Sequence[Option], possible: Sequence[Option]
+) -> Option:
+    spans = f"{strategy.value} impossible: {request.model} spans {request.gpus} GPUs"
+    if len(usable) < request.gpus:
+        names = tuple(option.devices[0] for option in usable) or (request.readings[0].name,)
+        told = f"{spans}, and {f'only {both(names)}' if usable else 'none of its devices'} can be one of several"
+        change = f"allow more whole GPUs with `devices` of [services.{request.service}]"
+        return Option(strategy, names, "", None, VRAM_INSUFFICIENT, (change,), told=told)
+    nearest = [option for option in usable if not option.possible][: request.gpus - len(possible)]
+    has_room = both(option.devices[0] for option in possible)
+    room = f"only {has_room} {'has' if len(possible) == 1 else 'have'} room" if possible else "not one has room"
+    told = "; ".join([f"{spans}, and {room}", *(f"{option.devices[0]}: {option.reason}" for option in nearest)])
+    changes = _unique(change for option in nearest for change in option.would_change)
+    return replace(nearest[0], devices=tuple(o.devices[0] for o in nearest), told=told, would_change=changes)
+
+
+# --- what else must be so in place -----------------------------------------------------------------------------------
+
+
+def _with_outage(request: PlacementRequest, option: Option) -> Option:
     """In-place where memory allows it is still refused when clients would wait too long."""
     if not option.possible:
         return option
@@ -313,7 +259,7 @@ def _with_outage(request: PlacementRequest, option: _Option) -> _Option:
     if limit_s is not None and limit_s <= 0:
         why = "in-place not allowed: max_outage is 0"
         return replace(
-            option, why=why, refusal=OUTAGE_TOO_LONG, would_change=(f"raise max_outage of {request.service}",)
+            option, told=why, refusal=OUTAGE_TOO_LONG, would_change=(f"raise max_outage of {request.service}",)
         )
     if limit_s is not None and expected.at_least_s > limit_s:
         outage = human_seconds(expected.at_least_s)
@@ -321,66 +267,29 @@ def _with_outage(request: PlacementRequest, option: _Option) -> _Option:
         change = [f"raise max_outage of {request.service} to {outage}"]
         if expected.drain_s and expected.at_least_s - expected.drain_s <= limit_s:
             change.append("wait until fewer requests are open, or lower drain_timeout")
-        return replace(option, why=why, refusal=OUTAGE_TOO_LONG, would_change=tuple(change))
+        return replace(option, told=why, refusal=OUTAGE_TOO_LONG, would_change=tuple(change))
     if expected.outage_s is None and limit_s is not None and request.outage_must_be_known:
         why = f"in-place may take longer than {human_seconds(limit_s)}: {request.model} was never loaded here"
         change = ["leave the limit away for the first time"]
-        return replace(option, why=why, refusal=OUTAGE_TOO_LONG, would_change=tuple(change))
+        return replace(option, told=why, refusal=OUTAGE_TOO_LONG, would_change=tuple(change))
     if expected.outage_s is None:
-        return replace(option, why=f"{option.why}; outage unknown, as {request.model} has not been loaded here before")
-    return replace(option, why=f"{option.why}; expected outage {outage_words(expected)}")
+        return replace(option, told=f"{option.why}; outage unknown, as {request.model} has not been loaded here before")
+    return replace(option, told=f"{option.why}; expected outage {outage_words(expected)}")
 
 
-def _with_way_back(request: PlacementRequest, option: _Option) -> _Option:
+def _with_way_back(request: PlacementRequest, option: Option) -> Option:
     """In-place the old model must be loaded again if the new one fails; where it cannot, only on an explicit wish."""
     if not option.possible or request.way_back or option.parks:
         return option
     names = both(request.name(w) for w in request.incumbents)
     gone = f"the files of {names} have changed since it was loaded, so it could not come back"
     if request.wish is Strategy.IN_PLACE:
-        return replace(option, why=f"{option.why}; {gone}")
+        return replace(option, told=f"{option.why}; {gone}")
     change = ("put the old files back, or keep each version under a path of its own", "say --strategy in-place")
-    return replace(option, why=f"in-place refused: {gone}", refusal=NO_WAY_BACK, would_change=change)
-
-
-def _best(request: PlacementRequest, options: Sequence[_Option]) -> _Option:
-    """Of those possible: the incumbents' own device (its caches are warm, and the others stay free for others),
-    else the one with the most available, else the first named. Of those that fail: the one that lacks least."""
-    own = {r.device for r in request.reservations if r.worker_id in request.incumbents}
-
-    def rank(numbered: tuple[int, _Option]) -> tuple[bool, bool, int, int]:
-        position, option = numbered
-        lacks = option.available_bytes is None
-        return (
-            not option.possible,
-            option.device not in own if option.possible else lacks,
-            -(option.available_bytes or 0),
-            position,
-        )
-
-    return min(enumerate(options), key=rank)[1]
+    return replace(option, told=f"in-place refused: {gone}", refusal=NO_WAY_BACK, would_change=change)
 
 
 # --- small things -------------------------------------------------------------------------------------------
-
-
-def _residue_bytes(request: PlacementRequest, reading: DeviceReading, reservation: Reservation) -> int | None:
-    """What this worker would keep on the device while parked; None: not known, so parking cannot be planned."""
-    if request.parked_residue_bytes is not None:
-        return request.parked_residue_bytes
-    if reading.kind is DeviceKind.HOST:
-        # Parking moves weights to the host's memory, which on a host device is the device itself.
-        return None
-    return PARKED_GPU_RESIDUE_BYTES
-
-
-def _frees(reading: DeviceReading, here: Sequence[Reservation], residues: dict[str, int]) -> str:
-    freed = sum(max(0, held_bytes(reading, r) - residues.get(r.worker_id, 0)) for r in here)
-    return f" (frees {human_bytes(freed)})" if freed else ""
-
-
-def _impossible(strategy: Strategy, device: str, why: str) -> str:
-    return f"{strategy.value} impossible on {device}: {why}"
 
 
 def _here(request: PlacementRequest, workers: Sequence[str]) -> tuple[str, ...]:
@@ -388,5 +297,5 @@ def _here(request: PlacementRequest, workers: Sequence[str]) -> tuple[str, ...]:
     return tuple(w for w in workers if w in reserved)
 
 
-def _unique(texts: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(texts))
+def _unique(items: Iterable[T]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(items))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final
@@ -40,6 +40,8 @@ PLACEHOLDERS: Final = (SOCKET, PORT, "{device}")
 VLLM_UTILIZATION: Final = 0.9  # of the whole card, where nothing is said; vLLM's own default: 0.9 or 0.92, by version
 _HUMAN_INT: Final = re.compile(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)", re.ASCII)  # vLLM's: 1k is 1000, 1K is 1024
 _KV_BYTES: Final = "--kv-cache-memory-bytes"
+_TENSOR_PARALLEL: Final = ("--tensor-parallel-size", "-tp")
+_PARALLEL: Final = (*_TENSOR_PARALLEL, "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
 _UTILIZATION: Final = "--gpu-memory-utilization"
 _UTILIZATIONS: Final = (_UTILIZATION, "--device-memory-utilization")  # 0.32 has both names
 _HEALTH: Final = {LLAMA_SERVER: "/health", VLLM: "/health"}
@@ -129,17 +131,24 @@ def reuses_connections(model: ModelConfig) -> bool:
     return model.engine != LLAMA_SERVER
 
 
-def visible_devices(model: ModelConfig, reading: DeviceReading) -> dict[str, str]:
-    """The environment in which a worker sees its own GPU and no other.
+def visible_devices(model: ModelConfig, readings: Sequence[DeviceReading]) -> dict[str, str]:
+    """The environment in which a worker sees its own GPUs and no other, in the order in which they are told.
 
     By UUID, which does not change when a card is added. But many a vLLM takes a number only (vllm#20939, #46132; 0.32
     takes both), and CUDA counts by speed unless it is told to count by bus, as NVML does.
     """
-    if reading.kind is not DeviceKind.NVML:
+    gpus = [reading for reading in readings if reading.kind is DeviceKind.NVML]
+    if not gpus:
         return {}
-    if model.engine == VLLM and reading.index is not None:
-        return {"CUDA_VISIBLE_DEVICES": str(reading.index), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    return {"CUDA_VISIBLE_DEVICES": reading.uuid}
+    numbers = [reading.index for reading in gpus if reading.index is not None]
+    if model.engine == VLLM and len(numbers) == len(gpus):
+        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, numbers)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(reading.uuid for reading in gpus)}
+
+
+def smallest_gpu_bytes(readings: Iterable[DeviceReading]) -> int | None:
+    """All the memory of the smallest of them: a fraction of a card must be right on each. None: there is no GPU."""
+    return min((reading.gpu_bytes for reading in readings if reading.gpu_bytes is not None), default=None)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -234,6 +243,8 @@ def _vllm(model: ModelConfig, command: tuple[str, ...], device_bytes: int | None
         flags += ["--shutdown-timeout", str(max(1, int(stop_timeout_s(model) / 2)))]
     if model.sleep and not has_flag(command, "--enable-sleep-mode"):
         flags += ["--enable-sleep-mode"]
+    if model.gpus > 1 and not has_flag(command, *_PARALLEL):
+        flags += [_TENSOR_PARALLEL[0], str(model.gpus)]
     if device_bytes and (share := memory_share(model, device_bytes)) is not None:
         flags += [_UTILIZATION, f"{share:g}"]
     return flags

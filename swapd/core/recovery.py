@@ -26,7 +26,6 @@ from swapd.core.behind import (
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Kept, Observed, OpDone, OpFailed, WorkerExited
-from swapd.core.ledger import return_of
 from swapd.core.model import Kind, Op, OpKind, Revision, Service, Swap, Worker
 from swapd.core.routing import next_epoch
 from swapd.core.states import FORWARD, Phase, WorkerState
@@ -144,7 +143,7 @@ def _begin_anew(d: Draft, name: str) -> None:
     service = d.services[name]
     if service.swap is not None:
         _end_swap(d, service.swap, "and all workers with it")
-    d.reservations.pop(return_of(name), None)
+    d.keep_nothing_for_return(name)
     d.set_service(name, slots=(), failures=0, problem=None, retry_at=None)
     for worker in d.workers_of(name):
         del d.workers[worker.id]

@@ -199,12 +199,13 @@ def worker_record(state: State, worker: Worker, reserved: Mapping[str, int | Non
         "role": role(service, worker),
         "state": worker_state(worker),
         "device": slot.device if slot is not None else None,
+        "devices": list(slot.devices) if slot is not None else [],
         "reserved_bytes": reserved.get(worker.id),
     }
 
 
 def device_record(reading: DeviceReading, state: State) -> dict[str, Any]:
-    here = [r for r in state.reservations if r.device == reading.name]
+    here = [r for r in state.reservations if reading.name in r.devices]
     used = dict(reading.used_by)
     return measured_device(reading) | {
         "reserved_bytes": sum(r.bytes or 0 for r in here),
@@ -256,6 +257,7 @@ def plan_record(
         "strategy": placement.strategy.value,
         "why": placement.why,
         "device": placement.device,
+        "devices": list(placement.devices),
         "alternatives": [
             {"strategy": a.strategy.value, "possible": a.possible, "why": a.why} for a in placement.alternatives
         ],

@@ -42,7 +42,7 @@ def measured(d: Draft, event: events.Measured) -> None:
         _postpone(d, service.name, placed)
         return
     assert isinstance(event.result, Measurement)
-    slot = event.result.slot(placed.device, placed.need_bytes)
+    slot = event.result.slot(placed.devices, placed.need_bytes)
     d.set_service(event.service, slots=(*service.slots, (event.revision, slot)))
 
 
@@ -54,6 +54,7 @@ def _place_start(d: Draft, service: Service, revision: Revision, m: Measurement)
             footprint=m.footprint,
             readings=m.readings,
             reservations=tuple(d.reservations.values()),
+            gpus=m.gpus,
         )
     )
 

@@ -18,7 +18,7 @@ from swapd.core.events import Resumed, ReturnRequested, SwapRequested
 from swapd.core.model import Service, ServiceSettings, Strategy, Swap
 from swapd.core.outage import longest_drain_s
 from swapd.core.placement import Placement
-from swapd.core.presets import shown_flags
+from swapd.core.presets import shown_flags, smallest_gpu_bytes
 from swapd.core.report import plan_record, rollback_kind, swap_record
 from swapd.core.rollout import can_park, plan
 from swapd.core.states import Phase
@@ -73,7 +73,7 @@ class Api:
         if placed.is_return and placed.expected_outage_s is None:
             placed = replace(placed, expected_outage_s=self._knowledge.return_s(model, parked=True))
         rollback, rollback_s = self._rollback_after(service, placed, request.way_back)
-        gpu_bytes = next((r.gpu_bytes for r in request.measurement.readings if r.name == placed.device), None)
+        gpu_bytes = smallest_gpu_bytes(r for r in request.measurement.readings if r.name in placed.devices)
         return plan_record(
             service,
             model.name,

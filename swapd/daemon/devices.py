@@ -45,9 +45,6 @@ class Devices:
     def names(self) -> tuple[str, ...]:
         return tuple(self._configs)
 
-    async def read_one(self, name: str) -> DeviceReading:
-        return (await self.read((name,)))[0]
-
     async def read_all(self) -> list[DeviceReading]:
         return await self.read(self.names())
 
@@ -63,7 +60,7 @@ class Devices:
         for name in names:
             config = self._configs[name]
             if config.kind is DeviceKind.HOST:
-                here = {worker: pids.get(worker, set()) for worker, device in placed.items() if device == name}
+                here = {worker: pids.get(worker, set()) for worker, devices in placed.items() if name in devices}
                 reading = await self._host.read_async(name, config.memory_bytes, config.headroom_bytes, here)
                 readings[name] = reading
         gpus = [self._configs[n] for n in names if self._configs[n].kind is DeviceKind.NVML]
@@ -71,13 +68,13 @@ class Devices:
             readings[reading.name] = reading
         return [readings[name] for name in names]
 
-    def _placed(self) -> dict[str, str]:
-        """Which worker stands on which device."""
+    def _placed(self) -> dict[str, tuple[str, ...]]:
+        """Which worker stands on which devices."""
         state = self._state()
-        placed: dict[str, str] = {}
+        placed: dict[str, tuple[str, ...]] = {}
         for worker in state.workers:
             service = state.service(worker.service)
             slot = service.slot(worker.revision) if service is not None else None
             if slot is not None:
-                placed[worker.id] = slot.device
+                placed[worker.id] = slot.devices
         return placed

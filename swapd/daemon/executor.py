@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,8 +18,8 @@ from swapd.core import errors
 from swapd.core.config import Config, ModelConfig
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, PeakSeen, Run, TimerFired, WakeAt
-from swapd.core.ledger import overdrawn, room_for
-from swapd.core.model import DeviceKind, Kind, Op, OpKind, Worker
+from swapd.core.ledger import most_used, overdrawn, room_for
+from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, OpKind, Worker
 from swapd.core.presets import ready_path
 from swapd.daemon.devices import Devices
 from swapd.daemon.draining import drain
@@ -163,16 +163,17 @@ class Executor:
         model = None if worker.kind is Kind.GATE else self._model(op)
         if model is not None:
             worker = await self._with_its_content(worker, model)
-        reading = None
+        readings: Sequence[DeviceReading] = ()
         if effect.slot is not None and model is not None:
-            reading = await self._devices.read_one(effect.slot.device)
-            if reading.kind is DeviceKind.NVML and not reading.uuid:  # it would see no GPU, and take the CPU
-                text = f"{reading.name}: {reading.detail}; {op.worker} is not started without its GPU."
-                raise SwapdError(errors.DEVICE_UNKNOWN, text)
+            readings = await self._devices.read(effect.slot.devices)
+            for reading in readings:
+                if reading.kind is DeviceKind.NVML and not reading.uuid:  # it would see no GPU, and take the CPU
+                    text = f"{reading.name}: {reading.detail}; {op.worker} is not started without its GPU."
+                    raise SwapdError(errors.DEVICE_UNKNOWN, text)
         service = self.loop.state.service(op.service)
         revision = service.revision(worker.revision) if service is not None else None
         settings = self._knowledge.service_config(op.service)
-        return await self._workers.spawn(worker, settings, model, reading, revision, effect.slot)
+        return await self._workers.spawn(worker, settings, model, readings, revision, effect.slot)
 
     async def _with_its_content(self, worker: Worker, model: ModelConfig) -> Worker:
         """The worker, numbered by what it is about to load: files may have changed since its revision was made."""
@@ -240,13 +241,14 @@ class Executor:
         started_s = clock()
         deadline_s = started_s + self.config.daemon.release_timeout_s + op.deadline_s
         while True:
-            reading = await self._devices.read_one(slot.device)
-            problem = room_for(reading, self.loop.state.reservations, op.worker)
+            readings = await self._devices.read(slot.devices)
+            found = (room_for(reading, self.loop.state.reservations, op.worker) for reading in readings)
+            problem = next((problem for problem in found if problem is not None), None)
             if problem is None:
-                free = reading.free_bytes
+                free = min(reading.free_bytes or 0 for reading in readings)
                 return {"free_bytes": free, "waited_s": round(clock() - started_s, 3)}
             if clock() >= deadline_s:
-                self._knowledge.learn_residues(op.service, reading)
+                self._knowledge.learn_residues(op.service, readings)
                 raise SwapdError.of(problem)
             await asyncio.sleep(POLL_MEMORY_S)
 
@@ -273,13 +275,14 @@ class Executor:
         self._knowledge.learn_time(model, "verify", asyncio.get_running_loop().time() - started_s)
         used = None
         if effect.slot is not None:
-            reading = await self._devices.read_one(effect.slot.device)
-            self._knowledge.learn_footprint(op, reading)
-            self._knowledge.learn_residues(op.service, reading)
-            used = dict(reading.used_by).get(op.worker)
-            problem = overdrawn(reading, self.loop.state.reservations, op.worker)
-            if problem is not None:
-                raise SwapdError.of(problem)
+            readings = await self._devices.read(effect.slot.devices)
+            self._knowledge.learn_footprint(op, readings)
+            self._knowledge.learn_residues(op.service, readings)
+            used = most_used(readings, op.worker)
+            for reading in readings:
+                problem = overdrawn(reading, self.loop.state.reservations, op.worker)
+                if problem is not None:
+                    raise SwapdError.of(problem)
         answers = "1 answer" if report.answers == 1 else f"{report.answers} answers"
         detail = f"{answers}, slowest {report.slowest_s * 1000:.0f} ms"
         detail = detail if model.probes else "no probes are configured"
@@ -321,7 +324,7 @@ class Executor:
                 for service in active:
                     if service.swap is None:
                         continue
-                    devices = {slot.device for _, slot in service.slots}
+                    devices = {name for _, slot in service.slots for name in slot.devices}
                     for r in readings:
                         if r.name in devices and r.known and r.total_bytes is not None and r.free_bytes is not None:
                             used, key = r.total_bytes - r.free_bytes, (service.swap.id, r.name)

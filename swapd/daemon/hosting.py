@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -100,7 +100,7 @@ def cpu_weight(model: ModelConfig | None, *, serves: bool) -> int:
 
 
 def confine(
-    user: str, model: ModelConfig | None, reading: DeviceReading | None, interpreter: str, shared: str
+    user: str, model: ModelConfig | None, readings: Sequence[DeviceReading], interpreter: str, shared: str
 ) -> Confinement:
     """What a worker that runs as `user` may touch; of a gate (no model) next to nothing."""
     if model is None:
@@ -109,7 +109,7 @@ def confine(
     return Confinement(
         user=user,
         group=WORKERS_GROUP if user == USER else "",
-        devices=(NVIDIA,) if reading is not None and reading.kind is DeviceKind.NVML else (),
+        devices=(NVIDIA,) if any(reading.kind is DeviceKind.NVML for reading in readings) else (),
         read_paths=model.read_paths,
         needed_paths=tuple(dict.fromkeys(path for path in needed if os.path.exists(path))),
         write_paths=(*model.write_paths, shared),

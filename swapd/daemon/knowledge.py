@@ -18,6 +18,7 @@ from swapd.core.config_views import settings_digest
 from swapd.core.errors import CONTENT_CHANGED, UNKNOWN_MODEL, UNKNOWN_REVISION, SwapdError
 from swapd.core.events import Measurement, Observed
 from swapd.core.footprint import Learned, WeightsSummary, estimate, learn
+from swapd.core.ledger import most_used
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service, State
 from swapd.core.outage import ExpectedTimes
 from swapd.core.presets import has_front, said_cache_bytes, said_need
@@ -155,13 +156,16 @@ class Knowledge:
             kind,
             said=said,
             cache_bytes=said_cache_bytes(model),
+            gpus=model.gpus,
         )
         times = self._times(model)
         proof_s = times.get("warm", 0.0) + times.get("verify", 0.0)
         expected = ExpectedTimes(drain_s=drain_s, release_s=release_s, load_s=times.get("load"), warm_s=proof_s)
         can_stage = kind is DeviceKind.NVML and model.stage
         what = Kind.DIRECT if has_front(model) else Kind.ENGINE
-        return Measurement(footprint, tuple(readings), expected, can_stage, self._parked_residue(service, kind), what)
+        return Measurement(
+            footprint, tuple(readings), expected, can_stage, self._parked_residue(service, kind), what, model.gpus
+        )
 
     def release_s(self, model: ModelConfig, *, parked: bool) -> float | None:
         """How long one worker took to give its memory back."""
@@ -181,29 +185,29 @@ class Knowledge:
     def learn_time(self, model: ModelConfig, step: str, seconds: float) -> None:
         self._save(lambda: self._journal.save_timing(model.name, settings_digest(model), step, seconds, now()))
 
-    def learn_footprint(self, op: Op, reading: DeviceReading) -> None:
-        """The use of a worker that has just answered its probes."""
+    def learn_footprint(self, op: Op, readings: Sequence[DeviceReading]) -> None:
+        """The use of a worker that has just answered its probes: on that of its devices on which it is most."""
         model = self.model_for(op)
-        used = dict(reading.used_by).get(op.worker)
+        used = most_used(readings, op.worker)
         if model is None or used is None:
             return
-        digest = settings_digest(model)
+        digest, kind = settings_digest(model), readings[0].kind
 
         def save() -> None:
-            learned = learn(self._learned(model.name, digest, reading.kind), used)
+            learned = learn(self._learned(model.name, digest, kind), used)
             if learned is not None:
                 body = {"peak_bytes": learned.peak_bytes, "runs": learned.runs}
-                self._journal.save_footprint(model.name, digest, reading.kind.value, body, now())
+                self._journal.save_footprint(model.name, digest, kind.value, body, now())
 
         self._save(save)
 
-    def learn_residues(self, service: str, reading: DeviceReading) -> None:
+    def learn_residues(self, service: str, readings: Sequence[DeviceReading]) -> None:
         """What the service's parked worker still holds, long enough after it was parked."""
         for worker in self.loop.state.workers_of(service):
-            used = dict(reading.used_by).get(worker.id)
+            used = most_used(readings, worker.id)
             model = self._models.get((service, worker.revision))
             if worker.state is WorkerState.PARKED and model is not None and used is not None:
-                self._save(partial(self._save_residue, model, reading.kind, used))
+                self._save(partial(self._save_residue, model, readings[0].kind, used))
 
     def _save_residue(self, model: ModelConfig, kind: DeviceKind, used: int) -> None:
         digest = settings_digest(model)

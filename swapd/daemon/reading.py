@@ -13,6 +13,7 @@ from typing import Any, Final
 import swapd
 from swapd.core import errors
 from swapd.core.errors import SwapdError
+from swapd.core.ledger import most_used
 from swapd.core.model import Kind, Revision, Service
 from swapd.core.redact import Redactor
 from swapd.core.report import device_record, drifted, service_record, swap_record, worker_record
@@ -137,7 +138,6 @@ class Reading:
 
     async def workers(self, params: Params) -> Any:
         readings = await self._devices.read_all()
-        used = {(r.name, worker): size for r in readings for worker, size in r.used_by}
         state = self._loop.state
         reserved = {r.worker_id: r.bytes for r in state.reservations}
         records = []
@@ -149,7 +149,7 @@ class Reading:
                 record
                 | {
                     "pid": live.process.pid if live is not None else None,
-                    "used_bytes": used.get((record["device"], worker.id)),
+                    "used_bytes": most_used([r for r in readings if r.name in record["devices"]], worker.id),
                     "uptime_s": round(now() - live.facts.started_at, 1) if live is not None else None,
                     "in_flight": stats.get("in_flight"),
                     "connections": stats.get("connections"),

@@ -114,10 +114,10 @@ class Reload:
         """Keys that can be taken over live, but not now."""
         state = self._loop.state
         stuck = {}
-        stands = {r.device: r.service for r in state.reservations}
+        stands = {device: r.service for r in state.reservations for device in r.devices}
         for service in state.services:
             slot = service.slot(service.stable)
-            stands |= {slot.device: service.name} if slot is not None else {}
+            stands |= dict.fromkeys(slot.devices, service.name) if slot is not None else {}
         for device in stands.keys() - devices.keys():
             stuck[f"devices.{device}"] = f"is in use by {stands[device]}: bring that to another device first"
         for name in new.services.keys() - old.services.keys():

@@ -14,7 +14,7 @@ import os
 import pwd
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -122,12 +122,12 @@ def front_settings(service: ServiceConfig) -> dict[str, Any]:
 
 
 def server_spec(
-    model: ModelConfig, launch: Launch, reading: DeviceReading | None, runtime_dir: str, user: str
+    model: ModelConfig, launch: Launch, readings: Sequence[DeviceReading], runtime_dir: str, user: str
 ) -> dict[str, Any]:
     """`user`: whom the server becomes; "": it runs as its runner does."""
     return {
         "argv": launch.argv,
-        "device": reading.uuid if reading is not None and reading.kind is DeviceKind.NVML else "cpu",
+        "device": ",".join(r.uuid for r in readings if r.kind is DeviceKind.NVML) or "cpu",
         "user": user,
         "stop_signal": launch.stop_signal,
         "stop_timeout_s": launch.stop_timeout_s,
@@ -157,7 +157,7 @@ def let_pass(directory: Path, top: Path) -> None:
 
 
 def environment_of(
-    model: ModelConfig | None, reading: DeviceReading | None, launch: Launch | None, home: str | None = None
+    model: ModelConfig | None, readings: Sequence[DeviceReading], launch: Launch | None, home: str | None = None
 ) -> dict[str, str]:
     """Of the worker. What its model says itself comes last. `home`: of one that runs as another user from its start."""
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -170,8 +170,7 @@ def environment_of(
         environment["HOME"] = home
     if model is None:
         return environment
-    if reading is not None:
-        environment |= visible_devices(model, reading)
+    environment |= visible_devices(model, readings)
     if launch is not None:
         environment |= launch.environment
     return environment | model.environment

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 import sys
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from swapd.core.config import CONTROL_SOCKET, HTTP_SOCKET, Config, ModelConfig, 
 from swapd.core.errors import OUT_OF_MEMORY, WORKER_EXITED, Problem, SwapdError
 from swapd.core.launch import Command, Confinement
 from swapd.core.model import DeviceReading, Kind, Revision, Slot, Worker
-from swapd.core.presets import blocked_paths, launch_of, reuses_connections
+from swapd.core.presets import blocked_paths, launch_of, reuses_connections, smallest_gpu_bytes
 from swapd.daemon.hosting import WorkerHost, WorkerProcess, choose_host, confine, cpu_weight, share, user_of
 from swapd.daemon.live import Live
 from swapd.daemon.spec import (
@@ -110,12 +110,13 @@ class Workers:
         worker: Worker,
         service: ServiceConfig,
         model: ModelConfig | None,
-        reading: DeviceReading | None,
+        readings: Sequence[DeviceReading],
         revision: Revision | None = None,
         slot: Slot | None = None,
     ) -> Mapping[str, Any]:
-        """Start the process and say hello. On failure nothing of it is left. Raises SwapdError."""
-        live = await self._start(worker, service, model, reading, revision, slot)
+        """Start the process and say hello; `readings` are of its devices. On failure nothing of it is left. Raises
+        SwapdError."""
+        live = await self._start(worker, service, model, readings, revision, slot)
         self._own(live)
         try:
             return await self._connect(live, HELLO_DEADLINE_S)
@@ -166,7 +167,7 @@ class Workers:
         worker: Worker,
         service: ServiceConfig,
         model: ModelConfig | None,
-        reading: DeviceReading | None,
+        readings: Sequence[DeviceReading],
         revision: Revision | None,
         slot: Slot | None,
     ) -> Live:
@@ -178,8 +179,8 @@ class Workers:
         user = user_of(self._host, model, worker.kind)
         server_user = model.user if model is not None and not user else None  # whom a server of its own changes to
         if worker.kind is Kind.ENGINE and model is not None:
-            launch = launch_of(model, reading.gpu_bytes if reading is not None else None)
-            spec["server"] = server_spec(model, launch, reading, self.config.daemon.runtime_dir, server_user or "")
+            launch = launch_of(model, smallest_gpu_bytes(readings))
+            spec["server"] = server_spec(model, launch, readings, self.config.daemon.runtime_dir, server_user or "")
         log_path = self.log_path(worker.id)
         facts = Facts(
             service=worker.service,
@@ -205,12 +206,12 @@ class Workers:
         if user:
             ports = ports_dir(self.config.daemon.runtime_dir)
             share(ports)
-            confinement = confine(user, model, reading, own_python or sys.executable, ports)
+            confinement = confine(user, model, readings, own_python or sys.executable, ports)
         command = Command(
             name=worker.id,
             marker=marker_of(worker.id, nonce),
             argv=(own_python or sys.executable, LAUNCHER, *flags, str(directory)),
-            env=environment_of(model, reading, launch, confinement.cache_dir if user else None),
+            env=environment_of(model, readings, launch, confinement.cache_dir if user else None),
             cwd=model.directory if model is not None else None,
             log_path=str(log_path),
             directory=str(directory),

@@ -34,10 +34,13 @@ class WorkerDir:
         return self.path / CONTROL_SOCKET
 
     @property
-    def device(self) -> str | None:
-        """That it was placed on; None: it is a gate, or it is not known."""
+    def devices(self) -> tuple[str, ...]:
+        """That it was placed on; (): it is a gate, or it is not known."""
         slot = self._host.get("slot")
-        return str(slot["device"]) if isinstance(slot, dict) and slot.get("device") else None
+        if not isinstance(slot, dict) or not slot.get("device"):
+            return ()
+        others = slot.get("others")
+        return (str(slot["device"]), *(map(str, others) if isinstance(others, list) else ()))
 
     @property
     def log_path(self) -> Path | None:

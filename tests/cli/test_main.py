@@ -373,8 +373,20 @@ def test_devices_name_who_holds_memory(daemon, capsys):
     assert "gpu0: pid 99 python3 1.0 GiB, not swapd's" in out
 
 
+def test_workers_that_span_several_devices_are_told_with_what_they_have_on_each(daemon, capsys):
+    older = worker(id="chat-2")
+    del older["devices"]
+    daemon.answers["workers"] = [worker(devices=["gpu0", "gpu1"]), older]
+    assert main(["workers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "gpu0, gpu1  20.0 GiB each  19.0 GiB each" in lines[1]
+    assert " gpu0  " in lines[2], "a daemon of before knows one"
+
+
 def test_workers_of_a_gate_have_no_model(daemon, capsys):
-    gate = worker(id="chat-gate-4", model=None, revision=None, role="gate", device=None, reserved_bytes=None)
+    gate = worker(
+        id="chat-gate-4", model=None, revision=None, role="gate", device=None, devices=[], reserved_bytes=None
+    )
     daemon.answers["workers"] = [worker(), gate]
     assert main(["workers"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -176,8 +176,8 @@ MISTAKES = [
     ),
     # --- what later versions do
     (((*A, "engine"), "asgj"), "models.a.engine", 'did you mean "asgi"?'),
-    (((*A, "gpus"), 2), "models.a.gpus", "not supported yet"),
-    (((*A, "gpus"), 1), None, None),
+    (((*A, "gpus"), 2), None, None),
+    (((*A, "gpus"), 0), "models.a.gpus", "write a number from 1 to 64"),
     (((*A, "user"), "x"), None, None),
     (((*A, "memory_max"), "16GiB"), None, None),
     (((*A, "memory_max"), "16"), "models.a.memory_max", "has no unit"),
@@ -249,3 +249,12 @@ def test_the_longest_runtime_dir_that_fits_is_accepted():
     assert problems_of(changed((("services",), listen), (("daemon", "runtime_dir"), fits))) == []
     found = problems_of(changed((("services",), listen), (("daemon", "runtime_dir"), over)))
     assert [(problem.key, "1 bytes too long" in problem.message) for problem in found] == [("daemon.runtime_dir", True)]
+
+
+def test_a_model_that_spans_more_devices_than_its_service_may_use_is_a_mistake():
+    gpus = {f"gpu{n}": {"kind": "nvml", "match": str(n)} for n in range(2)}
+    spans = (("devices",), gpus), ((*A, "gpus"), 2)
+    assert problems_of(changed(*spans, ((*CHAT, "devices"), ["gpu0", "gpu1"]))) == []
+    [problem] = problems_of(changed(*spans, ((*CHAT, "devices"), ["gpu1"])))
+    assert problem.key == "services.chat.devices"
+    assert 'too few for "a", which spans 2: name as many, or write devices = "auto"' in problem.message

@@ -15,6 +15,7 @@ from swapd.core.presets import (
     said_cache_bytes,
     said_need,
     shown_flags,
+    smallest_gpu_bytes,
     visible_devices,
 )
 
@@ -156,11 +157,11 @@ def test_a_need_is_said_in_words():
 
 
 def test_a_gpu_is_shown_by_its_uuid_but_to_a_vllm_by_its_number():
-    assert visible_devices(model("llama-server"), gpu()) == {"CUDA_VISIBLE_DEVICES": "GPU-8f"}
-    assert visible_devices(model("vllm"), gpu()) == {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert visible_devices(model("llama-server"), [gpu()]) == {"CUDA_VISIBLE_DEVICES": "GPU-8f"}
+    assert visible_devices(model("vllm"), [gpu()]) == {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     part = replace(gpu(), uuid="MIG-3c", index=None)
-    assert visible_devices(model("vllm"), part) == {"CUDA_VISIBLE_DEVICES": "MIG-3c"}
-    assert visible_devices(model("vllm"), replace(gpu(), kind=DeviceKind.HOST)) == {}
+    assert visible_devices(model("vllm"), [part]) == {"CUDA_VISIBLE_DEVICES": "MIG-3c"}
+    assert visible_devices(model("vllm"), [replace(gpu(), kind=DeviceKind.HOST)]) == {}
 
 
 def test_what_is_shown_has_a_flag_with_its_values_each():
@@ -171,3 +172,19 @@ def test_what_is_shown_has_a_flag_with_its_values_each():
         "--shutdown-timeout 5",
         "--gpu-memory-utilization 0.9",
     )
+
+
+def test_several_gpus_are_shown_in_order_and_a_vllm_is_told_to_span_them():
+    both = [gpu(), replace(gpu(), uuid="GPU-2a", index=0)]
+    assert visible_devices(model("llama-server"), both) == {"CUDA_VISIBLE_DEVICES": "GPU-8f,GPU-2a"}
+    assert visible_devices(model("vllm"), both)["CUDA_VISIBLE_DEVICES"] == "1,0"
+    assert visible_devices(model("vllm"), [gpu(), replace(gpu(), uuid="GPU-2a", index=None)]) == {
+        "CUDA_VISIBLE_DEVICES": "GPU-8f,GPU-2a"
+    }, "numbers for all of them, or for none"
+    spans = added("vllm", "vllm", "serve", "/w", gpus=2)
+    assert "--tensor-parallel-size 2" in spans
+    for own in ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-dp"):
+        assert "--tensor-parallel-size" not in added("vllm", "vllm", "serve", "/w", own, "2", gpus=2)
+    assert "--tensor-parallel-size" not in added("vllm", "vllm", "serve", "/w")
+    assert smallest_gpu_bytes([gpu(), replace(gpu(), total_bytes=40 * GIB)]) == 40 * GIB
+    assert smallest_gpu_bytes([replace(gpu(), kind=DeviceKind.HOST)]) is None

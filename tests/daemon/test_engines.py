@@ -53,7 +53,9 @@ class World:
         self.executor.loop = SimpleNamespace(state=SimpleNamespace(worker=lambda _: self.worker))
 
     async def spawn(self, reading=None):
-        await self.workers.spawn(self.worker, self.config.services["chat"], self.model, reading)
+        await self.workers.spawn(
+            self.worker, self.config.services["chat"], self.model, [reading] if reading is not None else []
+        )
         return self.workers.live["chat-1"]
 
     async def load(self, reading=None):

@@ -60,6 +60,33 @@ def test_a_dual_swap_when_both_fit_on_one_gpu_or_on_two(tmp_path):
     assert gpus.hooks(1) == ["c import", "c load"], "each sees the GPU that it was given"
 
 
+def test_a_model_spans_two_gpus_and_is_swapped_there_beside_and_in_place(tmp_path):
+    gpus = Gpus(tmp_path, 24, 24, 4)
+    spans = "gpus = 2"
+    models = [gpus.model("a"), gpus.model("b", holds=8, extra=spans), gpus.model("c", holds=20, extra=spans)]
+    with gpus.daemon(models) as daemon, Crowd(daemon.port) as crowd:
+        assert daemon.call("plan", service="chat", to="b")["devices"] == ["gpu0", "gpu1"]
+        record = daemon.swap("b")
+        crowd.more(30)
+        assert (record["strategy"], record["kept"]) == ("dual", "resident")
+        [worker] = [w for w in daemon.call("workers") if w["model"] == "b"]
+        assert (worker["devices"], worker["device"]) == (["gpu0", "gpu1"], "gpu0")
+        assert (worker["used_bytes"], worker["reserved_bytes"]) == (8 * GIB, 8 * GIB)
+        assert [d["reserved_bytes"] // GIB for d in daemon.call("devices")] == [18, 8, 0]
+        crowd.mark()
+        record = daemon.swap("c")
+        crowd.more(30)
+        assert (record["strategy"], record["phase"]) == ("in-place", "Soaking")
+        assert [d["free_bytes"] // GIB for d in daemon.call("devices")] == [4, 4, 4]
+        assert set(record["peak_memory_bytes"]) == {"gpu0", "gpu1"}
+        answer = refusal(daemon, "plan", to="a", strategy="dual")
+        assert "a needs 10.0 GiB" in answer.message
+        crowd.mark()
+        assert daemon.swap("a", strategy="in-place")["phase"] == "Soaking"
+        crowd.more(30)
+    crowd.check()
+
+
 def test_what_a_foreign_process_holds_is_counted_and_told(gpus, other):
     with gpus.daemon([gpus.model("a"), gpus.model("b", holds=8), gpus.model("big", holds=16)]) as daemon:
         gpus.hold(other.pid, 8)

@@ -29,7 +29,7 @@ def reading(kind):
 
 
 def confined(user="swapd", on=DeviceKind.HOST, **keys):
-    return confine(user, model(**keys), reading(on), sys.executable, "/run/swapd/ports")
+    return confine(user, model(**keys), [reading(on)], sys.executable, "/run/swapd/ports")
 
 
 def test_under_systemd_a_worker_has_its_models_user_or_swapds():
@@ -69,7 +69,7 @@ def test_gpus_are_for_those_that_are_placed_on_one():
 
 
 def test_a_gate_may_do_next_to_nothing_and_reaches_workers_of_other_users():
-    gate = confine("swapd", None, None, sys.executable, "/run/swapd/ports")
+    gate = confine("swapd", None, (), sys.executable, "/run/swapd/ports")
     assert (gate.group, gate.write_paths, gate.cache_dir, gate.devices) == ("swapd-workers", (), "", ())
     assert confined(user="llm").group == ""
 

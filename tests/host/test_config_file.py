@@ -125,7 +125,7 @@ def test_mistakes_in_models_d_name_their_own_file(folder):
     extra = folder / "models.d"
     extra.mkdir()
     (extra / "a.toml").write_text('[models.a]\napp = "x:app"\n')
-    (extra / "b.toml").write_text("[models.b]\ngpus = 2\n[daemon]\n")
+    (extra / "b.toml").write_text("[models.b]\ngpus = 0\n[daemon]\n")
     (extra / "c.toml").write_text("oops\n")
     (extra / "d.toml").write_text("models = 3\n")
     (extra / "e.toml").write_text('[models.b]\napp = "x:app"\n')

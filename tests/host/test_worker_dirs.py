@@ -25,10 +25,10 @@ def test_what_was_started_is_read_and_what_is_broken_left_out(tmp_path):
     (tmp_path / "w/chat-4").mkdir()
     [found] = worker_dirs(tmp_path)
     assert (found.id, found.spec["service"], found.control) == ("chat-1", "chat", tmp_path / "w/chat-1/control.sock")
-    assert (found.device, found.log_path) == ("gpu0", Path("/l/chat-1.log"))
+    assert (found.devices, found.log_path) == (("gpu0",), Path("/l/chat-1.log"))
     write_spec(tmp_path / "w/chat-0", json.dumps({"worker_id": "chat-0", "host": {"slot": None}}))
     older = worker_dirs(tmp_path)[0]
-    assert (older.device, older.log_path) == (None, None)
+    assert (older.devices, older.log_path) == ((), None)
 
 
 def test_who_listens_is_known_though_nobody_answers(tmp_path):

@@ -11,11 +11,13 @@ from pathlib import Path
 from model_app import NAME, app
 
 GIB = 1 << 30
-GPU = Path(os.environ["FAKE_GPUS"].removeprefix("at "), os.environ["CUDA_VISIBLE_DEVICES"])
+GPUS = [
+    Path(os.environ["FAKE_GPUS"].removeprefix("at "), uuid) for uuid in os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+]
 
 
 def note(hook):
-    with (GPU / "hooks").open("a") as file:
+    with (GPUS[0] / "hooks").open("a") as file:
         file.write(f"{NAME} {hook}\n")
 
 
@@ -28,15 +30,16 @@ def alive(pid):
 
 
 def hold(gib):
-    """Be the process that holds so much of the GPU."""
+    """Be the process that holds so much of each GPU that it was given."""
     size = int(float(gib) * GIB)
-    files = [f for f in (GPU / "held").iterdir() if f.name.isdigit() and int(f.name) != os.getpid()]
-    others = sum(int(f.read_text()) for f in files if alive(f.name))
-    if others + size > int((GPU / "total").read_text()):
-        raise RuntimeError(f"CUDA out of memory. Tried to allocate {gib} GiB")
-    written = GPU / "held" / f"{os.getpid()}.new"
-    written.write_text(str(size))
-    written.replace(GPU / "held" / str(os.getpid()))
+    for gpu in GPUS:
+        files = [f for f in (gpu / "held").iterdir() if f.name.isdigit() and int(f.name) != os.getpid()]
+        others = sum(int(f.read_text()) for f in files if alive(f.name))
+        if others + size > int((gpu / "total").read_text()):
+            raise RuntimeError(f"CUDA out of memory. Tried to allocate {gib} GiB")
+        written = gpu / "held" / f"{os.getpid()}.new"
+        written.write_text(str(size))
+        written.replace(gpu / "held" / str(os.getpid()))
 
 
 note("import")
