@@ -33,7 +33,7 @@ bench: $(VENV)/.bench        ## the slow, loud proofs of speed; results in bench
 
 soak: $(VENV)/.dev           ## a million simulated moves (SOAK_MOVES), deaths at every point, swaps for hours (SOAK_MINUTES)
 	"$(BIN)/python" tests/simulate.py --steps $(or $(SOAK_MOVES),1000000)
-	CRASH_POINTS=all "$(BIN)/python" -m pytest tests/crash
+	CRASH_POINTS=all "$(BIN)/python" -m pytest tests/crash tests/systemd/test_points.py
 	"$(BIN)/python" -m bench.soak
 	"$(BIN)/python" -m bench.soak --gate --kill-daemon
 

@@ -21,6 +21,10 @@ def crashing(kind):
     return Daemon([make("a"), make("b"), make("c")], service=settings, program=(CRASHING, plan))
 
 
+def strategy_of(change):
+    return "in-place" if change in ("in-place", "rollback in place") else "dual"
+
+
 class Bench:
     """A daemon that can be made to crash, and what is asked of it."""
 
@@ -35,7 +39,7 @@ class Bench:
 
     def change(self, crowd, kind):
         """Begin it. A rollback needs something to go back to, which is not part of the change."""
-        strategy = "in-place" if kind in ("in-place", "rollback in place") else "dual"
+        strategy = strategy_of(kind)
         wanted = "cold" if strategy == "in-place" else "instant"
         while kind.startswith("rollback") and self.daemon.service()["rollback"] != wanted:
             crowd.mark()

@@ -3,7 +3,8 @@
 PLAN is a file that a test writes when it wants a death: {"op": n, "when": "intended" or "done", "who": "daemon",
 "incumbent" or "holder"}. The n-th operation of a swap from then on is journaled, and the victim is killed: before
 anything of it is begun ("intended"), or when it is done on the host and the core has not been told ("done"). The plan
-is removed then. With "how": "SIGUSR2" the daemon makes way for a successor instead, with "SIGHUP" it reloads. The
+is removed then. With "how": "SIGUSR2" the daemon makes way for a successor instead, with "SIGHUP" it reloads, with
+"SIGSTOP" it halts. "any_of": operations of that service count too that are of no swap, which follow the end of one. The
 incumbent is who answers the clients; the holder, a gate that owns their connections.
 """
 
@@ -57,7 +58,7 @@ class Plan:
     def after(self, outcome):
         plan = self.read()
         for effect in outcome.effects if plan is not None else ():
-            if isinstance(effect, Run) and effect.op.step is not None:
+            if isinstance(effect, Run) and (effect.op.step or effect.op.service == plan.get("any_of")):
                 self.seen += 1
                 if self.seen == plan["op"]:
                     if plan["when"] == "intended":

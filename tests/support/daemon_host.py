@@ -95,7 +95,43 @@ path = "/ready"
 """
 
 
-class Daemon:
+class Control:
+    """A daemon, as whoever gives it orders sees it. `control` is its socket's path, `context` a zmq.Context."""
+
+    patience_s = DEADLINE_S
+
+    def call(self, method, *, deadline_s=DEADLINE_S, **params):
+        """One raw JSON-RPC request over ZeroMQ. Raises Refused."""
+        sock = self.context.socket(zmq.REQ)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.RCVTIMEO, int(deadline_s * 1000))
+        sock.connect(f"ipc://{self.control}")
+        try:
+            sock.send_json({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+            reply = sock.recv_json()
+        finally:
+            sock.close()
+        if "error" in reply:
+            raise Refused(reply["error"])
+        return reply["result"]
+
+    def service(self, name="chat"):
+        return self.call("status", service=name)["services"][0]
+
+    def swap(self, to, **params):
+        """A swap, waited for until clients are served or it has ended."""
+        record = self.call("swap", service=params.pop("service", "chat"), to=to, **params)
+        return self.wait(record["id"])
+
+    def wait(self, swap_id, phases=("Soaking", "Succeeded", "Canceled", "Failed")):
+        def arrived():
+            record = self.call("show", id=swap_id)
+            return record if record["phase"] in phases else None
+
+        return until(arrived, deadline_s=self.patience_s, what=f"swap {swap_id} in {phases}")
+
+
+class Daemon(Control):
     def __init__(
         self,
         models,
@@ -115,6 +151,7 @@ class Daemon:
         self.patience_s = patience_s
         self.devices = devices
         self.dir = Path(tempfile.mkdtemp(prefix="sw", dir="/tmp"))
+        self.control = self.dir / "r/control.sock"
         self.port = port or free_port()
         self.config = self.dir / "swapd.toml"
         self.write(models, service=service, budget=budget, services=services, daemon=daemon)
@@ -147,7 +184,7 @@ class Daemon:
                 env={**os.environ, **(self.env or {})},
                 start_new_session=True,
             )
-        until(lambda: (self.dir / "r/control.sock").exists() or self.process.poll() is not None, what="control")
+        until(lambda: self.control.exists() or self.process.poll() is not None, what="control")
         assert self.process.poll() is None, self.output.read_text()
         if healthy:
             self.wait_healthy()
@@ -181,39 +218,7 @@ class Daemon:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             raise AssertionError("swapd did not stop:\n" + self.output.read_text()[-3000:]) from None
-        (self.dir / "r/control.sock").unlink(missing_ok=True)  # of a killed one: the next one's is waited for
-
-    # --- control -----------------------------------------------------------------------------------------
-
-    def call(self, method, *, deadline_s=DEADLINE_S, **params):
-        """One raw JSON-RPC request over ZeroMQ. Raises Refused."""
-        sock = self.context.socket(zmq.REQ)
-        sock.setsockopt(zmq.LINGER, 0)
-        sock.setsockopt(zmq.RCVTIMEO, int(deadline_s * 1000))
-        sock.connect(f"ipc://{self.dir}/r/control.sock")
-        try:
-            sock.send_json({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
-            reply = sock.recv_json()
-        finally:
-            sock.close()
-        if "error" in reply:
-            raise Refused(reply["error"])
-        return reply["result"]
-
-    def service(self, name="chat"):
-        return self.call("status", service=name)["services"][0]
-
-    def swap(self, to, **params):
-        """A swap, waited for until clients are served or it has ended."""
-        record = self.call("swap", service=params.pop("service", "chat"), to=to, **params)
-        return self.wait(record["id"])
-
-    def wait(self, swap_id, phases=("Soaking", "Succeeded", "Canceled", "Failed")):
-        def arrived():
-            record = self.call("show", id=swap_id)
-            return record if record["phase"] in phases else None
-
-        return until(arrived, deadline_s=self.patience_s, what=f"swap {swap_id} in {phases}")
+        self.control.unlink(missing_ok=True)  # of a killed one: the next one's is waited for
 
     # --- clients -----------------------------------------------------------------------------------------
 
