@@ -34,6 +34,7 @@ from swapd.daemon.spec import (
     uid_of,
     write_spec,
 )
+from swapd.host.deadlines import within
 from swapd.host.logs import cap, prune, tail
 from swapd.host.processes import Supervisor
 from swapd.host.worker_channel import WorkerChannel
@@ -236,7 +237,7 @@ class Workers:
             patience_s = max(self.config.daemon.stop_timeout_s, live.facts.own_stop_s)
             with contextlib.suppress(SwapdError, asyncio.TimeoutError):
                 await live.request("stop", deadline_s=patience_s)
-                await asyncio.wait_for(live.process.wait(), patience_s)
+                await within(patience_s, live.process.wait())
             if live.alive():  # its model hangs in its own shutdown, or blocks its loop
                 log.warning("worker.stop_timeout worker=%s limit_s=%g", worker_id, patience_s)
         await live.process.kill_tree(0.0)
@@ -250,7 +251,7 @@ class Workers:
         stop_s = max(self.config.daemon.stop_timeout_s, live.facts.own_stop_s)
         patience_s = stop_s if live.stopping else EXIT_NOTICED_S
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(live.process.wait(), patience_s)
+            await within(patience_s, live.process.wait())
         if live.channel is not None and live.alive() and not live.stopping:
             # A worker that cannot be spoken to cannot be handed over, drained or measured: it is of no use.
             log.warning("worker.unreachable worker=%s because=%r", live.id, live.channel.closed_because)

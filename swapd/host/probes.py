@@ -30,6 +30,7 @@ from swapd.core.errors import (
     SwapdError,
 )
 from swapd.core.readiness import check_answer, parse_warmup, shown
+from swapd.host.deadlines import within
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024  # kept of an answer; what is beyond is read and forgotten
 MAX_WARMUP_BYTES: Final = 64 * 1024 * 1024  # of the file: representative requests, not a data set
@@ -81,7 +82,7 @@ async def fetch(
     itself is not HTTP.
     """
     try:
-        return await asyncio.wait_for(_exchange(address, method, path, headers, body), deadline_s)
+        return await within(deadline_s, _exchange(address, method, path, headers, body))
     except asyncio.TimeoutError:
         message = f"{method} {path}: no complete answer within {deadline_s:g} s"
         raise SwapdError(TIMEOUT, message, {"deadline_s": deadline_s}) from None

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from swapd.core.errors import BAD_REQUEST, TIMEOUT, VERSION_MISMATCH, WORKER_EXITED, SwapdError
+from swapd.host.deadlines import within
 from swapd.wire import worker as wire
 
 _RETRY_FIRST_S: Final = 0.005  # a gate binds its socket some 50 ms after the spawn, a model's interpreter much later
@@ -158,7 +159,7 @@ class WorkerChannel:
         self._outgoing.append(outgoing)
         try:
             self._flush()
-            return await asyncio.wait_for(reply, deadline_s)
+            return await within(deadline_s, reply)
         except asyncio.TimeoutError:
             unsent = (
                 "; it was not even sent: the worker does not read its channel" if outgoing in self._outgoing else ""

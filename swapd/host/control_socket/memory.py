@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from swapd.core import errors
 from swapd.core.errors import SwapdError
+from swapd.host.deadlines import within
 from swapd.wire import control
 
 MAX_USERS: Final = 1024
@@ -104,7 +105,7 @@ class Users:
             known = asyncio.ensure_future(asyncio.to_thread(_user_name, uid))
             self._names[uid] = known
         try:
-            return await asyncio.wait_for(asyncio.shield(known), USER_LOOKUP_S)
+            return await within(USER_LOOKUP_S, asyncio.shield(known))
         except (asyncio.TimeoutError, TimeoutError):
             return None
 

@@ -25,6 +25,7 @@ from swapd.core import errors
 from swapd.core.errors import Problem, SwapdError
 from swapd.host.control_socket.endpoint import MAX_CONNECTIONS, Endpoint, check_endpoint, peer_ids
 from swapd.host.control_socket.memory import EventRing, Repeats, Users
+from swapd.host.deadlines import within
 from swapd.wire import control
 from swapd.wire.control import Failure, Reply, Request, Success
 
@@ -194,7 +195,7 @@ class ControlSocket:
         reply: Reply
         try:
             peer = Peer() if ids is None else Peer(ids[0], ids[1], await self._users.name(ids[0]))
-            result = await asyncio.wait_for(self._result(request, peer), self._handler_deadline_s)
+            result = await within(self._handler_deadline_s, self._result(request, peer))
             reply = Success(request.id, result)
         except SwapdError as refused:
             reply = control.failure_of(request.id, refused.problem)

@@ -22,6 +22,7 @@ import psutil
 from swapd.core.errors import TIMEOUT, SwapdError
 from swapd.core.launch import MARKER
 from swapd.core.process_tree import ProcessRow, find_members
+from swapd.host.deadlines import within
 from swapd.host.pids import read_row
 
 # After SIGKILL only the kernel (state D) can keep a process; a driver's teardown takes seconds.
@@ -155,7 +156,7 @@ async def _wait_exits(rows: Iterable[ProcessRow], timeout_s: float) -> None:
     try:
         if waiting:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(all_ended.wait(), max(timeout_s, 0))
+                await within(max(timeout_s, 0), all_ended.wait())
     finally:
         for pidfd in pidfds:
             loop.remove_reader(pidfd)

@@ -12,6 +12,7 @@ from typing import Final
 from swapd.core.errors import TIMEOUT, SwapdError
 from swapd.core.process_tree import UNKNOWN_EXIT, describe_exit
 from swapd.core.unit_settings import UnitState
+from swapd.host.deadlines import within
 from swapd.host.pids import ProcessIdentity, boot_id, exit_status, oom_kills
 from swapd.host.units.systemd import CALL_DEADLINE_S, Systemd, cgroup_pids
 
@@ -91,7 +92,7 @@ class UnitProcess:
                     await self._systemd.signal(self.unit, "main", signal.SIGTERM)
                     await self._systemd.signal(self.unit, "main", signal.SIGCONT)  # stopped, it would not see the first
                     with contextlib.suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(self.wait(), grace_s)
+                        await within(grace_s, self.wait())
             await self._kill()
             await self.wait()
             await self._systemd.forget(self.unit)

@@ -16,6 +16,7 @@ from typing import Final
 
 from swapd.core.errors import SPAWN_FAILED, TIMEOUT, SwapdError
 from swapd.core.unit_settings import OLDEST_SYSTEMD, SHOWN, UnitState, parse_show
+from swapd.host.deadlines import within
 
 CALL_DEADLINE_S: Final = 30.0  # systemd answers in milliseconds; while it reloads a big host, in seconds
 _CGROUP_ROOTS: Final = tuple(map(Path, ("/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")))
@@ -141,7 +142,7 @@ async def _call(argv: Sequence[str], deadline_s: float = CALL_DEADLINE_S) -> tup
     except OSError as error:
         raise SwapdError(SPAWN_FAILED, f"cannot start {argv[0]}: {error.strerror}") from None
     try:
-        said, _ = await asyncio.wait_for(process.communicate(), deadline_s)
+        said, _ = await within(deadline_s, process.communicate())
     except asyncio.TimeoutError:
         raise SwapdError(TIMEOUT, f"{argv[0]} {argv[1]} did not return in {deadline_s:g} s") from None
     finally:
