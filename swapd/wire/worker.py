@@ -43,6 +43,9 @@ DRAIN: Final = "drain"
 STATS: Final = "stats"
 STOP: Final = "stop"
 
+# Capabilities, told by `hello`: what an older worker has not.
+PAGE_CACHE: Final = "page_cache"  # `stage` with files brings them into the page cache
+
 # Events.
 PROGRESS: Final = "progress"
 NEEDS_SUCCESSOR: Final = "needs_successor"

@@ -25,6 +25,13 @@ def deadline_s(params: Mapping[str, Any]) -> float:
     return min(float(value), MAX_DEADLINE_S)
 
 
+def paths(params: Mapping[str, Any], key: str) -> list[str] | None:
+    value = params.get(key)
+    if value is not None and not (isinstance(value, list) and all(isinstance(path, str) for path in value)):
+        raise SwapdError(BAD_REQUEST, f"{key} must be a list of paths")
+    return value
+
+
 def name(params: Mapping[str, Any], key: str) -> str | None:
     value = params.get(key)
     if value is not None and (not isinstance(value, str) or not value):

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Final
 
 import swapd
@@ -37,6 +38,7 @@ from swapd.worker.engines.asgi import AsgiEngine
 from swapd.worker.engines.command import CommandEngine
 from swapd.worker.handing import Handing, Order, problem_of, report
 from swapd.worker.life import Answer, Life
+from swapd.worker.page_cache import bring
 from swapd.worker.progress import Progress, progress_of
 from swapd.worker.sockets import Descriptors, bind_http
 from swapd.worker.spec import WorkerSpec
@@ -53,6 +55,7 @@ STATS_WITHOUT_FRONT: Final[Mapping[str, Any]] = {
 
 
 Engine = AsgiEngine | CommandEngine
+Step = Callable[[Progress], Awaitable[Mapping[str, Any] | None]]
 
 
 class Worker:
@@ -86,7 +89,7 @@ class Worker:
             wire.STATS: self._stats,
             wire.STOP: self._stop,
         }
-        self._steps: Mapping[str, Callable[[Progress], Awaitable[Mapping[str, Any] | None]]] = {}
+        self._steps: Mapping[str, Step] = {}
         if engine is not None:
             load = self._load if isinstance(engine, AsgiEngine) else engine.load
             self._steps = {wire.STAGE: engine.stage, wire.LOAD: load, wire.PARK: engine.park, wire.WAKE: engine.wake}
@@ -110,7 +113,7 @@ class Worker:
             "state": self.life.state.value,
             "hooks": self._engine.hooks if self._engine is not None else [],
             "address": self._engine.address if isinstance(self._engine, CommandEngine) else "",
-            "capabilities": [],
+            "capabilities": [wire.PAGE_CACHE],
             **standing_of(front),
         }
 
@@ -122,8 +125,11 @@ class Worker:
         answer = Answer(self.channel, link, request.id)
         if request.verb in self._steps:
             params.descriptors(request.verb, 0, len(fds))
+            step = self._steps[request.verb]
+            if request.verb == wire.STAGE and (files := params.paths(request.params, "files")) is not None:
+                step = partial(bring, files, params.deadline_s(request.params))
             if self.life.begin_step(request.verb, answer):
-                self._schedule(self._start_step, request.verb)
+                self._schedule(self._start_step, request.verb, step)
             return
         if request.verb not in self._verbs:
             known = sorted({wire.HELLO, *self._verbs, *self._steps})
@@ -326,14 +332,14 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _start_step(self, verb: str) -> None:
-        self._start_task(self._run_step(verb))
+    def _start_step(self, verb: str, step: Step) -> None:
+        self._start_task(self._run_step(verb, step))
 
-    async def _run_step(self, verb: str) -> None:
+    async def _run_step(self, verb: str, step: Step) -> None:
         began_at = time.monotonic()
         result: dict[str, Any] | Problem = {}
         try:
-            result = dict(await self._steps[verb](progress_of(verb, self._tell_progress)) or {})
+            result = dict(await step(progress_of(verb, self._tell_progress)) or {})
         except asyncio.CancelledError:
             result = Problem(CANCELED, f"{verb} was given up: the worker was told to stop")
         except Exception as error:
