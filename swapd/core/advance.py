@@ -17,7 +17,7 @@ from typing import Final
 
 from swapd.core.draft import TRANSFERS, Draft
 from swapd.core.events import Exit, Measure
-from swapd.core.model import RESTORE, Kind, OpKind, Revision, Service, Strategy, Swap, Worker
+from swapd.core.model import RESTORE, Kind, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
 from swapd.core.routing import hold, is_pointed_to, is_target, release_gates, route, step_of
 from swapd.core.states import FORWARD, Phase, WorkerState
 
@@ -173,7 +173,7 @@ def _make_room(d: Draft, service: Service, worker: Worker, leaving: Worker | Non
         _make_ready(d, d.workers[worker.id])
         return
     forward = service.swap is not None and service.swap.phase in FORWARD
-    if forward and not _prepared(d, worker, slot.can_stage):
+    if forward and not _prepared(d, worker, slot):
         return
     if d.server_of(service.name) == leaving:
         hold(d, service, "hold" if forward else f"{RESTORE}hold")
@@ -181,17 +181,23 @@ def _make_room(d: Draft, service: Service, worker: Worker, leaving: Worker | Non
     _let_go(d, service, leaving, forward=forward)
 
 
-def _prepared(d: Draft, worker: Worker, can_stage: bool) -> bool:
-    """Everything is done that needs no device memory. Begins the next such operation otherwise."""
+def _prepared(d: Draft, worker: Worker, slot: Slot) -> bool:
+    """Everything is done that needs no device memory. Begins the next such operation otherwise: the model's own `stage`
+    hook, where it has declared one, or its files into the page cache."""
     if worker.op is not None:
         return False
     if not worker.connected:
         _make_ready(d, worker)
         return False
-    if can_stage and "stage" in worker.hooks and worker.state is WorkerState.SPAWNED:
+    if worker.state is WorkerState.SPAWNED and (slot.reads or stages(worker, slot)):
         d.run(OpKind.STAGE, worker, step="stage")
         return False
     return True
+
+
+def stages(worker: Worker, slot: Slot) -> bool:
+    """It has a `stage` hook that needs no device memory."""
+    return slot.can_stage and "stage" in worker.hooks
 
 
 def _let_go(d: Draft, service: Service, leaving: Worker, *, forward: bool) -> None:

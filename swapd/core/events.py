@@ -38,11 +38,12 @@ class Measurement:
     parked_residue_bytes: int | None = None  # what the model that serves kept when it was last parked
     kind: Kind = Kind.DIRECT  # what a worker of the model is
     gpus: int = 1  # devices that one worker spans
+    reads: bool = False  # weight files, at its load
 
     def slot(self, devices: tuple[str, ...], need_bytes: int | None) -> Slot:
         """Where its worker stands, once that is decided."""
         exclusive = any(r.name in devices and r.kind is DeviceKind.NVML for r in self.readings)
-        return Slot(devices[0], need_bytes, self.can_stage, self.kind, exclusive, devices[1:])
+        return Slot(devices[0], need_bytes, self.can_stage, self.kind, exclusive, devices[1:], self.reads)
 
 
 # --- commands ----------------------------------------------------------------------------------------------

@@ -176,6 +176,7 @@ class Slot:
     kind: Kind = Kind.DIRECT  # what its worker is
     exclusive: bool = False  # on this device one load or release at a time: their measurements would mix
     others: tuple[str, ...] = ()  # of a model that spans several devices (`gpus`), those beside the first
+    reads: bool = False  # its load reads weight files: they are brought into the page cache before clients wait for it
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -12,9 +12,11 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from swapd.core import errors
+from swapd.core.advance import stages
 from swapd.core.config import Config, ModelConfig
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, PeakSeen, Run, TimerFired, WakeAt
@@ -26,6 +28,7 @@ from swapd.daemon.draining import drain
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.live import Live
 from swapd.daemon.loop import Loop
+from swapd.daemon.staging import bring_files
 from swapd.daemon.transfers import HELLO, REQUEST_S, Transfers
 from swapd.daemon.workers import Workers
 from swapd.host.clock import wall_s as now
@@ -189,7 +192,14 @@ class Executor:
         return self.loop.state.worker(worker.id) or worker
 
     async def _stage(self, effect: Run) -> Mapping[str, Any]:
-        return await self._timed(effect.op, "stage")
+        """The model's own hook; where it has declared none, its files into the page cache, which may fail nothing."""
+        op, slot, worker = effect.op, effect.slot, self.loop.state.worker(effect.op.worker)
+        assert slot is not None
+        assert worker is not None
+        if stages(worker, slot):
+            return await self._timed(op, "stage")
+        live, model = self._live(op.worker), self._model(op)
+        return await bring_files(live, model, partial(_once, live, "stage"))
 
     async def _load(self, effect: Run) -> Mapping[str, Any]:
         result = await self._timed(effect.op, "load", then=self._at_its_address)
@@ -357,7 +367,7 @@ class Executor:
 _ENDS: Final = {"stage": "staged", "load": "loaded", "park": "parked", "wake": "loaded"}
 
 
-async def _once(live: Live, verb: str, limit_s: float) -> Mapping[str, Any]:
+async def _once(live: Live, verb: str, limit_s: float, params: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
     """Have the worker take a step, if it has not. One that is under way is waited for: the worker joins the two."""
     hello = await live.request("hello", HELLO | {"worker_id": live.id}, deadline_s=REQUEST_S)
     state = hello.get("state")
@@ -365,7 +375,7 @@ async def _once(live: Live, verb: str, limit_s: float) -> Mapping[str, Any]:
         return {"address": hello.get("address") or live.address}
     if state == "failed":
         raise SwapdError(errors.LOAD_FAILED, f"{live.id} has failed its {verb} while no daemon was there to be told.")
-    return await live.request(verb, deadline_s=limit_s)
+    return await live.request(verb, params, deadline_s=limit_s)
 
 
 # Failures of these are the model's own: its last log lines belong to the report.

@@ -30,7 +30,7 @@ from swapd.daemon.loop import Loop
 from swapd.host.clock import wall_s as now
 from swapd.host.fingerprint import fingerprint, weight_files
 from swapd.host.journal import Journal
-from swapd.host.weights import summarize
+from swapd.host.weights import largest_first, summarize
 from swapd.wire import saved
 
 log = logging.getLogger("swapd.knowledge")
@@ -162,9 +162,17 @@ class Knowledge:
         proof_s = times.get("warm", 0.0) + times.get("verify", 0.0)
         expected = ExpectedTimes(drain_s=drain_s, release_s=release_s, load_s=times.get("load"), warm_s=proof_s)
         can_stage = kind is DeviceKind.NVML and model.stage
+        reads = bool(await asyncio.to_thread(files_loaded, model))
         what = Kind.DIRECT if has_front(model) else Kind.ENGINE
         return Measurement(
-            footprint, tuple(readings), expected, can_stage, self._parked_residue(service, kind), what, model.gpus
+            footprint,
+            tuple(readings),
+            expected,
+            can_stage,
+            self._parked_residue(service, kind),
+            what,
+            model.gpus,
+            reads,
         )
 
     def release_s(self, model: ModelConfig, *, parked: bool) -> float | None:
@@ -251,6 +259,11 @@ class Knowledge:
 def _parked(kind: DeviceKind) -> str:
     """Beside the footprint of a model that serves, under a key of its own."""
     return f"{kind.value}, parked"
+
+
+def files_loaded(model: ModelConfig) -> list[Path]:
+    """The weight files that its load will read, the largest first. Blocks on the disk."""
+    return largest_first(weight_files(model))
 
 
 def _weights(model: ModelConfig) -> WeightsSummary | None:

@@ -6,6 +6,7 @@ Regular files only, opened without blocking: a FIFO in a model's directory must 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -57,6 +58,15 @@ def summarize(paths: Iterable[Path | str]) -> WeightsSummary | None:
         return None
     details = [s.detail for s in summaries if s.detail]
     return WeightsSummary(sum(s.bytes for s in summaries), len(summaries), details[0] if len(details) == 1 else "")
+
+
+def largest_first(paths: Iterable[Path | str]) -> list[Path]:
+    """The weight files among `paths`, indexes resolved. Raises SwapdError(LOAD_FAILED) naming a damaged index."""
+    sizes: dict[Path, int] = {}
+    for path in _weights([Path(p) for p in paths]):
+        with contextlib.suppress(OSError):
+            sizes[path] = path.stat().st_size
+    return sorted(sizes, key=lambda path: (-sizes[path], path))
 
 
 def _read_header(path: Path, file: IO[bytes], file_bytes: int) -> WeightsSummary | BadWeights:

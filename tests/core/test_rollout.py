@@ -148,6 +148,21 @@ def test_only_an_engine_that_declares_it_is_staged_while_the_old_model_serves():
     assert names.index("stage") < names.index("hold")
 
 
+@pytest.mark.parametrize(("model", "staged"), [("big", 1), ("b", 0)])
+def test_files_are_read_ahead_where_clients_would_wait_for_them_and_only_there(model, staged):
+    """In place, before the hold; not beside the old model, and not on the way back."""
+    host = serving()
+    host.reads = True
+    host.swap("chat", model)
+    host.fail(finish_until(host, OpKind.LOAD))
+    host.settle(until_idle=False)
+    names = [s.name for s in host.finished[-1].steps]
+    assert names.count("stage") == staged
+    assert [op.kind for op in host.begun].count(OpKind.STAGE) == staged
+    if staged:
+        assert names.index("stage") < names.index("hold")
+
+
 def test_the_soak_ends_by_itself_and_the_kept_revision_is_drained_and_stopped():
     host = serving(soak_s=600.0)
     host.swap("chat", "b")

@@ -1,7 +1,10 @@
 """Swaps of a real daemon with real workers, under clients that count every loss."""
 
+import os
+
 import pytest
-from support.daemon_host import Crowd, Daemon, Refused, model, until
+from support.daemon_host import Crowd, Daemon, Refused, model, server, until
+from support.safetensors_files import write
 
 A = model("a")
 B = model("b")
@@ -153,3 +156,22 @@ def test_a_model_without_probes_is_told_before_and_after():
         details = {s["name"]: s["detail"] for s in record["steps"]}
         assert details["verify"] == "no probes are configured"
         assert daemon.call("plan", service="chat", to="a", strategy="in-place")["probes"] == 1
+
+
+@pytest.mark.parametrize("make", [model, server])
+def test_weight_files_are_in_the_page_cache_before_clients_are_held(tmp_path, make):
+    """Of an app without a `stage` hook, and of a server of another make. Really dropped from the page cache before."""
+    path = tmp_path / "weights.safetensors"
+    tensors = {"w": ("U8", [8 << 20], bytes(8 << 20))}
+    with write(path, tensors).open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with Daemon([A, make("big", memory="960MiB", WEIGHTS=path)]) as daemon, Crowd(daemon.port) as crowd:
+        record = daemon.swap("big")
+        crowd.more()
+    crowd.check()
+    names = [step["name"] for step in record["steps"]]
+    assert names[:4] == ["spawn", "stage", "hold", "drain"]
+    detail = record["steps"][1]["detail"]
+    assert detail.startswith("8 MiB of weights: ")
+    assert detail.endswith("8 MiB read") or "0 B was cached" not in detail  # a file system that keeps all in memory

@@ -53,6 +53,7 @@ class Host:
     total: int = 24 * GIB
     needs: dict[str, int] = field(default_factory=lambda: {"a": 10 * GIB, "b": 10 * GIB, "big": 20 * GIB})
     hooks: frozenset[str] = frozenset()
+    reads: bool = False  # its models have weight files
     kind: DeviceKind = DeviceKind.NVML
     state: State = field(default_factory=State)
     now: float = 1000.0
@@ -166,7 +167,8 @@ class Host:
     def measurement(self, model: str) -> Measurement:
         footprint = Footprint(self.needs[model], FootprintSource.DECLARED)
         kind = self.kinds.get(model, Kind.DIRECT)
-        return Measurement(footprint, (self.reading(),), ExpectedTimes(load_s=1.0), can_stage=True, kind=kind)
+        expected = ExpectedTimes(load_s=1.0)
+        return Measurement(footprint, (self.reading(),), expected, can_stage=True, kind=kind, reads=self.reads)
 
     def add(self, service: str, model: str, **settings: object) -> None:
         revision = Revision(1, service, model, "s", model)

@@ -26,6 +26,7 @@ def begin(seed: int) -> World:
     world = World(total=draw.choice([24, 36, 64]) * GIB, hooks=frozenset(hooks), kinds=kinds)
     for service, model in (("chat", "a"), ("embed", "b")):
         world.add(service, model, gated=draw.random() < 0.4)
+    world.reads = draw.random() < 0.4
     return world
 
 

@@ -52,6 +52,7 @@ class World:
         self.foreign = 0
         self.device = device
         self.hooks = hooks
+        self.reads = False  # models have weight files, which are brought into the page cache
         self.kinds = kinds or {}
         self.needs = dict(NEEDS)
         self.contents: dict[str, int] = {}
@@ -190,7 +191,8 @@ class World:
     def measurement(self, model: str) -> Measurement:
         footprint = Footprint(self.needs[model], FootprintSource.DECLARED)
         kind = self.kinds.get(model, Kind.DIRECT)
-        return Measurement(footprint, (self.reading(),), ExpectedTimes(load_s=1.0), can_stage=True, kind=kind)
+        expected = ExpectedTimes(load_s=1.0)
+        return Measurement(footprint, (self.reading(),), expected, can_stage=True, kind=kind, reads=self.reads)
 
     def content(self, model: str) -> str:
         return f"{model}{self.contents.get(model, 0)}"
