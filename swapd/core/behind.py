@@ -6,7 +6,7 @@ and names and numbers that have been given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -16,9 +16,11 @@ from swapd.core.events import Observed
 from swapd.core.model import Kind, Op, OpKind, Revision, Service, Worker
 from swapd.core.states import WorkerState
 
+ENDED: Final = "the daemon ended"
 UP: Final = frozenset({WorkerState.LOADED, WorkerState.SERVING, WorkerState.HANDING_OVER, WorkerState.QUIESCED})
 GAVE: Final = frozenset({WorkerState.HANDING_OVER, WorkerState.QUIESCED})
 NOT_UP: Final = frozenset({WorkerState.SPAWNED, WorkerState.STAGED, WorkerState.PARKED})
+OF_AN_EPOCH: Final = frozenset({OpKind.ADOPT, OpKind.HAND_OVER, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})
 UNDER_WAY: Final = {  # in the worker, whoever asks for its end: memory of the device is being taken, or given back
     OpKind.STAGE: WorkerState.STAGING,
     OpKind.LOAD: WorkerState.LOADING,
@@ -29,12 +31,52 @@ UNDER_WAY: Final = {  # in the worker, whoever asks for its end: memory of the d
 Seen = Mapping[str, Observed]
 
 
+def go_by_numbers(d: Draft, observed: Iterable[Observed]) -> None:
+    """Clients are told the revision of what answers them by itself, so that what a living worker says of its number
+    counts: also where the journal, older than it, has given that to another content, or the worker another number."""
+    servers = {o.points_to if o.kind is Kind.GATE else o.worker for o in observed if o.owner}
+    for o in sorted(observed, key=lambda o: (o.worker in servers, o.state in UP)):
+        if o.state is not None and o.revision is not None and o.service in d.services:
+            _know_revision(d, d.services[o.service], o.revision)
+            worker = d.workers.get(o.worker)
+            if worker is not None and worker.revision != o.revision.number:
+                _renumber(d, worker, o.revision)
+                _know_slot(d, o)
+
+
+def _know_revision(d: Draft, service: Service, revision: Revision) -> None:
+    known, number, swap = service.revision(revision.number), revision.number, service.swap
+    if known != revision:
+        others = (r for r in service.revisions if r.number != number)
+        revisions = tuple(sorted((*others, revision), key=lambda r: r.number))
+        d.set_service(service.name, revisions=revisions, last_revision=max(number, service.last_revision))
+        if swap is not None and number == swap.target.number:
+            d.set_swap(service.name, target=revision)
+        elif swap is not None and swap.source is not None and number == swap.source.number:
+            d.set_swap(service.name, source=revision)
+
+
+def _know_slot(d: Draft, o: Observed) -> None:
+    service = d.services[o.service]
+    if o.slot is not None and o.revision is not None and service.slot(o.revision.number) is None:
+        d.set_service(o.service, slots=(*service.slots, (o.revision.number, o.slot)))
+
+
+def _renumber(d: Draft, worker: Worker, revision: Revision) -> None:
+    """Its files were others than the journal knows when it was started: as `results.content_changed`."""
+    service = d.services[worker.service]
+    swap = service.swap
+    if swap is not None and swap.source is not None and swap.source.number == worker.revision:
+        d.set_swap(service.name, source=revision)
+    if service.stable == worker.revision:
+        d.set_service(service.name, stable=revision.number)
+    d.set_worker(worker.id, revision=revision.number)
+
+
 def take_in(d: Draft, o: Observed) -> None:
     """A worker of ours that the journal has lost. Whether it had proved itself is not known, unless clients are
     answered by it; one that nobody wants is ended by `advance`."""
-    revision = _revision_of(d.services[o.service], o)
-    number = revision.number if revision is not None else 0
-    service = d.set_service(o.service, last_revision=max(number, d.services[o.service].last_revision))
+    number = o.revision.number if o.revision is not None else 0
     up = o.state in UP
     worker = Worker(
         o.worker,
@@ -49,11 +91,8 @@ def take_in(d: Draft, o: Observed) -> None:
         made_of=o.made_of,
     )
     d.workers[worker.id] = worker
-    if revision is not None and service.revision(number) is None:
-        service = d.set_service(o.service, revisions=(*service.revisions, revision))
+    _know_slot(d, o)
     if o.slot is not None:
-        if service.slot(number) is None:
-            d.set_service(o.service, slots=(*service.slots, (number, o.slot)))
         d.reservations[worker.id] = o.slot.promise(worker.id, o.service)
 
 
@@ -61,15 +100,6 @@ def give_no_more(d: Draft, worker_id: str) -> None:
     """A name has been given, whatever the journal says: a gate may go by it yet."""
     tail = worker_id.rpartition("-")[2]
     d.next_worker = max(d.next_worker, int(tail) + 1 if tail.isdigit() else 0)
-
-
-def _revision_of(service: Service, o: Observed) -> Revision | None:
-    """A number that the journal, older than the worker, has given to another content since is not this one's."""
-    known = service.revision(o.revision.number) if o.revision is not None else None
-    if o.revision is None or known is None or known.same_content(o.revision):
-        return o.revision
-    same = next((r for r in service.revisions if r.same_content(o.revision)), None)
-    return same or replace(o.revision, number=service.last_revision + 1)
 
 
 def keep_one_of_each(d: Draft, name: str, seen: Seen) -> None:
@@ -88,16 +118,42 @@ def keep_one_of_each(d: Draft, name: str, seen: Seen) -> None:
         kept.setdefault(worker.revision, worker)
 
 
-def know_hand_over(d: Draft, source: Worker, living: list[Worker], seen: Seen) -> None:
-    """One under way that the journal, older than it, has nothing of. Its target has heard of its epoch, if it lives."""
-    o, op = seen[source.id], source.op
-    if o.state is not WorkerState.HANDING_OVER or (
-        op is not None and op.kind in (OpKind.HAND_OVER, OpKind.TARGET_DEAD)
-    ):
+def catch_up_epochs(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
+    """Where clients have been moved without the journal's knowledge, whoever it knows to be drained may have had some
+    since."""
+    newest = max((max(seen[w.id].epoch, seen[w.id].table_epoch) for w in living), default=0)
+    if newest <= d.services[name].epoch:
         return
-    target = next((w.id for w in living if w.id != source.id and seen[w.id].epoch == o.epoch), None)
+    d.set_service(name, epoch=newest)
+    for worker in living:
+        d.set_worker(worker.id, drained=False)
+
+
+def know_hand_over(d: Draft, source: Worker, living: list[Worker], seen: Seen) -> None:
+    """One under way that the journal, older than it, has nothing of. Its target has heard of its epoch, if it lives.
+    Once somebody owns the clients by that epoch or a newer one it has ended, and only its source does not know yet."""
+    o, op, others = seen[source.id], source.op, [w.id for w in living if w.id != source.id]
+    known = op is not None and op.kind in (OpKind.HAND_OVER, OpKind.TARGET_DEAD) and not is_past(op, o)
+    ended = any(seen[other].owner and seen[other].epoch >= o.epoch for other in others)
+    if o.state is not WorkerState.HANDING_OVER or known or ended:
+        return
+    target = next((other for other in others if seen[other].epoch == o.epoch), None)
     d.set_worker(source.id, op=Op(d.next_op, OpKind.HAND_OVER, source.service, source.id, target, o.epoch))
     d.next_op += 1
+
+
+def is_past(op: Op | None, o: Observed | None) -> bool:
+    """The front has heard of a newer hand-over than this operation's: how that ended is seen on the host, and what of
+    it comes yet is void."""
+    return op is not None and o is not None and op.kind in OF_AN_EPOCH and o.epoch > op.epoch
+
+
+def forget_past_hand_over(d: Draft, source: Worker, seen: Seen) -> None:
+    """By a worker that is gone."""
+    op = source.op
+    if op is not None and op.kind is OpKind.HAND_OVER and is_past(op, seen.get(op.target or "")):
+        d.end_step(op.service, op.step, "canceled", ENDED)
+        d.set_worker(source.id, op=None)
 
 
 def end_unknown_transfer(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
@@ -119,10 +175,36 @@ def catch_up(d: Draft, worker: Worker, o: Observed) -> None:
         d.set_worker(worker.id, state=_as_seen(worker.kind, o), confirmed=True)
     elif o.state in GAVE and worker.state is WorkerState.LOADED:
         d.set_worker(worker.id, state=WorkerState.QUIESCED)
-    elif o.state is WorkerState.STAGED and worker.state is WorkerState.SPAWNED:
+    elif o.state in {WorkerState.STAGED, *UP} and worker.state is WorkerState.SPAWNED:
         d.set_worker(worker.id, state=WorkerState.STAGED)
     elif o.state is WorkerState.PARKED and worker.state is not WorkerState.PARKED:
         results.parked(d, worker)
+    elif worker.verified and _makes_room(d, worker):
+        d.set_worker(worker.id, verified=False)
+
+
+def know_proved(d: Draft, living: list[Worker], seen: Seen) -> None:
+    """No daemon points a gate to a worker that has not proved itself; and through it requests may be in flight."""
+    for gate in living:
+        worker = d.workers.get(seen[gate.id].points_to or "")
+        if worker is not None and not worker.ending and worker.id in seen and seen[worker.id].state in UP:
+            worker = prove(d, worker)
+            if worker.state in NOT_UP:
+                d.set_worker(worker.id, state=WorkerState.QUIESCED)
+
+
+def prove(d: Draft, worker: Worker) -> Worker:
+    if worker.id in d.reservations:
+        d.reservations[worker.id] = replace(d.reservations[worker.id], settled=True)
+    proved = {"confirmed": True, "warmed": True, "verified": True, "ready_at": worker.ready_at or d.at}
+    return d.set_worker(worker.id, **proved)
+
+
+def _makes_room(d: Draft, worker: Worker) -> bool:
+    """It may have been parked and woken since the journal was written, and not have been proved again."""
+    swap = d.services[worker.service].swap
+    source = swap.source.number if swap is not None and swap.parks and swap.source is not None else None
+    return worker.can_park and worker.revision == source
 
 
 def _as_seen(kind: Kind, o: Observed) -> WorkerState:

@@ -8,19 +8,25 @@ its effects are idempotent by observation. Nothing here asks in which step of wh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from swapd.core import commands, errors, events, results
 from swapd.core.behind import (
+    ENDED,
     UNDER_WAY,
     UP,
     Seen,
     catch_up,
+    catch_up_epochs,
     end_unknown_transfer,
+    forget_past_hand_over,
     give_no_more,
+    go_by_numbers,
+    is_past,
     keep_one_of_each,
     know_hand_over,
+    know_proved,
+    prove,
     take_in,
 )
 from swapd.core.draft import Draft
@@ -32,7 +38,6 @@ from swapd.core.states import FORWARD, Phase, WorkerState
 from swapd.core.transfers import served
 
 MAX_RECOVERIES: Final = 3
-ENDED: Final = "the daemon ended"
 
 _AGAIN: Final = frozenset({OpKind.STOP, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})  # `advance` waits for their end
 # These may come to pass yet, in a front whose loop is blocked, and nobody would know: one that is newer ends them.
@@ -45,6 +50,7 @@ def recovered(d: Draft, event: events.Recovered) -> None:
     for added in event.added:
         commands.service_added(d, added)
     seen = {o.worker: o for o in event.observed}
+    go_by_numbers(d, event.observed)
     for o in event.observed:
         give_no_more(d, o.worker)
         give_no_more(d, o.points_to or "")
@@ -103,8 +109,7 @@ def _recover(d: Draft, name: str, event: events.Recovered, seen: Seen, kept: Kep
         _renew(d, name, kept.fresh)
     for worker in living:
         _see(d, worker, seen[worker.id])
-    epochs = [max(seen[w.id].epoch, seen[w.id].table_epoch) for w in living]
-    d.set_service(name, epoch=max([d.services[name].epoch, *epochs]))
+    catch_up_epochs(d, name, living, seen)
     for worker in living:
         know_hand_over(d, d.workers[worker.id], living, seen)
     for worker in living:
@@ -112,10 +117,12 @@ def _recover(d: Draft, name: str, event: events.Recovered, seen: Seen, kept: Kep
     for worker in living:
         if worker.id in d.workers:
             catch_up(d, d.workers[worker.id], seen[worker.id])
+    know_proved(d, living, seen)
     _find_owner(d, name, living, seen)
     _note_server(d, name, seen)
     for worker in workers:
         if worker not in living and worker.id in d.workers:
+            forget_past_hand_over(d, d.workers[worker.id], seen)
             _bury(d, d.workers[worker.id], seen)
     keep_one_of_each(d, name, seen)
     for worker in living:
@@ -189,6 +196,9 @@ def _conclude(d: Draft, worker: Worker, seen: Seen) -> None:
         results.op_done(d, OpDone(d.at, op.id, result))
     elif op.kind is OpKind.HAND_OVER and seen[worker.id].state is WorkerState.HANDING_OVER:
         _end_hand_over(d, worker, op, seen)
+    elif is_past(op, seen[worker.id]):
+        d.end_step(op.service, op.step, "canceled", ENDED)
+        d.set_worker(worker.id, op=None)
     elif op.kind in _AGAIN or UNDER_WAY.get(op.kind) is seen[worker.id].state:
         d.end_step(op.service, op.step, "canceled", ENDED)
         d.run(op.kind, worker, step=op.step, epoch=op.epoch, force=op.force)
@@ -291,10 +301,7 @@ def _note_server(d: Draft, name: str, seen: Seen) -> None:
     server, swap = d.server_of(name), d.services[name].swap
     if server is None or server.kind is Kind.GATE or server.id not in seen or seen[server.id].state not in UP:
         return
-    proved = {"confirmed": True, "warmed": True, "verified": True, "ready_at": server.ready_at or d.at}
-    server = d.set_worker(server.id, state=WorkerState.SERVING, **proved)
-    if server.id in d.reservations:
-        d.reservations[server.id] = replace(d.reservations[server.id], settled=True)
+    server = prove(d, d.set_worker(server.id, state=WorkerState.SERVING))
     stable = d.services[name].stable
     parties = (swap.target, swap.source) if swap is not None else ()
     if server.revision not in (stable, *(r.number for r in parties if r is not None)):

@@ -419,6 +419,97 @@ def test_a_hand_over_that_the_journal_has_not_heard_of_ends_by_what_its_target_s
         assert host.begins(OpKind.STOP, op.target), "it does not decide, and is no more trusted"
 
 
+def test_what_a_living_worker_says_of_its_number_counts():
+    """Clients read it in its answers: the journal has given it another one, or the number to other files."""
+    host = serving()
+    stable, known = chat(host).owner, chat(host).revision(1)
+    recovers(host, found(host, stable, revision=replace(known, number=2, fingerprint="changed")))
+    assert (host.state.worker(stable).revision, chat(host).stable, chat(host).last_revision) == (2, 2, 2)
+    host.dies(crashed=False)
+    recovers(host, found(host, stable, revision=replace(known, number=2, fingerprint="again")))
+    assert (host.state.worker(stable).revision, chat(host).revision(2).fingerprint) == (2, "again")
+    host.settle()
+    assert host.answering("chat") == stable, "it serves on"
+
+
+def test_an_adoption_that_the_host_has_left_behind_is_not_made_again():
+    host = serving()
+    gate = replace(host.state.worker(chat(host).owner), id="chat-gate-9", kind=Kind.GATE, revision=0)
+    gate = replace(gate, state=WorkerState.LOADED, op=Op(99, OpKind.ADOPT, "chat", gate.id, epoch=1))
+    owner = found(host, chat(host).owner, epoch=2)
+    journal = replace(host.state, workers=(*host.state.workers, gate))
+    recovers(host, owner, host.sees(gate, state=WorkerState.QUIESCED, epoch=2), journal=journal)
+    assert host.begins(OpKind.ADOPT) is None, "two would accept the clients"
+    assert chat(host).owner == owner.worker
+
+
+def test_a_hand_over_that_its_target_has_left_behind_is_not_ended_again():
+    """Its target gives the clients to another by now, which dies as the first source did."""
+    host = serving(total=36)
+    host.swap("chat", "b")
+    op = host.until(OpKind.HAND_OVER)
+    gives = found(host, op.target, state=WorkerState.HANDING_OVER, owner=False, epoch=op.epoch + 1)
+    host.owner.clear()
+    recovers(host, Observed(op.worker), gives)
+    assert host.begins(OpKind.SOURCE_DEAD) is None
+    assert host.begins(OpKind.TARGET_DEAD, op.target).epoch == op.epoch + 1
+
+
+def test_a_source_that_has_not_heard_the_end_of_its_hand_over_is_not_asked_to_take_the_clients_back():
+    host = serving(total=36)
+    source = chat(host).owner
+    host.swap("chat", "b")
+    op = host.until(OpKind.HAND_OVER)
+    host.finish(op.id)
+    hangs = found(host, source, state=WorkerState.HANDING_OVER, epoch=op.epoch)
+    recovers(host, hangs, found(host, op.target, epoch=op.epoch + 1))
+    assert host.begins(OpKind.TARGET_DEAD) is None
+    assert chat(host).owner == op.target
+
+
+def test_a_server_that_is_up_already_is_not_staged():
+    host, _ = in_flight(OpKind.STAGE, kinds={"a": Kind.ENGINE, "b": Kind.ENGINE}, **IN_PLACE)
+    candidate = chat(host).swap.target.number
+    worker = next(w for w in host.state.workers if w.revision == candidate)
+    gone = [Observed(w.id) for w in host.state.workers if w.kind is not Kind.GATE and w != worker]
+    there = [found(host, w.id) for w in host.state.workers if w.kind is Kind.GATE]
+    host.processes = {name: process for name, process in host.processes.items() if name not in {o.worker for o in gone}}
+    recovers(host, found(host, worker.id, state=WorkerState.LOADED), *there, *gone)
+    assert host.begins(OpKind.STAGE) is None
+    assert host.state.worker(worker.id).state is WorkerState.STAGED, (
+        "and is loaded again, which waits until it is ready"
+    )
+
+
+def test_what_may_have_been_parked_and_woken_since_proves_itself_again():
+    host, drain = in_flight(OpKind.DRAIN, **IN_PLACE)
+    leaving = drain.worker
+    assert host.state.worker(leaving).verified
+    host.dies(**{key(leaving): {"state": WorkerState.LOADED}})
+    assert not host.state.worker(leaving).verified
+
+
+def test_what_a_gate_points_to_has_proved_itself():
+    host = serving(gated=True)
+    gate, served = host.state.worker(chat(host).owner), host.state.server_of("chat")
+    journal = replace(host.state, workers=(gate, replace(served, state=WorkerState.SPAWNED, verified=False)))
+    gives = host.sees(gate, state=WorkerState.HANDING_OVER, owner=False, epoch=5)
+    recovers(host, gives, found(host, served.id), journal=journal)
+    assert host.state.worker(served.id).verified
+    assert host.state.worker(served.id).state is WorkerState.QUIESCED, "requests may be in flight there"
+
+
+def test_who_has_been_drained_is_drained_again_where_clients_have_been_moved_since():
+    host = serving(total=36)
+    first = chat(host).owner
+    host.swap("chat", "b")
+    host.settle(until_idle=False)
+    workers = (replace(w, drained=w.id == first) for w in host.state.workers)
+    seen = [found(host, w.id, epoch=chat(host).epoch + 2) for w in host.state.workers]
+    recovers(host, *seen, journal=replace(host.state, workers=tuple(workers)))
+    assert not host.state.worker(first).drained
+
+
 def test_a_name_that_a_gate_goes_by_is_not_given_again():
     """The journal has it that the worker was about to be started; it has been, it has served, and it has died."""
     host = serving(gated=True)

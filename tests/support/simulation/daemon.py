@@ -323,6 +323,11 @@ class Daemon:
             kept.append(Kept(name, settings, known.config_model, fresh))
         self.take(events.Recovered(self.world.now, tuple(kept), tuple(added), observed, self.world.crashed))
         self.ready = True
+        for name in [s.name for s in self.state.services if s.name not in self.world.config]:
+            self.take(events.ServiceRemoved(self.world.now, name))
+        for worker in sorted(self.live - {w.id for w in self.state.workers}):  # of a service that nobody knows any more
+            self.world.excuse(worker)
+            self.world.end(worker)
         early, self.early = self.early, []
         for event in early:
             self.take(replace(event, at=self.world.now))
@@ -339,8 +344,10 @@ class Daemon:
 
     def find_journal(self) -> None:
         journal: Journal = self.world.journal
-        last = tuple((s.name, s.last_revision) for s in journal.rows["service"].values())
-        found = events.JournalFound(self.world.now, journal.next_worker, 1 + max(journal.history, default=0), last)
+        stored = journal.read()
+        journal.close_strangers(self.state)
+        last = tuple((s.name, s.last_revision) for s in stored.services)
+        found = events.JournalFound(self.world.now, stored.next_worker, stored.next_swap, last)
         self.lost = False
         self.take(found)
 

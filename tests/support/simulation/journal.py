@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from swapd.core.model import Reservation, Service, State, Swap, Worker
-from swapd.core.states import TERMINAL
+from swapd.core.states import TERMINAL, Phase
 from swapd.wire import saved
 
 KINDS = {"service": Service, "worker": Worker, "reservation": Reservation}
@@ -61,7 +63,16 @@ class Journal:
             next_worker=self.next_worker,
             next_swap=1 + max(self.history, default=0),
         )
+        self.close_strangers(self._written)
         return self._written
+
+    def close_strangers(self, state: State) -> None:
+        """What is under way by the history alone has ended."""
+        under_way = {service.swap.id for service in state.services if service.swap is not None}
+        for swap in list(self.history.values()):
+            if swap.phase not in TERMINAL and swap.id not in under_way:
+                phase = Phase.SUCCEEDED if swap.phase is Phase.SOAKING else Phase.CANCELED
+                self._save(replace(swap, phase=phase))
 
     def forget(self) -> None:
         """It cannot be read: a daemon starts from nothing, and does not know what is in there."""

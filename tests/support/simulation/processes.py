@@ -198,7 +198,8 @@ class Processes:
         """It arrives: the table is asked at once, also by a worker whose loop is blocked."""
         after = step_worker(process.look(), request.verb)
         if isinstance(after, Problem):
-            if not self.is_behind(process):
+            again = request.verb == "drain" and process.owner  # since it was to be drained: nothing comes of that
+            if not again and not self.is_behind(process):
                 self.refused.append(f"{request.verb} of {process.worker}: {after.message}")
             self.reply(request, after)
             return

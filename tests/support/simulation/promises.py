@@ -60,6 +60,9 @@ class Books:
         for effect in outcome.effects:
             if isinstance(effect, Run) and effect.op.kind is OpKind.STOP:
                 self._decided_to_end(effect.op, event)
+            elif isinstance(effect, Run) and effect.op.kind is OpKind.DRAIN and not effect.op.force:
+                owners = [s.owner for s in outcome.state.services]
+                self.demand(5, effect.op.worker not in owners, f"the owner is drained: {effect.op}")
         for old in before.services:
             now = outcome.state.service(old.name)
             if now is None or (old.paused is not None and now.paused is None):

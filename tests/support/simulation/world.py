@@ -74,8 +74,8 @@ class World:
 
     @property
     def state(self) -> State:
-        """As the daemon has it; as the last one had it, while there is none."""
-        return self.daemon.state if self.daemon is not None else self.books.last
+        """As the daemon has it; as the last one had it, while there is none that has looked at the host."""
+        return self.daemon.state if self.daemon is not None and self.daemon.ready else self.books.last
 
     def note(self, event: Event | str) -> None:
         if isinstance(event, events.TimerFired):
@@ -91,6 +91,7 @@ class World:
         state = State() if lost else self.journal.read()
         if lost:
             self.journal.forget()
+            self._carry_out_all()
         self.deaths = []
         self.daemon = Daemon(self, self.boots, state, lost=lost)
         self.books.booted(state)
@@ -98,7 +99,7 @@ class World:
     def crash(self) -> None:
         assert self.daemon is not None
         self.note(f"--- daemon {self.daemon.boot} ends")
-        self.books.last = self.daemon.state
+        self.books.last = self.state
         self.crashed = not self.daemon.exited
         self.daemon = None
         if not self.journal.works:
