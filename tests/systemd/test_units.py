@@ -160,6 +160,26 @@ def test_what_is_nobodys_is_left_alone_while_it_lives_and_forgotten_when_it_has_
         later.kill()
 
 
+def test_what_systemd_cannot_end_yet_holds_up_no_start(host, daemon):
+    host.run("mkdir", "-p", "/run/systemd/system/swapd-ended-1.service.d")
+    drop_in = host.path("/run/systemd/system/swapd-ended-1.service.d/slow.conf")
+    drop_in.write_text("[Service]\nExecStopPost=/bin/sleep 1000\n")
+    host.systemctl("daemon-reload")
+    daemon.spawn()
+    daemon.spawn("ended-1", code="raise SystemExit(1)")
+    daemon.call("wait", name="ended-1")
+    daemon.kill()
+    later = Daemon(host)
+    try:
+        assert host.show("swapd-ended-1.service", "ActiveState") == "deactivating"
+        assert later.call("find", name="chat-1", marker="chat-1:0a")["alive"]
+    finally:
+        later.kill()
+        drop_in.unlink()
+        host.systemctl("daemon-reload")
+        host.systemctl("kill", "--signal=KILL", "swapd-ended-1.service")
+
+
 def test_a_worker_that_somebody_stops_is_told_of(host, daemon):
     daemon.spawn()
     host.systemctl("stop", "swapd-chat-1.service")

@@ -20,7 +20,9 @@ from swapd.core.unit_settings import (
 )
 from swapd.host.units.prepare import prepare
 from swapd.host.units.process import UnitProcess
-from swapd.host.units.systemd import Systemd, cgroup_pids, missing_controllers
+from swapd.host.units.systemd import CALL_DEADLINE_S, Systemd, cgroup_pids, missing_controllers
+
+FORGET_S: Final = 5.0  # at a start, for a unit that systemd is still ending
 
 log = logging.getLogger("swapd.units")
 
@@ -77,21 +79,32 @@ class Units:
             await self._forget(unit)
         return state.running
 
-    async def _forget(self, unit: str) -> None:
-        await self._systemd.stop(unit)
+    async def _forget(self, unit: str, deadline_s: float = CALL_DEADLINE_S) -> None:
+        await self._systemd.stop(unit, deadline_s)
         await self._systemd.forget(unit)
+
+    async def _forget_what_ended(self, units: Collection[str]) -> None:
+        """One that cannot end yet (state D, an ExecStopPost= of the operator's) holds up no start: a later one forgets
+        it, or whoever needs its name."""
+        ends = await asyncio.gather(*(self._forget(unit, FORGET_S) for unit in units), return_exceptions=True)
+        for unit, end in zip(units, ends, strict=True):
+            if isinstance(end, SwapdError):
+                log.warning("units.not_forgotten unit=%s because=%s", unit, end.message)
+            elif end is not None:
+                raise end
 
     async def find(self, markers: Collection[str]) -> dict[str, UnitProcess]:
         """Those that an earlier daemon has started, by marker: living, or ended with its exit code. Whoever gets one
         owns it, as from `spawn`. What else of ours has ended is forgotten, and what lives is left alone and told of."""
-        found = {}
+        found, ended = {}, []
         for state in await self._systemd.states(unit_name("*")):
             if state.marker in markers:
                 found[state.marker] = await self._own(state)
             elif state.marker and state.running:
                 log.warning("units.unknown unit=%s pid=%d left_alone", state.unit, state.pid)
             elif state.marker:
-                await self._forget(state.unit)
+                ended.append(state.unit)
+        await self._forget_what_ended(ended)
         return found
 
     async def _own(self, state: UnitState) -> UnitProcess:
