@@ -19,7 +19,7 @@ from support.daemon_host import APPS, DEADLINE_S, Control, free_port, model, ser
 from support.systemd_host import PROJECT, SystemdHost
 
 UNIT = shipped.DAEMON
-DROP_IN = "[Service]\nWatchdogSec=4s\n"  # beyond the time that a client of `systemctl reload` takes to start
+DROP_IN = "[Service]\nWatchdogSec=6s\n"  # beyond the time that a client of `systemctl reload` takes to start
 SERVICES = {"direct": ("a", ""), "gated": ("x", ""), "brief": ("a", "soak = '2s'")}  # the model, and settings
 MODELS = {"a": "abc", "x": "xyz"}
 PLAN = "/var/lib/swapd/plan"
