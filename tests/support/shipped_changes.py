@@ -94,7 +94,8 @@ class Shipped(Control):
     def strike(self, mark, service: str, change: str, how: str, number: int, when: str) -> dict | None:
         """The record of the change once it has ended, one way or the other; None: it was not so long as that."""
         begin = self.prepare(mark, service, change)
-        expected, pid = self.newest() + (change in WITH_A_RECORD), self.host.pid(UNIT)
+        newest, pid = self.newest() + (change in WITH_A_RECORD), self.host.pid(UNIT)
+        expected = newest if change in WITH_A_RECORD else self.newest(service=service)
         mark()
         if number:
             after = service if change == "soak" else None
@@ -108,7 +109,7 @@ class Shipped(Control):
             if struck:
                 self.let_happen(how, pid)
         record = until(lambda: self.ended(service, change, expected), what=f"the end of the {change}")
-        assert self.newest() == expected, "there is a record of what nobody has asked for"
+        assert self.newest() == newest, "there is a record of what nobody has asked for"
         return record if struck else None
 
     def prepare(self, mark, service: str, change: str):
@@ -152,8 +153,8 @@ class Shipped(Control):
             return self.host.path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
         return False
 
-    def newest(self) -> int:
-        return max((record["id"] for record in self.call("history", limit=1)), default=0)
+    def newest(self, **of) -> int:
+        return max((record["id"] for record in self.call("history", limit=1, **of)), default=0)
 
     def ended(self, service: str, change: str, expected: int) -> dict | None:
         """The record, once clients are served and nothing is under way."""
