@@ -13,16 +13,12 @@ a first start all run through the same few rules, and being called once too ofte
 
 from __future__ import annotations
 
-from typing import Final
-
 from swapd.core.draft import TRANSFERS, Draft
 from swapd.core.events import Exit, Measure
 from swapd.core.model import RESTORE, Kind, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
 from swapd.core.routing import hold, is_pointed_to, is_target, release_gates, route, step_of
 from swapd.core.states import FORWARD, Phase, WorkerState
-
-# What takes device memory or gives it back: where a slot is `exclusive`, LOAD and WAKE wait for the end of any other.
-MEMORY_MOVES: Final = frozenset({OpKind.LOAD, OpKind.WAKE, OpKind.WARM, OpKind.PARK, OpKind.STOP})
+from swapd.core.turns import may_give, may_hold, may_take
 
 
 def advance(d: Draft, name: str) -> None:
@@ -124,31 +120,36 @@ def _make_ready(d: Draft, worker: Worker) -> None:
             d.run(OpKind.SPAWN, worker, step=step_of(d, worker, "spawn"))
         else:
             d.wake_at(worker.service, worker.not_before)
-    elif not worker.confirmed:
-        others = [w for w in d.workers_of(worker.service) if w.id != worker.id and w.kind is not Kind.GATE]
-        patience_s = d.services[worker.service].settings.drain_timeout_s if any(map(_going, others)) else 0.0
-        d.run(OpKind.CONFIRM, worker, step=step_of(d, worker, "confirm"), deadline_s=patience_s)
-    elif worker.state is not WorkerState.LOADED and _device_is_busy(d, worker):
-        return
-    elif worker.state is WorkerState.PARKED:
-        d.run(OpKind.WAKE, worker, step=step_of(d, worker, "wake"))
-    elif worker.state in (WorkerState.SPAWNED, WorkerState.STAGED):
-        d.run(OpKind.LOAD, worker, step=step_of(d, worker, "load"))
-    elif not worker.warmed:
-        d.run(OpKind.WARM, worker, step=step_of(d, worker, "warm"))
+    elif worker.state is WorkerState.PARKED or not (worker.confirmed and worker.warmed):
+        if not _waits(d, worker.service, step_of(d, worker, "wait"), may_take(d, worker)):
+            _take(d, worker)
     elif not worker.verified:
         d.run(OpKind.VERIFY, worker, step=step_of(d, worker, "verify"))
 
 
-def _device_is_busy(d: Draft, worker: Worker) -> bool:
-    """Another worker, of any service, is taking memory of its device or giving it back."""
-    slot = d.services[worker.service].slot(worker.revision)
-    if slot is None or not slot.exclusive:
-        return False
-    moving = (w.id for w in d.workers.values() if w.id != worker.id and w.op is not None and w.op.kind in MEMORY_MOVES)
-    return any(
-        not set(slot.devices).isdisjoint(d.reservations[name].devices) for name in moving if name in d.reservations
-    )
+def _take(d: Draft, worker: Worker) -> None:
+    """The next operation that takes memory, or sees whether it may."""
+    if not worker.confirmed:
+        others = [w for w in d.workers_of(worker.service) if w.id != worker.id and w.kind is not Kind.GATE]
+        patience_s = d.services[worker.service].settings.drain_timeout_s if any(map(_going, others)) else 0.0
+        d.run(OpKind.CONFIRM, worker, step=step_of(d, worker, "confirm"), deadline_s=patience_s)
+    elif worker.state is WorkerState.PARKED:
+        d.run(OpKind.WAKE, worker, step=step_of(d, worker, "wake"))
+    elif worker.state in (WorkerState.SPAWNED, WorkerState.STAGED):
+        d.run(OpKind.LOAD, worker, step=step_of(d, worker, "load"))
+    else:
+        d.run(OpKind.WARM, worker, step=step_of(d, worker, "warm"))
+
+
+def _waits(d: Draft, name: str, step: str | None, whom: str | None) -> bool:
+    """Whether somebody else has the device now; told in the swap that it holds up."""
+    swap = d.services[name].swap
+    told = swap is not None and any(s.name == step and s.status == "running" for s in swap.steps)
+    if whom is not None and step is not None and not told:
+        d.begin_step(name, step, f"for {whom}: a device has one load or release at a time")
+    elif whom is None and told:
+        d.end_step(name, step, "done")
+    return whom is not None
 
 
 def _going(worker: Worker) -> bool:
@@ -176,7 +177,11 @@ def _make_room(d: Draft, service: Service, worker: Worker, leaving: Worker | Non
     if forward and not _prepared(d, worker, slot):
         return
     if d.server_of(service.name) == leaving:
-        hold(d, service, "hold" if forward else f"{RESTORE}hold")
+        prefix = "" if forward else RESTORE
+        if d.transferring(service.name) or not _waits(
+            d, service.name, f"{prefix}wait", may_hold(d, service, slot, leaving)
+        ):
+            hold(d, service, f"{prefix}hold")
         return
     _let_go(d, service, leaving, forward=forward)
 
@@ -211,6 +216,8 @@ def _let_go(d: Draft, service: Service, leaving: Worker, *, forward: bool) -> No
         d.run(OpKind.DRAIN, leaving, step=f"{prefix}drain", deadline_s=deadline_s)
     elif is_pointed_to(d, leaving):
         return  # by a gate that follows in a moment
+    elif leaving.connected and _waits(d, service.name, f"{prefix}wait", may_give(d, leaving)):
+        return
     elif may_park and leaving.state is WorkerState.QUIESCED:
         d.run(OpKind.PARK, leaving, step="park")
     else:
@@ -238,7 +245,9 @@ def _retire(d: Draft, name: str, goal: Revision | None) -> None:
         elif worker.op is None or worker.op.kind not in (OpKind.DRAIN, OpKind.HAND_OVER, OpKind.SOURCE_DEAD):
             if is_target(d, worker) or is_pointed_to(d, worker):
                 continue
-            d.stop(worker, force=worker.state is not WorkerState.QUIESCED)
+            in_no_haste = worker.state in (WorkerState.QUIESCED, WorkerState.PARKED)
+            if not (in_no_haste and may_give(d, worker)):
+                d.stop(worker, force=worker.state is not WorkerState.QUIESCED)
 
 
 # --- the ends --------------------------------------------------------------------------------------------------

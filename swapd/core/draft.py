@@ -170,11 +170,11 @@ class Draft:
 
     # --- swaps -------------------------------------------------------------------------------------------
 
-    def begin_step(self, service: str, name: str) -> None:
+    def begin_step(self, service: str, name: str, detail: str = "") -> None:
         swap = self.services[service].swap
         if swap is None or swap.phase in TERMINAL:
             return
-        self.set_swap(service, steps=(*swap.steps, StepRecord(name, "running", self.at)))
+        self.set_swap(service, steps=(*swap.steps, StepRecord(name, "running", self.at, detail=detail)))
 
     def end_step(self, service: str, name: str | None, status: str, detail: str = "") -> None:
         """Close the newest running step of this name."""
@@ -184,7 +184,9 @@ class Draft:
         steps = list(swap.steps)
         for index in reversed(range(len(steps))):
             if steps[index].name == name and steps[index].status == "running":
-                steps[index] = replace(steps[index], status=status, finished_at=self.at, detail=detail)
+                steps[index] = replace(
+                    steps[index], status=status, finished_at=self.at, detail=detail or steps[index].detail
+                )
                 self.set_swap(service, steps=tuple(steps))
                 return
 

@@ -80,6 +80,7 @@ class Reservation:
     bytes: int | None  # on each of its devices
     settled: bool = False
     others: tuple[str, ...] = ()  # of a worker that spans several devices, those beside the first
+    exclusive: bool = False  # as `Slot.exclusive`
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -185,7 +186,9 @@ class Slot:
 
     def promise(self, worker_id: str, service: str) -> Reservation:
         """What a worker that shall stand here is promised."""
-        return Reservation(worker_id, service, self.device, self.need_bytes, others=self.others)
+        return Reservation(
+            worker_id, service, self.device, self.need_bytes, others=self.others, exclusive=self.exclusive
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from swapd.core import errors, events
-from swapd.core.advance import MEMORY_MOVES
 from swapd.core.errors import Problem
 from swapd.core.events import Event, Exit, Measure, Measurement, Publish, Run, WakeAt
 from swapd.core.ledger import room_for
@@ -25,11 +24,13 @@ from swapd.core.model import (
     Revision,
     ServiceSettings,
     State,
+    Strategy,
     Swap,
 )
 from swapd.core.outage import ExpectedTimes
 from swapd.core.rollout import step
 from swapd.core.states import Phase, WorkerState
+from swapd.core.turns import GIVES, TAKES
 
 GIB = 1 << 30
 
@@ -145,9 +146,8 @@ class Host:
 
     def look_at(self, op: Op) -> None:
         """Nothing that answers requests is ended, unless it has failed or is beyond asking."""
-        if op.kind in (OpKind.LOAD, OpKind.WAKE):
-            moving = [r.op for r in self.pending.values() if r.op.kind in MEMORY_MOVES and self._holds(r.op.worker)]
-            assert self.kind is not DeviceKind.NVML or not moving, f"{op} beside {moving}"
+        if self.kind is DeviceKind.NVML and (op.kind in TAKES or (op.kind in GIVES and not op.force)):
+            self._has_its_turn(op)
         if op.worker not in self.processes or op.kind not in (OpKind.STOP, OpKind.PARK) or op.worker in self.failed:
             return
         ways = [(front, worker) for front, worker in self.at_work if op.worker in (front, worker)]
@@ -156,6 +156,26 @@ class Host:
         assert not alive, f"{op.kind.value} of {op.worker} with requests in flight: {alive}\n{story}"
         relaying = [g for g in self.processes.values() if g.table == op.worker and g.worker in self.undrained]
         assert not relaying, f"{op.kind.value} of {op.worker}, to which {relaying} point\n{story}"
+
+    def _has_its_turn(self, op: Op) -> None:
+        """Nobody else takes memory of the one device, gives it back, or holds clients until it may."""
+        promised = {r.worker_id for r in self.state.reservations}
+        ending = {s.name for s in self.state.services if s.leaving or self.state.stopping}
+        if op.worker not in promised or op.service in ending:
+            return
+        others = [run.op for run in self.pending.values() if run.op.worker in promised - {op.worker}]
+        waits = op.kind in GIVES  # its own service's next worker may wait for just that
+        moving = [o for o in others if o.kind in TAKES | GIVES and not (waits and o.service == op.service)]
+        assert not moving, f"{op} beside {moving}"
+        swaps = {s.name: s.swap for s in self.state.services if s.name not in ending and s.paused is None}
+        held = {
+            name: swap.id
+            for name, swap in swaps.items()
+            if swap is not None and swap.strategy is Strategy.IN_PLACE and swap.phase is Phase.PROGRESSING
+            if not any(w.revision == swap.target.number and w.warmed for w in self.state.workers_of(name))
+        }
+        mine = held.pop(op.service, None)
+        assert not held or (mine is not None and mine < min(held.values())), f"{op} while {held} hold their clients"
 
     # --- what the world does ---------------------------------------------------------------------------------
 
