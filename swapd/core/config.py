@@ -155,7 +155,7 @@ class ModelConfig:
     read_paths: tuple[str, ...] = ()
     write_paths: tuple[str, ...] = ()
     memory_max_bytes: int | None = None  # of host memory, for a worker's whole tree; past it the kernel ends the tree
-    cpu_weight: int | None = None  # 1 to 10000, against other services of the host; None: 100, as everybody
+    cpu_weight: int | None = None  # 1 to 10000, of CPUs and disks; None: 100, as everybody
     served_names: tuple[str, ...] = ()  # what clients may write as "model"
     stop_signal: str | None = None  # None: SIGTERM
     stop_timeout_s: float | None = None  # from the signal until the whole tree is killed; None: by the engine

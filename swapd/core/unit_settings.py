@@ -101,6 +101,7 @@ def limits(memory_max_bytes: int | None, cpu_weight: int | None) -> Iterator[str
         yield f"MemoryMax={memory_max_bytes}"
     if cpu_weight is not None:
         yield f"CPUWeight={cpu_weight}"
+        yield f"IOWeight={cpu_weight}"  # a load reads as much as it computes
 
 
 def _devices(confinement: Confinement) -> Iterator[str]:

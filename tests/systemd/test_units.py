@@ -387,8 +387,10 @@ def test_limits_are_set_and_changed_where_the_host_has_them(host, daemon):
     daemon.spawn(confinement={"memory_max_bytes": 1 << 30, "cpu_weight": 20})
     assert host.show("swapd-chat-1.service", "MemoryMax") == str(1 << 30)
     assert host.show("swapd-chat-1.service", "CPUWeight") == "20"
+    assert host.show("swapd-chat-1.service", "IOWeight") == "20"
     daemon.call("set_limits", name="chat-1", cpu_weight=100)
     assert host.show("swapd-chat-1.service", "CPUWeight") == "100"
+    assert host.show("swapd-chat-1.service", "IOWeight") == "100"
     assert host.show("swapd-chat-1.service", "MemoryMax") == str(1 << 30)
     there = host.path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
     assert daemon.missing == [name for name in ("cpu", "memory") if name not in there]
