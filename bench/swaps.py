@@ -97,15 +97,18 @@ class Done:
         return None if value is None else value / 1000
 
 
-def change(swapd: Swapd, to: str | None, meanwhile: Callable[[], None] | None = None) -> Done:
+def change(
+    swapd: Swapd, to: str | None, meanwhile: Callable[[], None] | None = None, *, strategy: str | None = None
+) -> Done:
     """A swap to that model, or with None a rollback; raises if it did not happen. `meanwhile` is called once it is
-    asked for."""
+    asked for. `strategy`: swapd chooses where it is None."""
     offset = wall_to_monotonic()
     at = time.monotonic()
     if to is None:
         record = swapd.control.call("rollback", service="chat")
     else:
-        record = swapd.control.call("swap", service="chat", to=to)
+        chosen = {} if strategy is None else {"strategy": strategy}
+        record = swapd.control.call("swap", service="chat", to=to, **chosen)
     if meanwhile is not None:
         meanwhile()
     record = swapd.wait_swap(record["id"], deadline_s=120)
