@@ -128,6 +128,8 @@ def status_notes(status: Record, now_s: float) -> list[str]:
             notes.append(f"{name}: {printable(service['drift'])}")
         if service.get("problem"):
             notes.append(f"{name}: {problem_words(service, now_s)}")
+        for each in service.get("device_troubles", ()):
+            notes.append(f"{name}: {printable(each['device'])} is {each['state']}: {printable(each['trouble'])}")
         if service.get("note"):
             notes.append(f"{name}: {printable(service['note'])}")
     return notes

@@ -71,7 +71,7 @@ class DeviceConfig:
     kind: DeviceKind
     match: str | None = None  # nvml: "GPU-…", "MIG-…" or an index in digits; host: None
     headroom_bytes: int = 512 * MIB
-    memory_bytes: int | None = None  # host: the budget; None: all that the host has
+    memory_bytes: int | None = None  # host: the budget; None: all that the host has. nvml: where it is not measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,9 +42,9 @@ def _devices(config: Config) -> Iterator[Fault]:
     matches: dict[str, str] = {}
     for device in config.devices.values():
         path = f"devices.{quoted(device.name)}"
+        if device.memory_bytes is not None and device.headroom_bytes >= device.memory_bytes:
+            yield f"{path}.headroom", "leaves nothing of the budget: write less than its memory"
         if device.kind is DeviceKind.NVML:
-            if device.memory_bytes is not None:
-                yield f"{path}.memory", 'is for kind = "host" only: a GPU\'s memory is measured; leave it out'
             if device.match is None:
                 yield (
                     f"{path}.match",
@@ -59,8 +59,6 @@ def _devices(config: Config) -> Iterator[Fault]:
             yield f"{path}.match", 'is for kind = "nvml" only: leave it out'
         if device.memory_bytes is None and len(hosts) > 1:
             yield f"{path}.memory", 'is missing: with several host devices each needs its own budget, such as "8GiB"'
-        elif device.memory_bytes is not None and device.headroom_bytes >= device.memory_bytes:
-            yield f"{path}.headroom", "leaves nothing of the budget: write less than its memory"
 
 
 def _services(config: Config) -> Iterator[Fault]:

@@ -273,7 +273,11 @@ def _devices(facts: Facts) -> Iterator[Finding]:
         if device["total_bytes"] is None or free is None:
             text = f"The memory of {name} is not known, so nothing is placed there: {device['detail']}."
             yield Finding(Severity.PROBLEM, text, "nvidia-smi; dmesg -T | grep -i -e nvrm -e xid")
-        elif free < device["headroom_bytes"]:
+            continue
+        if device.get("trouble"):
+            text = f"{name} is {device['state']}: {device['trouble']}."
+            yield Finding(Severity.WARNING, text, "nvidia-smi -q; dmesg -T | grep -i -e nvrm -e xid")
+        if free < device["headroom_bytes"]:
             head = human_bytes(device["headroom_bytes"])
             text = f"{name} has {human_bytes(free, down=True)} free, less than its headroom of {head}."
             yield Finding(Severity.WARNING, text, "swapd-cli devices" if facts.unreachable is None else "nvidia-smi")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from swapd.core.device_states import MAY_GO_BY_WHAT_IS_SAID
 from swapd.core.errors import DEVICE_UNKNOWN, VRAM_INSUFFICIENT
 from swapd.core.ledger import after_release, available_bytes, loads_of_unknown_size, on_device
 from swapd.core.model import DeviceKind, DeviceReading, Footprint, FootprintSource, Reservation, Strategy
@@ -135,7 +136,10 @@ def _fit(
 
     if not reading.known:
         why = f"its memory is unknown ({reading.detail or 'no reading'})"
-        return no(why, (f"make the memory of {reading.name} readable",), DEVICE_UNKNOWN)
+        change: tuple[str, ...] = (f"make the memory of {reading.name} readable",)
+        if reading.state in MAY_GO_BY_WHAT_IS_SAID:
+            change = (*change, f"say how much it has with `memory` of [devices.{reading.name}]")
+        return no(why, change, DEVICE_UNKNOWN)
     if available is None:
         loading = loads_of_unknown_size(reading, reservations)[0].worker_id
         why = f"{request.name(loading)} is loading there; its size is unknown, so nothing is admitted beside it"

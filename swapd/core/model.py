@@ -18,6 +18,25 @@ class DeviceKind(str, Enum):
     HOST = "host"  # the host's own memory, or a budget within it
 
 
+class DeviceState(str, Enum):
+    """How a device is, by a code that stays. In all but the first four its memory is unknown."""
+
+    OK = "ok"
+    XID = "xid"  # the GPU has reported an error of its own
+    MEMORY_ERRORS = "memory-errors"  # uncorrectable ones (ECC)
+    UNMEASURED = "unmeasured"  # gone by what the configuration says: its memory cannot be measured
+    NO_DRIVER = "no-driver"
+    DRIVER_MISMATCH = "driver-mismatch"
+    LOST = "lost"
+    RESET_REQUIRED = "reset-required"
+    NOT_PERMITTED = "not-permitted"
+    NOT_FOUND = "not-found"
+    DIVIDED = "divided"  # by MIG: its slices are the devices
+    UNSUPPORTED = "unsupported"  # NVML does not tell its memory
+    NO_ANSWER = "no-answer"  # NVML, or the kernel, hangs
+    FAILED = "failed"  # anything else
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceReading:
     """One measurement of one device.
@@ -36,6 +55,9 @@ class DeviceReading:
     uuid: str = ""
     detail: str = ""  # e.g. "NVIDIA H200, driver 575.57" or why the memory is unknown
     index: int | None = None  # of a whole GPU, in the order of the PCI bus: as NVML counts
+    state: DeviceState = DeviceState.OK
+    trouble: str = ""  # what is the matter, and what to do about it; "": nothing
+    holders_known: bool = True  # whether it can be told who holds its memory: not inside some containers
 
     @property
     def known(self) -> bool:

@@ -122,6 +122,7 @@ def _refuse(
         "devices": [
             {
                 "name": r.name,
+                "state": r.state.value,
                 "total_bytes": r.total_bytes,
                 "free_bytes": r.free_bytes,
                 "available_bytes": available_bytes(r, request.reservations),

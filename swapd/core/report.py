@@ -123,6 +123,12 @@ def drifted(service: Service, config_model: str) -> Revision | None:
     return stable if stable is not None and stable.model != config_model else None
 
 
+def devices_of(state: State, service: str) -> tuple[str, ...]:
+    """On which any of its workers stands."""
+    known = {r.worker_id: r.devices for r in state.reservations}
+    return tuple(dict.fromkeys(name for w in state.workers_of(service) for name in known.get(w.id, ())))
+
+
 def service_record(
     state: State,
     service: Service,
@@ -131,8 +137,10 @@ def service_record(
     config_model: str,
     stats: Mapping[str, Any] | None,
     brought_by: str | None = None,
+    troubles: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """`brought_by`: who asked for the swap to the revision that has drifted, where that is known."""
+    """`brought_by`: who asked for the swap to the revision that has drifted, where that is known. `troubles`: of
+    devices on which it stands, each `{"device", "state", "trouble"}`."""
     owner, server = state.worker(service.owner), state.server_of(service.name)
     swap = service.swap
     serving = service.revision(server.revision) if server is not None else None
@@ -168,6 +176,7 @@ def service_record(
         "failures": service.failures,
         "retry_at": service.retry_at if health(state, service) is Health.UNAVAILABLE or crash_loops(service) else None,
         "problem": problem_record(service.paused or service.problem),
+        "device_troubles": list(troubles),
     }
 
 
@@ -222,6 +231,9 @@ def measured_device(reading: DeviceReading) -> dict[str, Any]:
         "kind": reading.kind.value,
         "uuid": reading.uuid,
         "detail": reading.detail,
+        "state": reading.state.value,
+        "trouble": reading.trouble or None,
+        "holders_known": reading.holders_known,
         "total_bytes": reading.total_bytes,
         "free_bytes": reading.free_bytes,
         "headroom_bytes": reading.headroom_bytes,

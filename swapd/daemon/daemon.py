@@ -94,7 +94,7 @@ class Daemon:
         self.listeners = bind_all(config, self.keeper.given, kept, lent)
         self.closing = Closing(config, self.listeners, self.keeper.given.values())
 
-        devices = Devices(config.devices, self.workers, lambda: self.loop.state)
+        devices = Devices(config.devices, self.workers, lambda: self.loop.state, self.publish)
         self.knowledge = Knowledge(config, self.journal, devices)
         self.executor = Executor(
             config, self.workers, devices, self.knowledge, self.listeners, self.publish, self.done.set

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from swapd.core.config import DeviceConfig
 from swapd.core.devices import default_devices
 from swapd.core.errors import UNKNOWN_DEVICE, SwapdError
-from swapd.core.model import DeviceKind, DeviceReading, State
+from swapd.core.model import DeviceKind, DeviceReading, DeviceState, State
 from swapd.daemon.workers import Workers
 from swapd.host.host_memory import HostMemory
 from swapd.host.nvml import Nvml
 
 log = logging.getLogger("swapd.devices")
 
+WATCH_S: Final = 10.0  # from one look at the GPUs that nobody asked for to the next
+
 
 class Devices:
-    def __init__(self, configs: Mapping[str, DeviceConfig], workers: Workers, state: Callable[[], State]) -> None:
+    def __init__(
+        self,
+        configs: Mapping[str, DeviceConfig],
+        workers: Workers,
+        state: Callable[[], State],
+        publish: Callable[[str, Mapping[str, Any]], None],
+        watch_s: float = WATCH_S,
+    ) -> None:
         self._configs = dict(configs)
+        self._publish = publish
+        self._watch_s = watch_s
+        self._watcher: asyncio.Task[None] | None = None
+        self._seen: dict[str, tuple[DeviceState, str]] = {}  # what was the matter with each when it was last read
         self._told: dict[str, DeviceConfig] = {}  # by the log
         self._workers = workers
         self._state = state
@@ -27,6 +42,7 @@ class Devices:
 
     async def start(self) -> None:
         self.configure(await self.found(self._configs))
+        self._watcher = asyncio.get_running_loop().create_task(self._watch(), name="devices")
 
     async def found(self, configs: Mapping[str, DeviceConfig]) -> dict[str, DeviceConfig]:
         """Those of the configuration or, if it names none, every GPU; on a host without one, its memory."""
@@ -40,6 +56,9 @@ class Devices:
         self._configs = self._told = dict(found)
 
     async def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
         await self._nvml.stop()
 
     def names(self) -> tuple[str, ...]:
@@ -66,7 +85,40 @@ class Devices:
         gpus = [self._configs[n] for n in names if self._configs[n].kind is DeviceKind.NVML]
         for reading in await self._nvml.read_all(gpus, pids) if gpus else ():
             readings[reading.name] = reading
+        for reading in readings.values():
+            self._note(reading)
         return [readings[name] for name in names]
+
+    def troubles(self, names: Sequence[str]) -> list[dict[str, str]]:
+        """What was the matter with these when they were last read."""
+        found = ((name, *self._seen[name]) for name in names if name in self._seen)
+        return [{"device": name, "state": state.value, "trouble": why} for name, state, why in found if why]
+
+    async def _watch(self) -> None:
+        """A GPU that is in trouble is told though nobody asks for it. What the host's memory is like is not worth a
+        look at every process."""
+        while True:
+            await asyncio.sleep(self._watch_s)
+            gpus = [name for name, config in self._configs.items() if config.kind is DeviceKind.NVML]
+            try:
+                await self.read(gpus)
+            except Exception:  # a bug of ours, or a device that a reload has just taken away: the next look tells
+                log.exception("devices.watch")
+
+    def _note(self, reading: DeviceReading) -> None:
+        before, _ = self._seen.get(reading.name, (DeviceState.OK, ""))
+        self._seen[reading.name] = (reading.state, reading.trouble)
+        if reading.state is before:
+            return
+        tell = log.info if reading.state is DeviceState.OK else log.warning
+        tell("device.changed device=%s state=%s why=%r", reading.name, reading.state.value, reading.trouble)
+        body = {
+            "device": reading.name,
+            "state": reading.state.value,
+            "before": before.value,
+            "trouble": reading.trouble,
+        }
+        self._publish("device.changed", body)
 
     def _placed(self) -> dict[str, tuple[str, ...]]:
         """Which worker stands on which devices."""

@@ -16,7 +16,7 @@ from swapd.core.errors import SwapdError
 from swapd.core.ledger import most_used
 from swapd.core.model import Kind, Revision, Service
 from swapd.core.redact import Redactor
-from swapd.core.report import device_record, drifted, service_record, swap_record, worker_record
+from swapd.core.report import device_record, devices_of, drifted, service_record, swap_record, worker_record
 from swapd.core.states import Phase
 from swapd.daemon.devices import Devices
 from swapd.daemon.draining import in_flight_through
@@ -121,6 +121,7 @@ class Reading:
             config_model=config_model,
             stats=live.stats if live is not None else None,
             brought_by=self._who_brought(drifted(service, config_model)),
+            troubles=self._devices.troubles(devices_of(self._loop.state, service.name)),
         )
 
     def _who_brought(self, revision: Revision | None) -> str | None:

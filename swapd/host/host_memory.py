@@ -22,7 +22,7 @@ from typing import Final
 import psutil
 
 from swapd.core.mappings import ProcessMemory, memory_devices, page_cache_bytes, parse_smaps, tree_bytes
-from swapd.core.model import DeviceKind, DeviceReading
+from swapd.core.model import DeviceKind, DeviceReading, DeviceState
 from swapd.core.sizes import human_bytes
 
 # A process may have 65,530 mappings (vm.max_map_count), at some 770 bytes each.
@@ -50,9 +50,14 @@ class HostMemory:
         reading = await self._call(lambda: self.read(name, budget_bytes, headroom_bytes, trees))
         if isinstance(reading, DeviceReading):
             return reading
-        why = f"/proc did not answer in {self._deadline_s:g} s" if reading is None else f"/proc: {reading}"
+        state, why = DeviceState.FAILED, f"/proc: {reading}"
+        if reading is None:
+            state, why = DeviceState.NO_ANSWER, f"/proc did not answer in {self._deadline_s:g} s"
         unknown = tuple((worker, None) for worker in sorted(trees))
-        return DeviceReading(name, DeviceKind.HOST, headroom_bytes, None, None, unknown, detail=why)
+        kind = DeviceKind.HOST
+        return DeviceReading(
+            name, kind, headroom_bytes, None, None, unknown, detail=why, state=state, trouble=why, holders_known=False
+        )
 
     async def _call(self, read: Callable[[], DeviceReading]) -> DeviceReading | Exception | None:
         """On a thread, with the deadline (None: it is over), and never on a second one while the last has not come

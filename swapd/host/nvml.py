@@ -19,9 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
+import psutil
+
+from swapd.core.device_states import (
+    MAY_GO_BY_WHAT_IS_SAID,
+    NVML_TROUBLES,
+    is_integrated,
+    memory_error_words,
+    xid_words,
+)
 from swapd.core.devices import SeenGpu
 from swapd.core.errors import DEVICE_UNKNOWN, SwapdError
-from swapd.core.model import DeviceKind, DeviceReading
+from swapd.core.model import DeviceKind, DeviceReading, DeviceState
 from swapd.core.sizes import human_bytes
 
 T = TypeVar("T")
@@ -29,23 +38,11 @@ T = TypeVar("T")
 # Longer than any healthy call (milliseconds; up to a second with persistence mode off, when the driver initialises
 # the card for each), shorter than anybody's patience with `swapd-cli devices`.
 DEFAULT_DEADLINE_S: Final = 2.0
+MAX_FOREIGN: Final = 16  # processes of others that a reading names: those that hold most
+MAX_EVENTS: Final = 64  # kept of a card, and taken at a time
 # PROC_PID_INIT_INO in the kernel: the inode of the initial PID namespace, by which NVML counts.
 _INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
 
-# What to say for errors that a person can do something about. By NVML's names, looked up in the library.
-_CURES: Final = {
-    "NVML_ERROR_LIBRARY_NOT_FOUND": "there is no NVIDIA driver here (libnvidia-ml.so.1 was not found)",
-    "NVML_ERROR_DRIVER_NOT_LOADED": "the NVIDIA driver is not loaded",
-    "NVML_ERROR_LIB_RM_VERSION_MISMATCH": "the NVIDIA driver was upgraded under its running kernel module: reboot,"
-    " or reload the module",
-    "NVML_ERROR_GPU_IS_LOST": "the GPU is lost (it fell off the bus; see `dmesg` for Xid): reset it or reboot",
-    "NVML_ERROR_RESET_REQUIRED": "the GPU needs a reset",
-    "NVML_ERROR_NO_PERMISSION": "NVML does not permit it: for a GPU with MIG, name its slices; else run as root",
-    "NVML_ERROR_NOT_FOUND": "no such GPU: `swapd-cli devices` and `nvidia-smi -L` list those there are",
-    "NVML_ERROR_INVALID_ARGUMENT": "no such GPU: `swapd-cli devices` and `nvidia-smi -L` list those there are",
-    "NVML_ERROR_NOT_SUPPORTED": "NVML does not tell its memory (integrated GPUs share the host's: use a device of"
-    ' kind = "host" with a budget)',
-}
 # No GPU at all, as opposed to one in trouble.
 _ABSENT: Final = ("NVML_ERROR_LIBRARY_NOT_FOUND", "NVML_ERROR_DRIVER_NOT_LOADED")
 # Answers, as opposed to failures: NVML is well.
@@ -72,6 +69,12 @@ class NvmlDeviceConfig(Protocol):
     def match(self) -> str | None: ...
     @property
     def headroom_bytes(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int | None: ...
+
+
+class _NoMatch(ValueError):
+    """The configuration does not say which GPU it is."""
 
 
 class _Wedged(Exception):
@@ -98,6 +101,8 @@ class Nvml:
         self._late = False  # the pending call has missed its deadline
         self._initialised = False
         self._driver = ""
+        self._events: Any = None  # NVML's set of them
+        self._xids: dict[str, list[int]] = {}  # by the UUID of a card whose events are listened to
 
     async def list_devices(self) -> list[SeenGpu]:
         """GPUs, and instead of one that is divided by MIG its slices. Empty without a driver or a GPU.
@@ -113,12 +118,12 @@ class Nvml:
         self, devices: Sequence[NvmlDeviceConfig], workers: Mapping[str, AbstractSet[int]]
     ) -> list[DeviceReading]:
         """One reading a device, in their order. `workers`: worker id -> the pids of its process tree."""
-        wanted = [(d.name, d.match, d.headroom_bytes) for d in devices]
+        wanted = list(devices)
         trees = {worker: frozenset(pids) for worker, pids in workers.items()}
         try:
-            return await self._call(lambda: [self._read(*device, trees) for device in wanted])
+            return await self._call(lambda: [self._read(device, trees) for device in wanted])
         except _Wedged:
-            return [_unknown(name, headroom, trees, self._no_answer) for name, _, headroom in wanted]
+            return [_unknown(device, trees, DeviceState.NO_ANSWER, self._no_answer) for device in wanted]
 
     async def stop(self) -> None:
         with contextlib.suppress(_Wedged):
@@ -183,6 +188,7 @@ class Nvml:
     def _shut_down(self) -> None:
         if self._initialised:
             self._initialised = False
+            self._events, self._xids = None, {}
             with contextlib.suppress(Exception):
                 self._nvml.nvmlShutdown()
 
@@ -194,7 +200,7 @@ class Nvml:
             if isinstance(error, ImportError) or self._is(error, _ABSENT):
                 return []
             self._shut_down()
-            raise SwapdError(DEVICE_UNKNOWN, f"NVML: {self._say(error)}.") from None
+            raise SwapdError(DEVICE_UNKNOWN, f"NVML: {self._say(error)[1]}.") from None
         seen: list[SeenGpu] = []
         for index in range(count):
             try:
@@ -202,7 +208,7 @@ class Nvml:
                 seen += self._slices(handle, index) if self._is_divided(handle) else [self._seen(handle, index)]
             except Exception as error:
                 # One lost card must not hide the others, and must not be taken for a host without it either.
-                raise SwapdError(DEVICE_UNKNOWN, f"NVML, GPU {index}: {self._say(error)}.") from None
+                raise SwapdError(DEVICE_UNKNOWN, f"NVML, GPU {index}: {self._say(error)[1]}.") from None
         return seen
 
     def _slices(self, parent: Any, index: int) -> list[SeenGpu]:
@@ -231,23 +237,30 @@ class Nvml:
             return str(self._nvml.nvmlDeviceGetName(handle))
         return "NVIDIA GPU"
 
-    def _read(
-        self, name: str, match: str | None, headroom_bytes: int, workers: Mapping[str, AbstractSet[int]]
-    ) -> DeviceReading:
+    def _read(self, device: NvmlDeviceConfig, workers: Mapping[str, AbstractSet[int]]) -> DeviceReading:
         """Total: whatever goes wrong becomes an unknown reading that says so."""
+        handle = None
         try:
             self._initialise()
-            handle = self._handle(match)
+            handle = self._handle(device.match)
             if self._is_divided(handle):
                 slices = ", ".join(s.uuid for s in self._slices(handle, 0)) or "none yet"
-                return _unknown(name, headroom_bytes, workers, f"it is divided by MIG: match a slice ({slices})")
+                why = f"it is divided by MIG: match a slice ({slices})"
+                return _unknown(device, workers, DeviceState.DIVIDED, why)
             uuid = str(self._nvml.nvmlDeviceGetUUID(handle))
-            memory = self._memory(handle)
+            state, trouble = self._trouble(handle)
+            try:
+                memory = self._memory(handle)
+            except Exception as error:
+                other = self._other_memory(device, handle, error)
+                if other is None:
+                    raise
+                memory, state, trouble = other
         except Exception as error:
             # A lost card or an upgraded driver can come back, and NVML then wants to be initialised afresh.
             if not isinstance(error, ValueError) and not self._is(error, _ANSWERS):
                 self._shut_down()
-            return _unknown(name, headroom_bytes, workers, self._say(error))
+            return _unknown(device, workers, *self._say(error))
         details = [self._product(handle)]
         if self._driver:
             details.append(f"driver {self._driver}")
@@ -258,17 +271,77 @@ class Nvml:
             details.append("who holds its memory cannot be read")
         used_by, foreign = self._shares(processes or {}, workers)
         return DeviceReading(
-            name=name,
+            name=device.name,
             kind=DeviceKind.NVML,
-            headroom_bytes=headroom_bytes,
+            headroom_bytes=device.headroom_bytes,
             total_bytes=memory.total_bytes,
             free_bytes=memory.free_bytes,
             used_by=used_by,
-            foreign=foreign,
+            foreign=foreign[:MAX_FOREIGN],
             uuid=uuid,
-            detail=", ".join(details),
+            detail=", ".join([*details, *filter(None, [trouble])]),
             index=self._index(handle) if uuid.startswith("GPU-") else None,
+            state=state,
+            trouble=trouble,
+            holders_known=processes is not None,
         )
+
+    def _other_memory(
+        self, device: NvmlDeviceConfig, handle: Any, error: Exception
+    ) -> tuple[_Memory, DeviceState, str] | None:
+        """Where NVML does not tell it: that of the host, of a GPU that is known to share it; else what is said."""
+        state, why = self._say(error)
+        if state is DeviceState.UNSUPPORTED and is_integrated(self._product(handle)):
+            host = psutil.virtual_memory()
+            total = min(host.total, device.memory_bytes or host.total)
+            return _Memory(total, min(total, host.available), None), DeviceState.OK, ""
+        if device.memory_bytes is None or state not in MAY_GO_BY_WHAT_IS_SAID:
+            return None
+        said = (
+            f"{why.partition(' (')[0]}: what is promised is counted against memory = {human_bytes(device.memory_bytes)}"
+        )
+        return _Memory(device.memory_bytes, device.memory_bytes, None), DeviceState.UNMEASURED, said
+
+    # --- its health ------------------------------------------------------------------------------------------
+
+    def _trouble(self, handle: Any) -> tuple[DeviceState, str]:
+        """What the card tells of itself. A slice's is its whole card's. Most cards tell some of it only."""
+        with contextlib.suppress(Exception):
+            handle = self._nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+        uncorrected, pending, failed = None, False, False
+        with contextlib.suppress(Exception):
+            uncorrected = int(
+                self._nvml.nvmlDeviceGetTotalEccErrors(
+                    handle, self._nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, self._nvml.NVML_VOLATILE_ECC
+                )
+            )
+        with contextlib.suppress(Exception):
+            _, _, pending, failed = map(bool, self._nvml.nvmlDeviceGetRemappedRows(handle))
+        found = xid_words(self._xids_of(handle)) or memory_error_words(uncorrected, pending, failed)
+        return found or (DeviceState.OK, "")
+
+    def _xids_of(self, handle: Any) -> Sequence[int]:
+        """The Xid errors of this card since NVML was initialised."""
+        with contextlib.suppress(Exception):
+            uuid = str(self._nvml.nvmlDeviceGetUUID(handle))
+            if self._events is None:
+                self._events = self._nvml.nvmlEventSetCreate()
+            if uuid not in self._xids:
+                self._nvml.nvmlDeviceRegisterEvents(handle, self._nvml.nvmlEventTypeXidCriticalError, self._events)
+                self._xids[uuid] = []
+            self._collect_xids()
+            return self._xids[uuid]
+        return ()
+
+    def _collect_xids(self) -> None:
+        for _ in range(MAX_EVENTS):
+            try:
+                event = self._nvml.nvmlEventSetWait_v2(self._events, 0)
+            except self._nvml.NVMLError:  # a timeout: there are no more
+                return
+            known = self._xids.setdefault(str(self._nvml.nvmlDeviceGetUUID(event.device)), [])
+            known.append(int(event.eventData))
+            del known[:-MAX_EVENTS]
 
     def _index(self, handle: Any) -> int | None:
         with contextlib.suppress(Exception):
@@ -277,7 +350,7 @@ class Nvml:
 
     def _handle(self, match: str | None) -> Any:
         if match is None or not match.strip():
-            raise ValueError('no `match` says which GPU it is: "GPU-…", "MIG-…" or an index')
+            raise _NoMatch('no `match` says which GPU it is: "GPU-…", "MIG-…" or an index')
         if match.isdigit():
             return self._nvml.nvmlDeviceGetHandleByIndex(int(match))
         return self._nvml.nvmlDeviceGetHandleByUUID(match)
@@ -358,17 +431,30 @@ class Nvml:
         value = getattr(error, "value", None)
         return value is not None and any(value == getattr(self._nvml, name, None) for name in names)
 
-    def _say(self, error: Exception) -> str:
+    def _say(self, error: Exception) -> tuple[DeviceState, str]:
         if isinstance(error, ImportError):
-            return "nvidia-ml-py is not installed"
-        for name, cure in _CURES.items():
+            return DeviceState.NO_DRIVER, "nvidia-ml-py is not installed"
+        for name, found in NVML_TROUBLES.items():
             if self._is(error, (name,)):
-                return cure
+                return found
+        if isinstance(error, _NoMatch):
+            return DeviceState.NOT_FOUND, str(error)
         if isinstance(error, ValueError):
-            return str(error)
-        return f"NVML failed: {error}" if str(error) else f"NVML failed: {type(error).__name__}"
+            return DeviceState.FAILED, str(error)
+        return DeviceState.FAILED, f"NVML failed: {error}" if str(error) else f"NVML failed: {type(error).__name__}"
 
 
-def _unknown(name: str, headroom_bytes: int, workers: Iterable[str], why: str) -> DeviceReading:
+def _unknown(device: NvmlDeviceConfig, workers: Iterable[str], state: DeviceState, why: str) -> DeviceReading:
     used_by = tuple((worker, None) for worker in sorted(workers))
-    return DeviceReading(name, DeviceKind.NVML, headroom_bytes, None, None, used_by, detail=why)
+    return DeviceReading(
+        device.name,
+        DeviceKind.NVML,
+        device.headroom_bytes,
+        None,
+        None,
+        used_by,
+        detail=why,
+        state=state,
+        trouble=why,
+        holders_known=False,
+    )

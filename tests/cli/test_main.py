@@ -383,6 +383,13 @@ def test_workers_that_span_several_devices_are_told_with_what_they_have_on_each(
     assert " gpu0  " in lines[2], "a daemon of before knows one"
 
 
+def test_status_names_the_trouble_of_a_device_that_a_service_stands_on(daemon, capsys):
+    trouble = {"device": "gpu0", "state": "lost", "trouble": "the GPU is lost: reset it or reboot"}
+    daemon.answers["status"] = status(service(device_troubles=[trouble]))
+    assert main(["status"]) == 0
+    assert "chat: gpu0 is lost: the GPU is lost: reset it or reboot" in capsys.readouterr().out
+
+
 def test_workers_of_a_gate_have_no_model(daemon, capsys):
     gate = worker(
         id="chat-gate-4", model=None, revision=None, role="gate", device=None, devices=[], reserved_bytes=None

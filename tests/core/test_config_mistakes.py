@@ -104,7 +104,8 @@ MISTAKES = [
     ((("devices", "g"), {"kind": "cuda", "match": 0}), "devices.g.kind", 'write one of "nvml", "host"'),
     ((("devices", "g"), {"kind": "nvml"}), "devices.g.match", "is missing: write the UUID"),
     ((("devices", "g"), {"kind": "nvml", "match": "gpu"}), "devices.g.match", "is not a device"),
-    ((("devices", "g"), {"kind": "nvml", "match": 0, "memory": "1GiB"}), "devices.g.memory", 'is for kind = "host"'),
+    ((("devices", "g"), {"kind": "nvml", "match": 0, "memory": "1GiB"}), None, None),
+    ((("devices", "g"), {"kind": "nvml", "match": 0, "memory": "1MiB"}), "devices.g.headroom", "leaves nothing"),
     ((("devices", "g"), {"kind": "host", "match": 0}), "devices.g.match", 'is for kind = "nvml"'),
     (
         (("devices",), {"g": {"kind": "nvml", "match": 0}, "h": {"kind": "nvml", "match": "0"}}),

@@ -194,6 +194,10 @@ CASES = {
         replace(WELL, devices=None, devices_problem="swapd took the request and did not answer in 5 s"),
         *("problem", "Device memory could not be read", "nvidia-smi; dmesg -T | grep -i -e nvrm -e xid"),
     ),
+    "device in trouble": (
+        replace(WELL, devices=[device(state="xid", trouble="Xid 48, a double-bit memory error")]),
+        *("warning", "gpu0 is xid: Xid 48, a double-bit memory error.", "nvidia-smi -q; dmesg"),
+    ),
     "device unknown": (
         replace(WELL, devices=[device(free_bytes=None, detail="the driver does not answer")]),
         *("problem", "gpu0 is not known, so nothing is placed there: the driver does not answer.", "nvidia-smi"),

@@ -107,12 +107,20 @@ def test_a_gpu_whose_memory_cannot_be_read_is_not_planned_on_and_what_serves_the
         gpus.fail("NVML_ERROR_GPU_IS_LOST")
         [device] = daemon.call("devices")
         assert (device["total_bytes"], device["free_bytes"], device["available_bytes"]) == (None, None, None)
+        assert device["state"] == "lost"
+        [service] = daemon.call("status")["services"]
+        assert [(t["device"], t["state"]) for t in service["device_troubles"]] == [("gpu0", "lost")]
         for method in ("plan", "swap"):
             refused = refusal(daemon, method, to="b")
             assert (refused.code, "the GPU is lost" in refused.message) == ("DEVICE_UNKNOWN", True)
         assert daemon.model() == "a"
         gpus.fail(None)
         assert daemon.swap("b")["strategy"] == "dual"
+        told = [e for e in daemon.call("events_since", epoch=0, seq=0)["events"] if e["event"] == "device.changed"]
+        assert [(e["device"], e["before"], e["state"]) for e in told] == [
+            ("gpu0", "ok", "lost"),
+            ("gpu0", "lost", "ok"),
+        ]
     assert "b load" in gpus.hooks()
 
 

@@ -26,7 +26,7 @@ def seen():
 
 
 def test_every_gpu_that_is_listed_can_be_read(seen):
-    devices = [SimpleNamespace(name=g.uuid, match=g.uuid, headroom_bytes=0) for g in seen]
+    devices = [SimpleNamespace(name=g.uuid, match=g.uuid, headroom_bytes=0, memory_bytes=None) for g in seen]
     nvml = Nvml(deadline_s=30)
 
     async def scenario():

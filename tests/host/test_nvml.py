@@ -24,7 +24,7 @@ Library = partial(fake_nvml.Library, pynvml)
 
 
 def device(match="0", name="gpu0", headroom=7):
-    return SimpleNamespace(name=name, match=match, headroom_bytes=headroom)
+    return SimpleNamespace(name=name, match=match, headroom_bytes=headroom, memory_bytes=None)
 
 
 @pytest.fixture

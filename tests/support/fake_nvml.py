@@ -21,12 +21,16 @@ class Gpu:
     memory_error: int | None = None  # of every version
     memory_v2_error: int | None = None
     error: int | None = None  # whatever is asked about it
+    product: str = "NVIDIA H200"
+    ecc: int | None = None  # uncorrectable errors since the driver was loaded; None: it does not count them
+    remapped: tuple[int, int, int, int] | None = None  # rows: correctable, uncorrectable, pending, failed
+    xids: list[int] = field(default_factory=list)  # that nobody has been told of yet
 
 
 class Library:
     def __init__(self, real, *gpus: Gpu):
         for name in dir(real):
-            if name.startswith(("NVML_", "NVMLError", "nvmlMemory_v2")):
+            if name.startswith(("NVML_", "NVMLError", "nvmlMemory_v2", "nvmlEventType")):
                 setattr(self, name, getattr(real, name))
         self.gpus = list(gpus)
         self.init_error: int | None = None
@@ -85,7 +89,38 @@ class Library:
         return self.gpus.index(gpu)
 
     def nvmlDeviceGetName(self, gpu):
-        return "NVIDIA H200"
+        return gpu.product
+
+    def nvmlDeviceGetTotalEccErrors(self, gpu, kind, counter):
+        assert (kind, counter) == (self.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, self.NVML_VOLATILE_ECC)
+        if gpu.ecc is None:
+            self.fail(self.NVML_ERROR_NOT_SUPPORTED)
+        return gpu.ecc
+
+    def nvmlDeviceGetRemappedRows(self, gpu):
+        if gpu.remapped is None:
+            self.fail(self.NVML_ERROR_NOT_SUPPORTED)
+        return gpu.remapped
+
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, part):
+        for gpu in self.gpus:
+            if part in (gpu.slices or ()):
+                return gpu
+        raise self.NVMLError(self.NVML_ERROR_INVALID_ARGUMENT)
+
+    def nvmlEventSetCreate(self):
+        return []
+
+    def nvmlDeviceRegisterEvents(self, gpu, kinds, listened):
+        assert kinds == self.nvmlEventTypeXidCriticalError
+        listened.append(gpu)
+
+    def nvmlEventSetWait_v2(self, listened, timeout_ms):
+        assert timeout_ms == 0
+        for gpu in listened:
+            if gpu.xids:
+                return SimpleNamespace(device=gpu, eventType=8, eventData=gpu.xids.pop(0))
+        raise self.NVMLError(self.NVML_ERROR_TIMEOUT)
 
     def nvmlDeviceGetMigMode(self, gpu):
         if gpu.slices is None:

@@ -1,0 +1,70 @@
+"""Devices as the daemon watches them: what is the matter is told once, when it begins and when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pynvml
+from support import fake_nvml
+from support.fake_nvml import Gpu
+
+from swapd.core.config import DeviceConfig
+from swapd.core.model import DeviceKind, State
+from swapd.daemon.devices import Devices
+from swapd.host.nvml import Nvml
+
+
+async def no_pids():
+    return {}
+
+
+class Watched:
+    def __init__(self, *gpus):
+        self.library = fake_nvml.Library(pynvml, *gpus)
+        self.told = []
+        self.heard = asyncio.Event()
+        configs = {
+            f"gpu{n}": DeviceConfig(name=f"gpu{n}", kind=DeviceKind.NVML, match=gpu.uuid) for n, gpu in enumerate(gpus)
+        }
+        workers = SimpleNamespace(pids=no_pids)
+        self.devices = Devices(configs, workers, State, self.publish, watch_s=0.01)
+        self.devices._nvml = Nvml(library=self.library, deadline_s=30)
+
+    def publish(self, event, body):
+        self.told.append((event, body["device"], body["before"], body["state"]))
+        self.heard.set()
+
+    async def hear(self):
+        await asyncio.wait_for(self.heard.wait(), 30)
+        self.heard.clear()
+
+
+def test_what_becomes_of_a_gpu_is_told_though_nobody_asks():
+    async def scenario():
+        well, ill = Gpu("GPU-0"), Gpu("GPU-1")
+        watched = Watched(well, ill)
+        await watched.devices.start()
+        ill.error = pynvml.NVML_ERROR_GPU_IS_LOST
+        await watched.hear()
+        [trouble] = watched.devices.troubles(["gpu0", "gpu1"])
+        ill.error = None
+        await watched.hear()
+        assert watched.devices.troubles(["gpu0", "gpu1"]) == []
+        await watched.devices.close()
+        return watched.told, trouble
+
+    told, trouble = asyncio.run(scenario())
+    assert told == [("device.changed", "gpu1", "ok", "lost"), ("device.changed", "gpu1", "lost", "ok")]
+    assert (trouble["device"], trouble["state"]) == ("gpu1", "lost")
+    assert "reset it or reboot" in trouble["trouble"]
+
+
+def test_a_gpu_that_is_well_from_the_start_is_not_worth_an_event():
+    async def scenario():
+        watched = Watched(Gpu("GPU-0"))
+        for _ in range(3):
+            await watched.devices.read_all()
+        return watched.told
+
+    assert asyncio.run(scenario()) == []
