@@ -401,13 +401,14 @@ maybe_sizes = st.one_of(st.none(), sizes)
 @st.composite
 def requests(draw):
     readings, reservations = [], []
-    for index in range(draw(st.integers(1, 3))):
-        name = f"gpu{index}"
+    names = [f"gpu{index}" for index in range(draw(st.integers(1, 3)))]
+    for index, name in enumerate(names):
         used = []
         for slot in range(draw(st.integers(0, 3))):
             worker = f"w{index}{slot}"
             service = draw(st.sampled_from(["chat", "other"]))
-            reservations.append(Reservation(worker, service, name, draw(maybe_sizes), draw(st.booleans())))
+            others = tuple(n for n in names if n != name and draw(st.integers(0, 3)) == 0)
+            reservations.append(Reservation(worker, service, name, draw(maybe_sizes), draw(st.booleans()), others))
             if draw(st.booleans()):
                 used.append((worker, draw(maybe_sizes)))
         total, free = draw(maybe_sizes), draw(maybe_sizes)
@@ -428,17 +429,27 @@ def requests(draw):
         wish=draw(st.sampled_from([Strategy.AUTO, Strategy.DUAL, Strategy.IN_PLACE])),
         max_outage_s=draw(st.one_of(st.none(), st.floats(0, 20))),
         expected=ExpectedTimes(load_s=draw(st.one_of(st.none(), st.floats(0, 20)))),
+        gpus=draw(st.sampled_from([1, 1, 2, 3])),
         can_park=draw(st.booleans()),
         parked_residue_bytes=draw(maybe_sizes),
     )
 
 
+def chosen(asked: PlacementRequest, answer: Placement):
+    """The readings of the devices that the answer names: as many as were asked for."""
+    found = [r for r in asked.readings if r.name in answer.devices]
+    assert [r.name for r in found] == list(answer.devices), "in the configuration's order"
+    assert len(found) == asked.gpus
+    return found
+
+
 def forecast(asked: PlacementRequest, answer: Placement):
-    """The device and reservations once all that the answer counts on has happened."""
-    reading = next(r for r in asked.readings if r.name == answer.device)
+    """Its devices, each with the reservations there, once all that the answer counts on has happened."""
     residue = 2 * GIB if asked.parked_residue_bytes is None else asked.parked_residue_bytes
     residues = {**dict.fromkeys(answer.stops, 0), **dict.fromkeys(answer.parks, residue)}
-    return after_release(reading, asked.reservations, residues)
+    for reading in chosen(asked, answer):
+        after, kept = after_release(reading, asked.reservations, residues)
+        yield after, [r for r in kept if after.name in r.devices]
 
 
 @given(requests())
@@ -451,14 +462,13 @@ def test_placement_never_admits_more_than_there_is(asked):
     answer = place(asked)
     if not isinstance(answer, Placement):
         return
-    reading, kept = forecast(asked, answer)
-    assert reading.known
-    wanted = answer.need_bytes or 0
-    promised = sum(r.bytes or 0 for r in kept if r.device == answer.device)
-    assert promised + wanted + reading.headroom_bytes <= reading.total_bytes
-    assert wanted + reading.headroom_bytes <= reading.free_bytes
-    if answer.need_bytes is None:
-        assert not any(r.device == answer.device for r in kept)
+    for reading, kept in forecast(asked, answer):
+        assert reading.known
+        wanted = answer.need_bytes or 0
+        promised = sum(r.bytes or 0 for r in kept)
+        assert promised + wanted + reading.headroom_bytes <= reading.total_bytes
+        assert wanted + reading.headroom_bytes <= reading.free_bytes
+        assert answer.need_bytes is not None or not kept
 
 
 @given(requests())
@@ -466,8 +476,8 @@ def test_what_beside_means_is_decided_on_what_is_free_now(asked):
     """Without anything to release, free memory as measured must suffice: no forecast takes part."""
     answer = place(replace(asked, retiring=(), wish=Strategy.DUAL))
     if isinstance(answer, Placement):
-        reading = next(r for r in asked.readings if r.name == answer.device)
-        assert (answer.need_bytes or 0) + reading.headroom_bytes <= reading.free_bytes
+        for reading in chosen(asked, answer):
+            assert (answer.need_bytes or 0) + reading.headroom_bytes <= reading.free_bytes
 
 
 @given(requests(), sizes)
@@ -475,14 +485,16 @@ def test_a_second_placement_never_gets_the_first_ones_bytes(asked, second_need):
     first = place(asked)
     if not isinstance(first, Placement):
         return
-    reading, kept = forecast(asked, first)
-    reserved = Reservation("new-1", "chat", first.device, first.need_bytes)
-    second = place(PlacementRequest("other", "c", need(second_need), (reading,), (*kept, reserved), wish=Strategy.AUTO))
-    if isinstance(second, Placement):
-        assert first.need_bytes is not None, "nothing is admitted beside a load of unknown size"
-        both = first.need_bytes + second_need + reading.headroom_bytes
-        assert both <= reading.free_bytes
-        assert both + sum(r.bytes or 0 for r in kept if r.device == first.device) <= reading.total_bytes
+    reserved = Reservation("new-1", "chat", first.device, first.need_bytes, others=first.devices[1:])
+    for reading, kept in forecast(asked, first):
+        second = place(
+            PlacementRequest("other", "c", need(second_need), (reading,), (*kept, reserved), wish=Strategy.AUTO)
+        )
+        if isinstance(second, Placement):
+            assert first.need_bytes is not None, "nothing is admitted beside a load of unknown size"
+            both = first.need_bytes + second_need + reading.headroom_bytes
+            assert both <= reading.free_bytes
+            assert both + sum(r.bytes or 0 for r in kept) <= reading.total_bytes
 
 
 @given(requests(), st.integers(0, 2), sizes)
@@ -506,6 +518,18 @@ def test_a_refusal_says_why_and_what_was_needed(asked):
         assert answer.code in (VRAM_INSUFFICIENT, DEVICE_UNKNOWN, OUTAGE_TOO_LONG)
         assert answer.message.endswith(".")
         assert {"need_bytes", "devices"} <= set(answer.details)
+
+
+@given(requests())
+def test_a_placement_explains_itself(asked):
+    answer = place(asked)
+    if not isinstance(answer, Placement):
+        return
+    assert f"{answer.strategy.value} on {' and '.join(answer.devices)}: " in answer.why
+    assert "b needs" in answer.why or "what b needs is unknown" in answer.why
+    for worker in (*answer.parks, *(w for w in answer.stops if w in asked.incumbents)):
+        assert worker in answer.why, "who makes room is named"
+    assert all(a.why for a in answer.alternatives)
 
 
 # --- what an outage may cost, and the way back ---------------------------------------------------------------
