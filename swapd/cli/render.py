@@ -367,11 +367,11 @@ def failure_lines(record: Record) -> list[str]:
 
 
 def plan_lines(plan: Record) -> list[str]:
-    need = f"{gib(plan['need_bytes'])} on {printable(plan['device'] or 'no device')}, {plan['need_source']}"
     lines = [
         f"{printable(plan['service'])}: {revision(plan['from'])} to {revision(plan['to'])}",
         f"strategy  {_strategy(plan)}",
-        f"needs     {need}",
+        f"needs     {_need_words(plan)}",
+        *(f"          {words}" for words in _forecast_words(plan.get("last_forecast"))),
         f"outage    {_outage_words(plan)}",
         f"streams   {_stream_words(plan)}",
         f"rollback  {_rollback_words(plan)}",
@@ -385,6 +385,20 @@ def plan_lines(plan: Record) -> list[str]:
         possible = "possible" if other["possible"] else "impossible"
         lines.append(f"or        {possible}: {_strategy(other)}")
     return [*lines, *(f"change    {printable(what)}" for what in plan["would_change"])]
+
+
+def _need_words(plan: Record) -> str:
+    detail = f": {printable(plan['need_detail'])}" if plan.get("need_detail") else ""
+    return f"{gib(plan['need_bytes'])} on {printable(plan['device'] or 'no device')}, {plan['need_source']}{detail}"
+
+
+def _forecast_words(last: Record | None) -> list[str]:
+    """How right the plan before the last load was."""
+    if not last:
+        return []
+    planned, seen = last["planned_bytes"], last["seen_bytes"]
+    off = f"{abs(planned - seen) / max(seen, 1):.0%} too {'much' if planned >= seen else 'little'}"
+    return [f"last time {gib(planned)} was planned ({last['source']}) and {gib(seen)} taken: {off}"]
 
 
 def _outage_words(plan: Record) -> str:

@@ -43,7 +43,8 @@ class Measurement:
     def slot(self, devices: tuple[str, ...], need_bytes: int | None) -> Slot:
         """Where its worker stands, once that is decided."""
         exclusive = any(r.name in devices and r.kind is DeviceKind.NVML for r in self.readings)
-        return Slot(devices[0], need_bytes, self.can_stage, self.kind, exclusive, devices[1:], self.reads)
+        source = self.footprint.source
+        return Slot(devices[0], need_bytes, self.can_stage, self.kind, exclusive, devices[1:], self.reads, source)
 
 
 # --- commands ----------------------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Final
 
-from swapd.core.model import DeviceKind, Footprint, FootprintSource
+from swapd.core.model import DeviceKind, Footprint, FootprintSource, Forecast
 from swapd.core.sizes import human_bytes
 
 MIB: Final = 1 << 20
@@ -56,10 +56,14 @@ class WeightsSummary:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """The peak of earlier runs of one (model, settings digest, device type)."""
+    """What runs of one (content, settings digest, device type) were seen to take.
+
+    `runs` have proved themselves; where none has, the peak is of loads that failed or were ended: a floor, no need.
+    """
 
     peak_bytes: int
     runs: int = 1
+    last: Forecast | None = None  # of the run that proved itself last
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,41 +83,67 @@ def estimate(
     cache_bytes: int = 0,
     gpus: int = 1,
 ) -> Footprint:
-    """The footprint on one device, from the best that is known. A declaration that was seen to be too small is not.
+    """The footprint on one device, from the best that is known. A declaration or an estimate that was seen to be too
+    small is not.
 
     `said` is the declaration in words; `cache_bytes` are known to come on top of the weights.
     A model that spans several `gpus` needs its part of both on each; what is declared and learned is of one already.
     """
+    known = _said_or_learned(declared_bytes, said, learned) or _estimated(weights, device_kind, cache_bytes, gpus)
+    if learned is None:
+        return known
+    if known.need_bytes is not None and learned.peak_bytes > known.need_bytes:
+        seen = f"{known.detail}, but it has taken {human_bytes(learned.peak_bytes)}"
+        known = Footprint(learned.peak_bytes, FootprintSource.LEARNED, seen)
+    return replace(known, last=learned.last)
+
+
+def _said_or_learned(declared_bytes: int | None, said: str, learned: Learned | None) -> Footprint | None:
     if declared_bytes is not None:
-        said = said or f"device_memory = {human_bytes(declared_bytes)}"
-        if learned is not None and learned.peak_bytes > declared_bytes:
-            seen = f"{said}, but it has taken {human_bytes(learned.peak_bytes)}"
-            return Footprint(learned.peak_bytes, FootprintSource.LEARNED, seen)
-        return Footprint(declared_bytes, FootprintSource.DECLARED, said)
-    if learned is not None and learned.peak_bytes > 0:
-        need = learned.peak_bytes + _percent(learned.peak_bytes, _LEARNED_MARGIN_PERCENT)
-        runs = "1 run" if learned.runs == 1 else f"{learned.runs} runs"
-        peak = f"peak of {runs} {human_bytes(learned.peak_bytes)} + {_LEARNED_MARGIN_PERCENT} %"
-        return Footprint(need, FootprintSource.LEARNED, peak)
-    if weights is not None and weights.bytes > 0:
-        base = _NVML_OVERHEAD_BYTES if device_kind is DeviceKind.NVML else _HOST_OVERHEAD_BYTES
-        part, cache_bytes = -(-weights.bytes // gpus), -(-cache_bytes // gpus)
-        overhead = base + _percent(part, _OVERHEAD_PERCENT)
-        files = "1 file" if weights.files == 1 else f"{weights.files} files"
-        among = f" among {gpus} GPUs" if gpus > 1 else ""
-        detail = f"weights {human_bytes(weights.bytes)} in {files}{among} + overhead {human_bytes(overhead)}"
-        detail += f" + KV cache {human_bytes(cache_bytes)}" if cache_bytes else ""
-        return Footprint(part + overhead + cache_bytes, FootprintSource.ESTIMATED, detail)
-    return Footprint(None, FootprintSource.UNKNOWN, "no device_memory, no earlier run and no weight files known")
+        detail = said or f"device_memory = {human_bytes(declared_bytes)}"
+        return Footprint(declared_bytes, FootprintSource.DECLARED, detail)
+    if learned is None or not learned.runs or learned.peak_bytes <= 0:
+        return None
+    need = learned.peak_bytes + _percent(learned.peak_bytes, _LEARNED_MARGIN_PERCENT)
+    runs = "1 run" if learned.runs == 1 else f"{learned.runs} runs"
+    peak = f"peak of {runs} {human_bytes(learned.peak_bytes)} + {_LEARNED_MARGIN_PERCENT} %"
+    return Footprint(need, FootprintSource.LEARNED, peak)
 
 
-def learn(before: Learned | None, peak_bytes: int | None) -> Learned | None:
-    """What is known after one more run. The largest peak counts: a quiet run teaches nothing about a busy one."""
-    if peak_bytes is None or peak_bytes <= 0:
+def _estimated(weights: WeightsSummary | None, device_kind: DeviceKind, cache_bytes: int, gpus: int) -> Footprint:
+    if weights is None or weights.bytes <= 0:
+        return Footprint(None, FootprintSource.UNKNOWN, "no device_memory, no earlier run and no weight files known")
+    base = _NVML_OVERHEAD_BYTES if device_kind is DeviceKind.NVML else _HOST_OVERHEAD_BYTES
+    part, cache_bytes = -(-weights.bytes // gpus), -(-cache_bytes // gpus)
+    overhead = base + _percent(part, _OVERHEAD_PERCENT)
+    files = "1 file" if weights.files == 1 else f"{weights.files} files"
+    among = f" among {gpus} GPUs" if gpus > 1 else ""
+    detail = f"weights {human_bytes(weights.bytes)} in {files}{among} + overhead {human_bytes(overhead)}"
+    detail += f" + KV cache {human_bytes(cache_bytes)}" if cache_bytes else ""
+    return Footprint(part + overhead + cache_bytes, FootprintSource.ESTIMATED, detail)
+
+
+def learn(
+    before: Learned | None, seen_bytes: int, planned_bytes: int | None, source: FootprintSource
+) -> Learned | None:
+    """What is known after one more run has proved itself, for which so much was planned. The largest peak counts: a
+    quiet run teaches nothing about a busy one."""
+    if seen_bytes <= 0:
         return before
+    last = None if planned_bytes is None else Forecast(planned_bytes, source, seen_bytes)
     if before is None:
-        return Learned(peak_bytes)
-    return Learned(max(before.peak_bytes, peak_bytes), before.runs + 1)
+        return Learned(seen_bytes, last=last)
+    return Learned(max(before.peak_bytes, seen_bytes), before.runs + 1, last)
+
+
+def follow(before: Learned | None, seen_bytes: int, *, proved: bool) -> Learned | None:
+    """What is known once a worker is seen to hold so much. `proved`: its run is the one that was learned last."""
+    if before is None:
+        return Learned(seen_bytes, runs=0) if seen_bytes > 0 else None
+    last = before.last
+    if proved and last is not None:
+        last = replace(last, seen_bytes=max(last.seen_bytes, seen_bytes))
+    return replace(before, peak_bytes=max(before.peak_bytes, seen_bytes), last=last)
 
 
 # --- safetensors -------------------------------------------------------------------------------------------

@@ -58,10 +58,16 @@ class DeviceReading:
     state: DeviceState = DeviceState.OK
     trouble: str = ""  # what is the matter, and what to do about it; "": nothing
     holders_known: bool = True  # whether it can be told who holds its memory: not inside some containers
+    product: str = ""  # of a GPU: NVIDIA H200
 
     @property
     def known(self) -> bool:
         return self.total_bytes is not None and self.free_bytes is not None
+
+    @property
+    def type(self) -> str:
+        """What devices have in common on which a model takes the same: `nvml NVIDIA H200`, `host`."""
+        return f"{self.kind.value} {self.product}".rstrip()
 
     @property
     def gpu_bytes(self) -> int | None:
@@ -77,12 +83,22 @@ class FootprintSource(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """What was planned for a worker before it was loaded, and the most that it was seen to take since."""
+
+    planned_bytes: int
+    source: FootprintSource
+    seen_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Footprint:
     """What one worker of a model needs on its device, and how that is known."""
 
     need_bytes: int | None
     source: FootprintSource
     detail: str = ""  # e.g. "weights 14.96 GiB + overhead 0.50 GiB"
+    last: Forecast | None = None  # how right the last one was
 
 
 RETURN: Final = "return of "  # the name of a reservation that no worker holds: `Draft.keep_for_return`
@@ -200,6 +216,7 @@ class Slot:
     exclusive: bool = False  # on this device one load or release at a time: their measurements would mix
     others: tuple[str, ...] = ()  # of a model that spans several devices (`gpus`), those beside the first
     reads: bool = False  # its load reads weight files: they are brought into the page cache before clients wait for it
+    source: FootprintSource = FootprintSource.UNKNOWN  # of `need_bytes`
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ from swapd.core.ledger import available_bytes
 from swapd.core.model import (
     RESTORE,
     DeviceReading,
+    Footprint,
+    Forecast,
     Health,
     Kind,
     OpKind,
@@ -249,10 +251,17 @@ def _longest_stream_s(service: Service, strategy: Strategy) -> float:
     return service.settings.soak_s if strategy is Strategy.DUAL else service.settings.drain_timeout_s
 
 
+def _forecast(last: Forecast | None) -> dict[str, Any] | None:
+    if last is None:
+        return None
+    return {"planned_bytes": last.planned_bytes, "source": last.source.value, "seen_bytes": last.seen_bytes}
+
+
 def plan_record(
     service: Service,
     model: str,
     placement: Placement,
+    footprint: Footprint,
     *,
     probes: int,
     rollback: str,
@@ -276,6 +285,8 @@ def plan_record(
         "would_change": list(placement.would_change),
         "need_bytes": placement.need_bytes,
         "need_source": placement.need_source.value,
+        "need_detail": footprint.detail,
+        "last_forecast": _forecast(footprint.last),
         "expected_outage_s": placement.expected_outage_s,
         "hold_timeout_s": hold_timeout_s,
         "probes": probes,

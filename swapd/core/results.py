@@ -14,7 +14,7 @@ from swapd.core.crash_loop import problem_after
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Amend, Measurement
-from swapd.core.model import Kind, Op, OpKind, Revision, Service, Strategy, Swap, Worker
+from swapd.core.model import FootprintSource, Kind, Op, OpKind, Revision, Service, Strategy, Swap, Worker
 from swapd.core.states import FORWARD, Phase, WorkerState
 from swapd.core.transfers import end_transfer, owns, pointed, switched, transferred
 
@@ -132,7 +132,11 @@ def _settle(d: Draft, worker: Worker, used_bytes: int | None) -> None:
     if used_bytes is not None and (reservation.bytes is None or used_bytes > reservation.bytes):
         d.reservations[worker.id] = replace(reservation, settled=True, bytes=used_bytes)
         service = d.services[worker.service]
-        slots = ((n, replace(s, need_bytes=used_bytes) if n == worker.revision else s) for n, s in service.slots)
+        source = FootprintSource.LEARNED
+        slots = (
+            (n, replace(s, need_bytes=used_bytes, source=source) if n == worker.revision else s)
+            for n, s in service.slots
+        )
         d.set_service(worker.service, slots=tuple(slots))
 
 

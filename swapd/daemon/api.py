@@ -78,6 +78,7 @@ class Api:
             service,
             model.name,
             placed,
+            request.measurement.footprint,
             probes=len(model.probes),
             rollback=rollback,
             rollback_s=rollback_s,
@@ -171,6 +172,7 @@ class Api:
         measurement = await self._knowledge.measure_model(
             service.name,
             model,
+            candidate.fingerprint,
             drain_s=longest_drain_s(stats, service.settings.drain_timeout_s),
             release_s=self._knowledge.release_s(old, parked=parks) if old is not None else None,
         )

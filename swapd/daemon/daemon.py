@@ -203,7 +203,7 @@ class Daemon:
         periodic = (
             *(self.reading.poll_stats(), self._report(), self._tidy_logs(), self._prune_journal()),
             *(self._mend_journal(), self._favour_servers(), self.restart.follow_changes()),
-            Liveness(self.loop, self.workers, self.knowledge).run(),
+            *(Liveness(self.loop, self.workers, self.knowledge).run(), self.knowledge.watch()),
         )
         tasks = [loop.create_task(each) for each in periodic]
         for task in tasks:

@@ -37,6 +37,7 @@ class Devices:
         self._told: dict[str, DeviceConfig] = {}  # by the log
         self._workers = workers
         self._state = state
+        self.watch: Callable[[DeviceReading], None] = lambda reading: None  # hears of every reading
         self._host = HostMemory()
         self._nvml = Nvml()
 
@@ -87,6 +88,7 @@ class Devices:
             readings[reading.name] = reading
         for reading in readings.values():
             self._note(reading)
+            self.watch(reading)
         return [readings[name] for name in names]
 
     def troubles(self, names: Sequence[str]) -> list[dict[str, str]]:

@@ -286,7 +286,7 @@ class Executor:
         used = None
         if effect.slot is not None:
             readings = await self._devices.read(effect.slot.devices)
-            self._knowledge.learn_footprint(op, readings)
+            self._knowledge.learn_footprint(op, effect.slot, readings)
             self._knowledge.learn_residues(op.service, readings)
             used = most_used(readings, op.worker)
             for reading in readings:

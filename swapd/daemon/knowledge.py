@@ -6,20 +6,21 @@ Duty: gather the figures for one decision, just before it. May not know: what is
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
 from swapd.core.commands import leaving
 from swapd.core.config import Config, ModelConfig, ServiceConfig
 from swapd.core.config_views import settings_digest
 from swapd.core.errors import CONTENT_CHANGED, UNKNOWN_MODEL, UNKNOWN_REVISION, SwapdError
 from swapd.core.events import Measurement, Observed
-from swapd.core.footprint import Learned, WeightsSummary, estimate, learn
+from swapd.core.footprint import Learned, WeightsSummary, estimate, follow, learn
 from swapd.core.ledger import most_used
-from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service, State
+from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service, Slot, State, Worker
 from swapd.core.outage import ExpectedTimes
 from swapd.core.presets import has_front, said_cache_bytes, said_need
 from swapd.core.redact import secrets_of_model
@@ -35,7 +36,14 @@ from swapd.wire import saved
 
 log = logging.getLogger("swapd.knowledge")
 
+T = TypeVar("T")
+
 UNREADABLE: Final = ""  # in place of a fingerprint: equal to none that was ever taken
+WATCH_S: Final = 10.0
+WATCH_SHARE: Final = 0.002  # of the time, at most: what a host device's reading costs grows with what is held
+_GROWTH: Final = 1.01  # what grows by less is not written each time
+
+_Key = tuple[str, str]  # of what is learned, beside the type of device: content and settings
 
 
 class Knowledge:
@@ -46,6 +54,8 @@ class Knowledge:
         self._devices = devices
         self._settings = FrozenSettings(Path(config.daemon.runtime_dir) / "revisions")
         self._models: dict[tuple[str, int], ModelConfig] = {}  # settings are frozen per revision
+        self._followed: dict[str, int] = {}  # by worker: the most that was written of it
+        devices.watch = self._follow
 
     def remember(self, revision: Revision, model: ModelConfig) -> None:
         """Freeze the settings of a revision: for this daemon, and for the next."""
@@ -135,24 +145,33 @@ class Knowledge:
         return model
 
     async def measure(self, service: str, revision: int) -> Measurement:
-        return await self.measure_model(service, self.model_of(service, revision))
+        model = self.model_of(service, revision)
+        return await self.measure_model(service, model, (await self.revision(service, model)).fingerprint)
 
     async def measure_model(
-        self, service: str, model: ModelConfig, *, drain_s: float | None = None, release_s: float | None = None
+        self,
+        service: str,
+        model: ModelConfig,
+        content: str,
+        *,
+        drain_s: float | None = None,
+        release_s: float | None = None,
     ) -> Measurement:
         """Figures for placing one worker of the model: its need, the devices it may use, how long it may take.
 
-        `drain_s` and `release_s` are what an in-place swap waits for beforehand: the old worker's requests and its end.
+        `content` is the fingerprint of its files; `drain_s` and `release_s` are what an in-place swap waits for
+        beforehand: the old worker's requests and its end.
         """
         allowed = self.service_config(service).devices or self._devices.names()
         readings = await self._devices.read(allowed)
         kind = readings[0].kind if readings else DeviceKind.HOST
-        digest = settings_digest(model)
+        key = (content, settings_digest(model))
+        learned = [each for t in {r.type for r in readings} if (each := self._learned(key, t)) is not None]
         need_bytes, said = said_need(model, readings) or (None, "")
         footprint = estimate(
             await asyncio.to_thread(_weights, model) if need_bytes is None else None,
             need_bytes,
-            self._learned(model.name, digest, kind),
+            max(learned, key=lambda each: (each.runs > 0, each.peak_bytes), default=None),
             kind,
             said=said,
             cache_bytes=said_cache_bytes(model),
@@ -169,7 +188,7 @@ class Knowledge:
             tuple(readings),
             expected,
             can_stage,
-            self._parked_residue(service, kind),
+            self._parked_residue(service, readings),
             what,
             model.gpus,
             reads,
@@ -193,45 +212,76 @@ class Knowledge:
     def learn_time(self, model: ModelConfig, step: str, seconds: float) -> None:
         self._save(lambda: self._journal.save_timing(model.name, settings_digest(model), step, seconds, now()))
 
-    def learn_footprint(self, op: Op, readings: Sequence[DeviceReading]) -> None:
-        """The use of a worker that has just answered its probes: on that of its devices on which it is most."""
-        model = self.model_for(op)
+    def learn_footprint(self, op: Op, slot: Slot, readings: Sequence[DeviceReading]) -> None:
+        """The use of a worker that has just answered its probes, beside what was planned for it: on that of its devices
+        on which it is most."""
+        worker = self.loop.state.worker(op.worker)
         used = most_used(readings, op.worker)
-        if model is None or used is None:
+        if worker is not None and used is not None:
+            used = max(used, self._followed.get(worker.id, 0))
+            self._learn(worker, readings[0], lambda before: learn(before, used, slot.need_bytes, slot.source))
+
+    async def watch(self) -> None:
+        """Look now and then, so that the peak of a day is learned and not that of the first minute."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            begun = clock()
+            with contextlib.suppress(SwapdError):
+                await self._devices.read_all()
+            await asyncio.sleep(max(WATCH_S, (clock() - begun) / WATCH_SHARE))
+
+    def _follow(self, reading: DeviceReading) -> None:
+        """Every reading teaches. One of a worker that has not proved itself, and may never, that it takes this much."""
+        for worker_id, used in reading.used_by:
+            worker = self.loop.state.worker(worker_id)
+            if worker is None or not used or used < self._followed.get(worker_id, 0) * _GROWTH:
+                continue
+            self._followed[worker_id] = used
+            self._learn(worker, reading, partial(follow, seen_bytes=used, proved=worker.verified))
+        for gone in self._followed.keys() - {worker.id for worker in self.loop.state.workers}:
+            del self._followed[gone]
+
+    def _learn(
+        self, worker: Worker, reading: DeviceReading, change: Callable[[Learned | None], Learned | None]
+    ) -> None:
+        key = self._key_of(worker)
+        if key is None:
             return
-        digest, kind = settings_digest(model), readings[0].kind
-
-        def save() -> None:
-            learned = learn(self._learned(model.name, digest, kind), used)
-            if learned is not None:
-                body = {"peak_bytes": learned.peak_bytes, "runs": learned.runs}
-                self._journal.save_footprint(model.name, digest, kind.value, body, now())
-
-        self._save(save)
+        before = self._learned(key, reading.type)
+        after = change(before)
+        if after is not None and after != before:
+            self._save(lambda: self._journal.save_footprint(*key, reading.type, saved.dump(after), now()))
 
     def learn_residues(self, service: str, readings: Sequence[DeviceReading]) -> None:
         """What the service's parked worker still holds, long enough after it was parked."""
         for worker in self.loop.state.workers_of(service):
-            used = most_used(readings, worker.id)
-            model = self._models.get((service, worker.revision))
-            if worker.state is WorkerState.PARKED and model is not None and used is not None:
-                self._save(partial(self._save_residue, model, readings[0].kind, used))
+            used, key = most_used(readings, worker.id), self._key_of(worker)
+            if worker.state is WorkerState.PARKED and key is not None and used is not None:
+                body, kind = saved.dump(Learned(used)), _parked(readings[0].type)
+                self._save(partial(self._journal.save_footprint, *key, kind, body, now()))
 
-    def _save_residue(self, model: ModelConfig, kind: DeviceKind, used: int) -> None:
-        digest = settings_digest(model)
-        self._journal.save_footprint(model.name, digest, _parked(kind), {"residue_bytes": used}, now())
-
-    def _parked_residue(self, service: str, kind: DeviceKind) -> int | None:
+    def _parked_residue(self, service: str, readings: Sequence[DeviceReading]) -> int | None:
         known = self.loop.state.service(service)
-        model = self._models.get((service, known.stable)) if known is not None else None
-        if model is None:
+        key = self._key(service, known.stable) if known is not None else None
+        if key is None:
             return None
-        body = self._known(lambda: self._journal.footprint(model.name, settings_digest(model), _parked(kind)))
-        return int(body["residue_bytes"]) if body is not None else None
+        residues = (self._learned(key, _parked(reading.type)) for reading in readings)
+        return max((each.peak_bytes for each in residues if each is not None), default=None)
 
-    def _learned(self, model: str, digest: str, kind: DeviceKind) -> Learned | None:
-        body = self._known(lambda: self._journal.footprint(model, digest, kind.value))
-        return Learned(int(body["peak_bytes"]), int(body["runs"])) if body is not None else None
+    def _learned(self, key: _Key, device_type: str) -> Learned | None:
+        text = self._known(lambda: self._journal.footprint(*key, device_type))
+        return saved.load(Learned, text) if text is not None else None
+
+    def _key_of(self, worker: Worker) -> _Key | None:
+        return self._key(worker.service, worker.revision) if worker.kind is not Kind.GATE else None
+
+    def _key(self, service: str, number: int) -> _Key | None:
+        """None: what the revision is made of is not known."""
+        known = self.loop.state.service(service)
+        revision = known.revision(number) if known is not None else None
+        if revision is None or revision.fingerprint == UNREADABLE:
+            return None
+        return revision.fingerprint, revision.settings_digest
 
     def model_for(self, op: Op) -> ModelConfig | None:
         """Of the worker that the operation is about; None: a gate, or it is gone."""
@@ -240,7 +290,7 @@ class Knowledge:
             return None
         return self._models.get((op.service, worker.revision))
 
-    def _known(self, read: Callable[[], Mapping[str, Any] | None]) -> Mapping[str, Any] | None:
+    def _known(self, read: Callable[[], T | None]) -> T | None:
         """What was learned, if the journal tells it: a model is started without as well."""
         try:
             return read()
@@ -256,9 +306,9 @@ class Knowledge:
             log.warning("knowledge.not_saved %s", error.message)
 
 
-def _parked(kind: DeviceKind) -> str:
+def _parked(device_type: str) -> str:
     """Beside the footprint of a model that serves, under a key of its own."""
-    return f"{kind.value}, parked"
+    return f"{device_type}, parked"
 
 
 def files_loaded(model: ModelConfig) -> list[Path]:

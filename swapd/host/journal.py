@@ -21,14 +21,18 @@ from typing import Any, Final
 
 from swapd.core.errors import JOURNAL_FAILED, JOURNAL_NEWER, Problem, SwapdError
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 BUSY_TIMEOUT_MS: Final = 2000  # the daemon is the only writer; somebody with sqlite3 in hand may hold a lock
 # SQLITE_CORRUPT and SQLITE_NOTADB, whose numbers Python tells from 3.11 on.
 DAMAGED: Final = ("database disk image is malformed", "file is not a database")
 KEPT_ROWS: Final = 10_000  # of what belongs to no swap: weeks of a busy host, about 2 MB
+KEPT_FOOTPRINTS: Final = 1000
 PRUNED_AT_ONCE: Final = 100  # swaps, some 3,000 rows with theirs: 10 ms, in which the loop waits
 
-_SCHEMA: Final = """
+_FOOTPRINT: Final = """CREATE TABLE footprint (
+    content TEXT NOT NULL, settings TEXT NOT NULL, device TEXT NOT NULL, body TEXT NOT NULL, at REAL NOT NULL,
+    PRIMARY KEY (content, settings, device));"""
+_SCHEMA: Final = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE service (name TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE worker (name TEXT PRIMARY KEY, body TEXT NOT NULL);
@@ -50,9 +54,7 @@ CREATE TABLE transition (
 CREATE INDEX transition_by_swap ON transition (swap, id);
 CREATE TABLE command (
     id INTEGER PRIMARY KEY, at REAL NOT NULL, actor TEXT NOT NULL, method TEXT NOT NULL, params TEXT NOT NULL);
-CREATE TABLE footprint (
-    model TEXT NOT NULL, settings TEXT NOT NULL, device_kind TEXT NOT NULL, body TEXT NOT NULL, at REAL NOT NULL,
-    PRIMARY KEY (model, settings, device_kind));
+{_FOOTPRINT}
 CREATE TABLE timing (
     model TEXT NOT NULL, settings TEXT NOT NULL, step TEXT NOT NULL, seconds REAL NOT NULL, at REAL NOT NULL,
     PRIMARY KEY (model, settings, step));
@@ -270,14 +272,18 @@ class Journal:
 
     # --- what was learned ------------------------------------------------------------------------------------------
 
-    def footprint(self, model: str, settings: str, device_kind: str) -> dict[str, Any] | None:
-        key = (model, settings, device_kind)
-        rows = self._run("SELECT body FROM footprint WHERE model = ? AND settings = ? AND device_kind = ?", key)
-        return json.loads(rows[0][0]) if rows else None
+    def footprint(self, content: str, settings: str, device: str) -> str | None:
+        """The JSON that was saved under a content's fingerprint, a digest of settings and a type of device."""
+        key = (content, settings, device)
+        rows = self._run("SELECT body FROM footprint WHERE content = ? AND settings = ? AND device = ?", key)
+        return rows[0][0] if rows else None
 
-    def save_footprint(self, model: str, settings: str, device_kind: str, body: Mapping[str, Any], at: float) -> None:
+    def save_footprint(self, content: str, settings: str, device: str, body: str, at: float) -> None:
+        """Those of the contents that were served last are kept."""
+        self._run("INSERT OR REPLACE INTO footprint VALUES (?, ?, ?, ?, ?)", (content, settings, device, body, at))
         self._run(
-            "INSERT OR REPLACE INTO footprint VALUES (?, ?, ?, ?, ?)", (model, settings, device_kind, _dump(body), at)
+            "DELETE FROM footprint WHERE rowid IN (SELECT rowid FROM footprint ORDER BY at DESC LIMIT -1 OFFSET ?)",
+            (KEPT_FOOTPRINTS,),
         )
 
     def timing(self, model: str, settings: str) -> dict[str, float]:
@@ -359,7 +365,13 @@ def _state_of_1(db: sqlite3.Connection) -> None:
         db.execute("UPDATE service SET body = ? WHERE name = ?", (_dump(body), name))
 
 
-_MIGRATIONS: Final[Mapping[int, Callable[[sqlite3.Connection], None]]] = {1: _state_of_1}
+def _footprints_of_2(db: sqlite3.Connection) -> None:
+    """Schema 2 kept footprints by the model's name, over whatever its files held: they are learned anew."""
+    db.execute("DROP TABLE footprint")
+    db.execute(_FOOTPRINT)
+
+
+_MIGRATIONS: Final[Mapping[int, Callable[[sqlite3.Connection], None]]] = {1: _state_of_1, 2: _footprints_of_2}
 
 
 def _count_boot(db: sqlite3.Connection) -> int:

@@ -261,7 +261,8 @@ class Nvml:
             if not isinstance(error, ValueError) and not self._is(error, _ANSWERS):
                 self._shut_down()
             return _unknown(device, workers, *self._say(error))
-        details = [self._product(handle)]
+        product = self._product(handle)
+        details = [product]
         if self._driver:
             details.append(f"driver {self._driver}")
         if memory.reserved_bytes is not None:
@@ -284,6 +285,7 @@ class Nvml:
             state=state,
             trouble=trouble,
             holders_known=processes is not None,
+            product=product,
         )
 
     def _other_memory(

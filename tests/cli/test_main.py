@@ -209,7 +209,8 @@ def test_a_dry_run_is_a_plan(daemon, capsys):
     assert capsys.readouterr().out == (
         "chat: a #41 to b #42\n"
         "strategy  in-place: dual impossible: a holds 20.0 of 24.0 GiB; b needs 6.0 GiB\n"
-        "needs     6.0 GiB on gpu0, declared\n"
+        "needs     6.0 GiB on gpu0, declared: device_memory = 6.0 GiB\n"
+        "          last time 6.0 GiB was planned (declared) and 5.0 GiB taken: 20% too much\n"
         "outage    13 s\n"
         "streams   3 open, which may go on for 40.0 s\n"
         "rollback  cold, 11 s\n"

@@ -13,12 +13,13 @@ from swapd.core.footprint import (
     Learned,
     WeightsSummary,
     estimate,
+    follow,
     learn,
     parse_gguf_header,
     parse_safetensors_header,
     safetensors_header_length,
 )
-from swapd.core.model import DeviceKind, FootprintSource
+from swapd.core.model import DeviceKind, FootprintSource, Forecast
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -71,11 +72,38 @@ def test_what_says_nothing_is_unknown_and_not_zero():
     assert estimate(WeightsSummary(0, 0), None, Learned(0), DeviceKind.HOST).need_bytes is None
 
 
-def test_learning_keeps_the_largest_peak():
-    first = learn(None, 100)
-    assert learn(first, 70) == Learned(100, 2)
-    assert learn(first, 130) == Learned(130, 2)
-    assert learn(first, None) == first
+def test_learning_keeps_the_largest_peak_and_how_right_the_last_plan_was():
+    first = learn(None, 100, None, FootprintSource.UNKNOWN)
+    assert first == Learned(100, 1)
+    assert learn(first, 70, 80, FootprintSource.ESTIMATED) == Learned(
+        100, 2, Forecast(80, FootprintSource.ESTIMATED, 70)
+    )
+    assert learn(first, 130, None, FootprintSource.UNKNOWN) == Learned(130, 2)
+    assert learn(first, 0, 80, FootprintSource.ESTIMATED) == first
+
+
+def test_a_worker_that_grows_teaches_on():
+    proved = learn(Learned(100, 1), 70, 80, FootprintSource.LEARNED)
+    assert follow(proved, 90, proved=True) == Learned(100, 2, Forecast(80, FootprintSource.LEARNED, 90))
+    assert follow(proved, 120, proved=True) == Learned(120, 2, Forecast(80, FootprintSource.LEARNED, 120))
+    assert follow(proved, 120, proved=False) == Learned(120, 2, Forecast(80, FootprintSource.LEARNED, 70))
+
+
+def test_a_run_that_did_not_prove_itself_is_a_floor_and_no_need():
+    floor = follow(None, 3 * GIB, proved=False)
+    assert floor == Learned(3 * GIB, 0)
+    assert follow(None, 0, proved=False) is None
+    assert estimate(None, None, floor, DeviceKind.NVML).need_bytes is None
+    assert estimate(WEIGHTS, None, floor, DeviceKind.NVML).source is FootprintSource.ESTIMATED
+    above = estimate(WEIGHTS, None, Learned(20 * GIB, 0), DeviceKind.NVML)
+    assert (above.need_bytes, above.source) == (20 * GIB, FootprintSource.LEARNED)
+    assert above.detail.endswith(", but it has taken 20.0 GiB")
+
+
+def test_a_footprint_says_how_right_the_last_one_was():
+    last = Forecast(80, FootprintSource.ESTIMATED, 70)
+    for declared, weights in ((5, None), (None, WEIGHTS), (None, None)):
+        assert estimate(weights, declared, Learned(70, 1, last), DeviceKind.HOST).last == last
 
 
 def test_safetensors_sums_tensors_and_names_their_types():

@@ -219,6 +219,7 @@ def test_a_journal_of_the_version_before_is_taken_over(tmp_path):
     body = {"config_model": "a", "epoch": 7, "stable": stable, "previous": None, "last_revision": 5}
     with sqlite3.connect(path) as db:
         db.executescript(SCHEMA_1)
+        db.execute("CREATE TABLE footprint (model TEXT, settings TEXT, device_kind TEXT, body TEXT, at REAL)")
         db.execute("INSERT INTO service VALUES ('chat', ?)", (json.dumps(body),))
         db.execute("INSERT INTO meta VALUES ('next_boot', '9')")
     db.close()
@@ -245,12 +246,41 @@ def test_the_file_is_the_daemons_alone(journal):
 
 
 def test_learned_figures_come_back(journal):
-    journal.save_footprint("a", "d", "host", {"peak_bytes": 5, "runs": 1}, 1.0)
+    journal.save_footprint("f", "d", "host", '{"peak_bytes":5}', 1.0)
     journal.save_timing("a", "d", "load", 1.5, 1.0)
     journal.save_timing("a", "d", "load", 2.5, 2.0)
-    assert journal.footprint("a", "d", "host") == {"peak_bytes": 5, "runs": 1}
-    assert journal.footprint("a", "d", "nvml") is None
+    assert journal.footprint("f", "d", "host") == '{"peak_bytes":5}'
+    assert journal.footprint("f", "d", "nvml") is None
+    assert journal.footprint("g", "d", "host") is None
     assert journal.timing("a", "d") == {"load": 2.5}
+
+
+def test_the_footprints_that_were_seen_last_are_kept(journal, monkeypatch):
+    monkeypatch.setattr(journal_module, "KEPT_FOOTPRINTS", 2)
+    for at, content in enumerate(("f", "g", "f", "h")):
+        journal.save_footprint(content, "d", "host", str(at), at)
+    assert [journal.footprint(content, "d", "host") for content in "fgh"] == ["2", None, "3"]
+
+
+def test_footprints_that_were_learned_by_name_are_learned_anew(tmp_path):
+    """Schema 2 had them by the model's name."""
+    path = tmp_path / "journal.db"
+    Journal(path).close()
+    with sqlite3.connect(path) as db:
+        db.executescript("""
+            DROP TABLE footprint;
+            CREATE TABLE footprint (
+                model TEXT NOT NULL, settings TEXT NOT NULL, device_kind TEXT NOT NULL, body TEXT NOT NULL, at REAL,
+                PRIMARY KEY (model, settings, device_kind));
+            INSERT INTO footprint VALUES ('a', 'd', 'host', '{"peak_bytes": 5, "runs": 1}', 1.0);
+            PRAGMA user_version = 2;
+            """)
+    db.close()
+    journal = Journal(path)
+    assert journal.footprint("a", "d", "host") is None
+    journal.save_footprint("f", "d", "host", "{}", 1.0)
+    assert journal.footprint("f", "d", "host") == "{}"
+    journal.close()
 
 
 def test_only_the_first_of_many_writes_waits_for_somebody_elses_lock(journal, monkeypatch):

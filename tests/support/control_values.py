@@ -115,6 +115,8 @@ def plan(**changes: Any) -> dict[str, Any]:
         "alternatives": [{"strategy": "dual", "possible": False, "why": "2.5 GiB short on gpu0"}],
         "need_bytes": 6 * GIB,
         "need_source": "declared",
+        "need_detail": "device_memory = 6.0 GiB",
+        "last_forecast": {"planned_bytes": 6 << 30, "source": "declared", "seen_bytes": 5 << 30},
         "device": "gpu0",
         "devices": ["gpu0"],
         "expected_outage_s": 12.5,

@@ -1,0 +1,73 @@
+"""What is learned of a model's need: from what it is made of, as long as it lives, and how right the plan was."""
+
+import pytest
+from support.daemon_host import Daemon, model
+from support.gpu_host import GIB, Gpus
+
+
+@pytest.fixture
+def gpus(tmp_path):
+    return Gpus(tmp_path, 24)
+
+
+def plan(daemon, to):
+    return daemon.call("plan", service="chat", to=to)
+
+
+def test_a_new_file_under_an_old_name_is_not_judged_by_the_old_one(gpus, tmp_path):
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(b"first")
+    b = gpus.model("b", holds=8, needs=0, extra=f'weights = ["{weights}"]')
+    with gpus.daemon([gpus.model("a"), b]) as daemon:
+        assert plan(daemon, "b")["need_source"] == "estimated"
+        daemon.swap("b")
+        daemon.swap("a")
+        assert (plan(daemon, "b")["need_source"], plan(daemon, "b")["need_bytes"]) == ("learned", int(8.4 * GIB) + 1)
+        weights.write_bytes(b"second")
+        planned = plan(daemon, "b")
+        assert (planned["need_source"], planned["last_forecast"]) == ("estimated", None)
+        weights.write_bytes(b"first")
+        assert plan(daemon, "b")["need_source"] == "learned"
+
+
+def test_a_plan_tells_how_wrong_the_last_one_was(gpus):
+    with gpus.daemon([gpus.model("a"), gpus.model("b", holds=5, needs=8)]) as daemon:
+        assert plan(daemon, "b")["last_forecast"] is None
+        daemon.swap("b")
+        daemon.swap("a")
+        seen = {"planned_bytes": 8 * GIB, "source": "declared", "seen_bytes": 5 * GIB}
+        assert plan(daemon, "b")["last_forecast"] == seen
+
+
+def test_a_model_that_grows_while_it_serves_is_planned_with_what_it_has_grown_to(gpus):
+    with gpus.daemon([gpus.model("a"), gpus.model("b", holds=5, needs=6)]) as daemon:
+        daemon.swap("b")
+        gpus.hold(daemon.get()[2]["pid"], 9)
+        daemon.call("devices")
+        gpus.hold(daemon.get()[2]["pid"], 7)
+        daemon.swap("a")
+        planned = plan(daemon, "b")
+        assert (planned["need_bytes"], planned["need_source"]) == (9 * GIB, "learned")
+        assert planned["last_forecast"] == {"planned_bytes": 6 * GIB, "source": "declared", "seen_bytes": 9 * GIB}
+
+
+def test_a_load_that_fails_teaches_that_it_takes_at_least_so_much(gpus):
+    bad = gpus.model("bad", holds=8, needs=4, FAIL="probe", PROBE_S="0.6")
+    unsaid = gpus.model("unsaid", holds=8, needs=0, FAIL="probe", PROBE_S="0.6")
+    with gpus.daemon([gpus.model("a"), bad, unsaid]) as daemon:
+        for name, need in (("bad", (8 * GIB, "learned")), ("unsaid", (None, "unknown"))):
+            assert daemon.swap(name)["phase"] == "Failed"
+            planned = plan(daemon, name)
+            assert (planned["need_bytes"], planned["need_source"]) == need
+            assert planned["last_forecast"] is None
+
+
+def test_what_was_learned_is_known_to_the_next_daemon():
+    with Daemon([model("a"), model("b", HOLD_MB="200")]) as daemon:
+        daemon.swap("b")
+        daemon.swap("a")
+        before = plan(daemon, "b")
+        daemon.stop()
+        daemon.start()
+        assert plan(daemon, "b")["last_forecast"]["planned_bytes"] == before["last_forecast"]["planned_bytes"]
+        assert plan(daemon, "b")["need_bytes"] > 200 << 20
