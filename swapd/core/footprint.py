@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Final
 
+from swapd.core.gguf import Attention
 from swapd.core.model import DeviceKind, Footprint, FootprintSource, Forecast
 from swapd.core.sizes import human_bytes
 
@@ -35,8 +36,8 @@ _GGUF_MAX_COUNT: Final = 10_000_000
 
 # On top of the weights. A CUDA context takes 256-400 MiB with lazy loading (InvokeAI#9413, pytorch#107667), more
 # with library handles and workspaces; the tenth is for activations, buffers and the allocator's rounding. A KV
-# cache is not covered: its size is a setting and not in the weights, so such a model declares its memory, or is
-# learned.
+# cache is not covered: it is counted where a server's settings tell its size; other models declare their memory, or it
+# is learned.
 _NVML_OVERHEAD_BYTES: Final = 512 * MIB
 # A Python process with an ASGI app and numpy holds 50-60 MiB anonymous before it has loaded anything.
 _HOST_OVERHEAD_BYTES: Final = 64 * MIB
@@ -52,6 +53,8 @@ class WeightsSummary:
     bytes: int
     files: int
     detail: str = ""  # e.g. "291 tensors, BF16 and F32"
+    attentions: tuple[Attention, ...] = ()  # of the language models among GGUF files
+    not_understood: str = ""  # why one that there may be is not among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +84,18 @@ def estimate(
     *,
     said: str = "",
     cache_bytes: int = 0,
+    cache_words: str = "",
     gpus: int = 1,
 ) -> Footprint:
     """The footprint on one device, from the best that is known. A declaration or an estimate that was seen to be too
     small is not.
 
-    `said` is the declaration in words; `cache_bytes` are known to come on top of the weights.
+    `said` is the declaration in words; `cache_bytes` are known to come on top of the weights, `cache_words` say for
+    what, or why they are not known.
     A model that spans several `gpus` needs its part of both on each; what is declared and learned is of one already.
     """
-    known = _said_or_learned(declared_bytes, said, learned) or _estimated(weights, device_kind, cache_bytes, gpus)
+    known = _said_or_learned(declared_bytes, said, learned)
+    known = known or _estimated(weights, device_kind, cache_bytes, cache_words, gpus)
     if learned is None:
         return known
     if known.need_bytes is not None and learned.peak_bytes > known.need_bytes:
@@ -110,7 +116,9 @@ def _said_or_learned(declared_bytes: int | None, said: str, learned: Learned | N
     return Footprint(need, FootprintSource.LEARNED, peak)
 
 
-def _estimated(weights: WeightsSummary | None, device_kind: DeviceKind, cache_bytes: int, gpus: int) -> Footprint:
+def _estimated(
+    weights: WeightsSummary | None, device_kind: DeviceKind, cache_bytes: int, cache_words: str, gpus: int
+) -> Footprint:
     if weights is None or weights.bytes <= 0:
         return Footprint(None, FootprintSource.UNKNOWN, "no device_memory, no earlier run and no weight files known")
     base = _NVML_OVERHEAD_BYTES if device_kind is DeviceKind.NVML else _HOST_OVERHEAD_BYTES
@@ -120,6 +128,7 @@ def _estimated(weights: WeightsSummary | None, device_kind: DeviceKind, cache_by
     among = f" among {gpus} GPUs" if gpus > 1 else ""
     detail = f"weights {human_bytes(weights.bytes)} in {files}{among} + overhead {human_bytes(overhead)}"
     detail += f" + KV cache {human_bytes(cache_bytes)}" if cache_bytes else ""
+    detail += f" ({cache_words})" if cache_words else ""
     return Footprint(part + overhead + cache_bytes, FootprintSource.ESTIMATED, detail)
 
 

@@ -28,6 +28,8 @@ from swapd.core.engine_flags import (
     has_flag,
     served_model,
 )
+from swapd.core.footprint import WeightsSummary
+from swapd.core.kv_cache import cache_bytes, cache_settings, cache_words
 from swapd.core.model import DeviceKind, DeviceReading
 from swapd.core.sizes import human_bytes
 
@@ -184,9 +186,26 @@ def said_need(model: ModelConfig, readings: Sequence[DeviceReading]) -> tuple[in
     return int(share * device_bytes), f"{_UTILIZATION} {share:g} {source}, of {human_bytes(device_bytes)}"
 
 
-def said_cache_bytes(model: ModelConfig) -> int:
-    """The KV cache that a vLLM's command sets in bytes: needed beside the weights."""
-    values = flag_values(model.command, _KV_BYTES)[:1] if model.engine == VLLM else ()
+def cache_need(model: ModelConfig, weights: WeightsSummary | None, kind: DeviceKind) -> tuple[int, str]:
+    """The KV cache that is needed beside the weights, and what it is for; or (0, why it is not known). That of a vLLM
+    only as its command sets it in bytes; that of a llama-server by its command and its model's metadata."""
+    if model.engine == VLLM:
+        return _said_cache_bytes(model), ""
+    if model.engine != LLAMA_SERVER or weights is None:
+        return 0, ""
+    settings = cache_settings(model.command, model.environment)
+    if not settings.on_device and kind is DeviceKind.NVML:
+        return 0, "its KV cache is in the host's memory"
+    if weights.not_understood:
+        return 0, f"its KV cache is not known: {weights.not_understood}"
+    if not weights.attentions:
+        return 0, ""
+    need_bytes = sum(cache_bytes(attention, settings) for attention in weights.attentions)
+    return need_bytes, cache_words(weights.attentions, settings)
+
+
+def _said_cache_bytes(model: ModelConfig) -> int:
+    values = flag_values(model.command, _KV_BYTES)[:1]
     match = _HUMAN_INT.fullmatch(values[0]) if values else None
     if match is None:
         return 0

@@ -22,7 +22,7 @@ from swapd.core.footprint import Learned, WeightsSummary, estimate, follow, lear
 from swapd.core.ledger import most_used
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service, Slot, State, Worker
 from swapd.core.outage import ExpectedTimes
-from swapd.core.presets import has_front, said_cache_bytes, said_need
+from swapd.core.presets import cache_need, has_front, said_need
 from swapd.core.redact import secrets_of_model
 from swapd.core.states import WorkerState
 from swapd.daemon.devices import Devices
@@ -168,13 +168,16 @@ class Knowledge:
         key = (content, settings_digest(model))
         learned = [each for t in {r.type for r in readings} if (each := self._learned(key, t)) is not None]
         need_bytes, said = said_need(model, readings) or (None, "")
+        weights = await asyncio.to_thread(_weights, model) if need_bytes is None else None
+        cache_bytes, cache_words = cache_need(model, weights, kind)
         footprint = estimate(
-            await asyncio.to_thread(_weights, model) if need_bytes is None else None,
+            weights,
             need_bytes,
             max(learned, key=lambda each: (each.runs > 0, each.peak_bytes), default=None),
             kind,
             said=said,
-            cache_bytes=said_cache_bytes(model),
+            cache_bytes=cache_bytes,
+            cache_words=cache_words,
             gpus=model.gpus,
         )
         times = self._times(model)

@@ -10,8 +10,10 @@ import contextlib
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -23,6 +25,8 @@ from swapd.core.footprint import (
     parse_safetensors_header,
     safetensors_header_length,
 )
+from swapd.core.gguf import HEADER_BYTES, MAX_METADATA_BYTES, Attention, More, NotUnderstood, parse_attention
+from swapd.core.sizes import human_bytes
 
 # Formats without a header that tells: their size is near enough what they become in memory. (A compressed .npz
 # and a pickled optimiser state are not, in either direction; such a model declares its memory or is learned.)
@@ -32,6 +36,10 @@ PLAIN_SUFFIXES: Final = frozenset(
 WEIGHT_SUFFIXES: Final = PLAIN_SUFFIXES | {".safetensors", ".gguf"}
 # Copies of the same weights for older loaders, which transformers passes over where a .safetensors lies beside them.
 _SHADOWED_PREFIXES: Final = ("pytorch_model", "tf_model", "flax_model")
+# llama.cpp is given one part of a model and takes them all.
+_GGUF_PART: Final = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.ASCII)
+_MAX_GGUF_PARTS: Final = 1000
+_FIRST_READ_BYTES: Final = 1 << 20
 _INDEX_SUFFIX: Final = ".safetensors.index.json"
 _MAX_INDEX_BYTES: Final = 64 << 20  # the largest published ones are a few MB
 
@@ -57,7 +65,13 @@ def summarize(paths: Iterable[Path | str]) -> WeightsSummary | None:
     if not summaries:
         return None
     details = [s.detail for s in summaries if s.detail]
-    return WeightsSummary(sum(s.bytes for s in summaries), len(summaries), details[0] if len(details) == 1 else "")
+    return WeightsSummary(
+        bytes=sum(s.bytes for s in summaries),
+        files=len(summaries),
+        detail=details[0] if len(details) == 1 else "",
+        attentions=tuple(attention for s in summaries for attention in s.attentions),
+        not_understood=next((s.not_understood for s in summaries if s.not_understood), ""),
+    )
 
 
 def largest_first(paths: Iterable[Path | str]) -> list[Path]:
@@ -78,10 +92,30 @@ def _read_header(path: Path, file: IO[bytes], file_bytes: int) -> WeightsSummary
                 return length
             return parse_safetensors_header(file.read(length), file_bytes)
         if suffix == ".gguf":
-            return parse_gguf_header(file.read(24), file_bytes)
+            return _read_gguf(file, file_bytes)
     except OSError as error:
         raise _unreadable(path, error) from error
     return WeightsSummary(file_bytes, 1) if file_bytes else BadWeights("it is empty")
+
+
+def _read_gguf(file: IO[bytes], file_bytes: int) -> WeightsSummary | BadWeights:
+    """As much of the metadata as there are: those of a model with a large vocabulary go on for megabytes."""
+    data = file.read(HEADER_BYTES)
+    summary = parse_gguf_header(data, file_bytes)
+    if isinstance(summary, BadWeights):
+        return summary
+    attention: Attention | More | NotUnderstood | None = More()
+    while isinstance(attention, More) and len(data) < MAX_METADATA_BYTES:
+        more = file.read(min(max(_FIRST_READ_BYTES, 3 * len(data)), MAX_METADATA_BYTES - len(data)))
+        if not more:
+            return BadWeights("it ends within its metadata: it is truncated")
+        data += more
+        attention = parse_attention(data)
+    if isinstance(attention, More):
+        attention = NotUnderstood(f"its metadata are longer than {human_bytes(MAX_METADATA_BYTES)}")
+    if isinstance(attention, NotUnderstood):
+        return replace(summary, not_understood=attention.why)
+    return summary if attention is None else replace(summary, attentions=(attention,))
 
 
 def _weights(paths: Sequence[Path]) -> list[Path]:
@@ -90,6 +124,8 @@ def _weights(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if path.name.endswith(_INDEX_SUFFIX):
             found.extend(_shards(path))
+        elif (part := _GGUF_PART.fullmatch(path.name)) is not None and int(part[2]) <= _MAX_GGUF_PARTS:
+            found.extend(path.with_name(f"{part[1]}-{n:05d}-of-{part[2]}.gguf") for n in range(1, int(part[2]) + 1))
         elif path.suffix.lower() in WEIGHT_SUFFIXES:
             found.append(path)
     with_safetensors = {path.parent for path in found if path.suffix.lower() == ".safetensors"}

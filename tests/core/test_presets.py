@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 
 from swapd.core.config import ModelConfig, ReadyConfig
+from swapd.core.footprint import WeightsSummary
+from swapd.core.gguf import Attention
 from swapd.core.model import DeviceKind, DeviceReading
 from swapd.core.presets import (
     blocked_paths,
+    cache_need,
     has_front,
     launch_of,
     memory_share,
     ready_path,
-    said_cache_bytes,
     said_need,
     shown_flags,
     smallest_gpu_bytes,
@@ -20,6 +22,7 @@ from swapd.core.presets import (
 )
 
 GIB = 1 << 30
+WEIGHTS = WeightsSummary(10, 1, attentions=(Attention(8192, 768, 768),))
 
 
 def model(engine, *command, **settings):
@@ -149,11 +152,25 @@ def test_a_need_is_said_in_words():
     assert said_need(model("vllm"), [gpu(None)]) is None
     assert said_need(model("vllm"), [replace(gpu(), kind=DeviceKind.HOST)]) is None
     assert said_need(model("llama-server"), [gpu()]) is None
-    assert said_cache_bytes(model("vllm", "vllm", "serve", "/w", "--kv-cache-memory-bytes", "4096")) == 4096
-    assert said_cache_bytes(model("vllm", "vllm", "serve", "/w", "--kv-cache-memory-bytes", "4G")) == 4 * GIB
-    assert said_cache_bytes(model("vllm", "vllm", "serve", "/w", "--kv-cache-memory-bytes", "1.5g")) == 1_500_000_000
-    assert said_cache_bytes(model("vllm", "vllm", "serve", "/w", "--kv-cache-memory-bytes", "much")) == 0
-    assert said_cache_bytes(model("llama-server", "x", "--kv-cache-memory-bytes", "4096")) == 0
+    for said, need in (("4096", 4096), ("4G", 4 * GIB), ("1.5g", 1_500_000_000), ("much", 0)):
+        served = model("vllm", "vllm", "serve", "/w", "--kv-cache-memory-bytes", said)
+        assert cache_need(served, WEIGHTS, DeviceKind.NVML) == (need, "")
+    assert cache_need(model("llama-server", "x", "--kv-cache-memory-bytes", "4096"), None, DeviceKind.NVML) == (0, "")
+
+
+def test_the_cache_of_a_llama_server_comes_from_its_command_and_its_file():
+    served = model("llama-server", "llama-server", "-m", "/w.gguf", "-c", "4096", "-ctk", "q8_0")
+    assert cache_need(served, WEIGHTS, DeviceKind.NVML) == (4096 * 768 * (34 + 64) // 32, "4096 tokens of q8_0 and f16")
+    unknown = WeightsSummary(10, 1, not_understood="its block_count is missing")
+    assert cache_need(served, unknown, DeviceKind.NVML) == (0, "its KV cache is not known: its block_count is missing")
+    assert cache_need(served, WeightsSummary(10, 1), DeviceKind.NVML) == (0, "")
+    assert cache_need(model("command", "x", "-c", "4096"), WEIGHTS, DeviceKind.NVML) == (0, "")
+
+
+def test_a_cache_that_is_kept_in_the_hosts_memory_is_not_the_gpus():
+    served = model("llama-server", "llama-server", "-m", "/w.gguf", "-c", "4096", "-nkvo")
+    assert cache_need(served, WEIGHTS, DeviceKind.NVML) == (0, "its KV cache is in the host's memory")
+    assert cache_need(served, WEIGHTS, DeviceKind.HOST)[0] > 0
 
 
 def test_a_gpu_is_shown_by_its_uuid_but_to_a_vllm_by_its_number():

@@ -7,8 +7,10 @@ import os
 import struct
 
 import pytest
+from support.gguf_bytes import gguf, language_model
 
 from swapd.core.errors import LOAD_FAILED, SwapdError
+from swapd.core.gguf import Attention
 from swapd.host.weights import summarize
 
 
@@ -136,3 +138,44 @@ def test_missing_empty_and_irregular_files_are_named(tmp_path):
     fifo = tmp_path / "fifo.bin"
     os.mkfifo(fifo)
     fails(fifo, "not a regular file")
+
+
+def test_the_attention_of_a_gguf_file_is_read_over_its_vocabulary(tmp_path):
+    metadata = {"tokenizer.ggml.merges": ["token"] * 300_000, **language_model()}  # 3.9 MB of it come first
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf(metadata).ljust(5 << 20, b"\0"))
+    summary = summarize([path, write_safetensors(tmp_path / "other.safetensors")])
+    assert summary.attentions == (Attention(8192, 768, 768),)
+    assert summary.bytes == (5 << 20) + 400
+
+
+def test_metadata_that_are_not_understood_are_told_and_the_file_counts(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf(language_model(context_length=None)))
+    summary = summarize([path])
+    assert (summary.attentions, summary.not_understood) == ((), "its context_length is missing")
+
+
+def test_metadata_that_never_end_are_not_read_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("swapd.host.weights.MAX_METADATA_BYTES", 1 << 20)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf({"tokenizer.ggml.merges": ["token"] * 300_000, **language_model()}))
+    assert "longer than 1 MiB" in summarize([path]).not_understood
+
+
+def test_a_gguf_file_that_ends_in_its_metadata_is_truncated(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf(language_model())[:-5])
+    fails(path, "within its metadata", "truncated")
+
+
+def test_one_part_of_a_gguf_model_stands_for_all(tmp_path):
+    parts = [tmp_path / f"model-{number:05d}-of-00002.gguf" for number in (1, 2)]
+    parts[0].write_bytes(gguf(language_model()))
+    with pytest.raises(SwapdError, match=f"{parts[1]}: it does not exist"):
+        summarize(parts[:1])
+    parts[1].write_bytes(gguf({"split.no": 1}).ljust(1000, b"\0"))
+    for given in ([parts[0]], parts):
+        summary = summarize(given)
+        assert (summary.files, len(summary.attentions)) == (2, 1)
+        assert summary.bytes == sum(part.stat().st_size for part in parts)
