@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from swapd.cli import text
+from swapd.cli.plan_page import strategy_words
 from swapd.cli.text import NONE, clock, count, gib, milliseconds, printable, revision, seconds, when
 from swapd.core.errors import CANCELED, CRASH_LOOP
-from swapd.core.sizes import human_seconds
 
 Record = Mapping[str, Any]
 
@@ -279,7 +279,7 @@ def swap_lines(record: Record, now_s: float) -> list[str]:
     lines = [
         f"swap {record['id']}  {printable(record['service'])}: {revision(record['from'])} to {revision(record['to'])}",
         f"phase     {record['phase']}{reason}",
-        f"strategy  {_strategy(record)}",
+        f"strategy  {strategy_words(record)}",
         f"asked     {when(record['created_at'], now_s)} by {printable(record['actor'])}{asked}",
     ]
     if record.get("finished_at"):
@@ -316,7 +316,7 @@ def headline(record: Record) -> str:
     """swap 42  chat: a #41 to b #42, dual: why"""
     head = f"swap {record['id']}  {printable(record['service'])}: "
     if record["phase"] not in BACKWARD:
-        return f"{head}{revision(record['from'])} to {revision(record['to'])}, {_strategy(record)}"
+        return f"{head}{revision(record['from'])} to {revision(record['to'])}, {strategy_words(record)}"
     if _clients_moved(record):
         return f"{head}{revision(record['to'])} back to {revision(record['from'])}"
     word = "canceled" if (record.get("error") or {}).get("code") == CANCELED else "failed"
@@ -328,12 +328,6 @@ def headline(record: Record) -> str:
 def _clients_moved(record: Record) -> bool:
     """They were held or switched, or might have been: before that, the old revision has never stopped to serve."""
     return record.get("cutover_ms") is not None or any(step["name"] in ("hold", "switch") for step in record["steps"])
-
-
-def _strategy(record: Record) -> str:
-    """The strategy and why, which often begins with the strategy itself."""
-    strategy, why = record["strategy"], printable(record["why"])
-    return why if why.startswith(strategy) else f"{strategy}: {why}"
 
 
 def success_line(record: Record, now_s: float) -> str:
@@ -364,62 +358,3 @@ def failure_lines(record: Record) -> list[str]:
     if log_tail:
         lines += [f"the last lines of {printable(record['to']['model'])}:", *(f"  | {printable(x)}" for x in log_tail)]
     return lines
-
-
-def plan_lines(plan: Record) -> list[str]:
-    lines = [
-        f"{printable(plan['service'])}: {revision(plan['from'])} to {revision(plan['to'])}",
-        f"strategy  {_strategy(plan)}",
-        f"needs     {_need_words(plan)}",
-        *(f"          {words}" for words in _forecast_words(plan.get("last_forecast"))),
-        f"outage    {_outage_words(plan)}",
-        f"streams   {_stream_words(plan)}",
-        f"rollback  {_rollback_words(plan)}",
-    ]
-    if plan.get("flags"):
-        lines.append(f"adds      {printable(' '.join(plan['flags']))}")
-    if plan.get("probes") == 0:
-        model = printable(plan["to"]["model"])
-        lines.append(f"proof     none: model {model} has no probes, see [[models.{model}.probes]]")
-    for other in plan["alternatives"]:
-        possible = "possible" if other["possible"] else "impossible"
-        lines.append(f"or        {possible}: {_strategy(other)}")
-    return [*lines, *(f"change    {printable(what)}" for what in plan["would_change"])]
-
-
-def _need_words(plan: Record) -> str:
-    detail = f": {printable(plan['need_detail'])}" if plan.get("need_detail") else ""
-    return f"{gib(plan['need_bytes'])} on {printable(plan['device'] or 'no device')}, {plan['need_source']}{detail}"
-
-
-def _forecast_words(last: Record | None) -> list[str]:
-    """How right the plan before the last load was."""
-    if not last:
-        return []
-    planned, seen = last["planned_bytes"], last["seen_bytes"]
-    off = f"{abs(planned - seen) / max(seen, 1):.0%} too {'much' if planned >= seen else 'little'}"
-    return [f"last time {gib(planned)} was planned ({last['source']}) and {gib(seen)} taken: {off}"]
-
-
-def _outage_words(plan: Record) -> str:
-    outage, hold = plan["expected_outage_s"], plan["hold_timeout_s"]
-    if outage is None:
-        return f"unknown; clients who wait longer than {human_seconds(hold)} (hold_timeout) get 503"
-    if outage == 0:
-        return "none expected"
-    too_long = (
-        f", longer than hold_timeout ({human_seconds(hold)}): clients get 503 from then on" if outage > hold else ""
-    )
-    return human_seconds(outage) + too_long
-
-
-def _stream_words(plan: Record) -> str:
-    if plan["open_streams"] is None:
-        return "unknown"
-    longest = plan["longest_stream_s"]
-    return f"{plan['open_streams']} open" + (f", which may go on for {seconds(longest)}" if longest else "")
-
-
-def _rollback_words(plan: Record) -> str:
-    takes = plan["rollback_s"]
-    return str(plan["rollback"]) + (f", {human_seconds(takes)}" if takes else "")

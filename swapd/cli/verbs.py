@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from swapd.cli import render, text
 from swapd.cli.looking import DONE, FOLLOW_S, Arguments, Looking
+from swapd.cli.plan_page import plan_lines
 from swapd.cli.render import Output
 from swapd.cli.watch import Watch
 from swapd.client import Client, SwapdError
@@ -151,7 +152,7 @@ class Verbs(Looking):
         given = self._arguments
         plan = self._client.plan(given.service, given.to, **self._how())
         if not self._json(plan):
-            self._output.lines(render.plan_lines(plan))
+            self._output.lines(plan_lines(plan))
         return DONE
 
     # --- reading: see `Looking` for what can also be told without the daemon -----------------------------------------

@@ -53,6 +53,7 @@ class Placement:
     stops: tuple[str, ...] = ()  # workers whose memory the plan counts on: gone before the load
     parks: tuple[str, ...] = ()  # and those that only park for it
     is_return: bool = False  # to a revision that a soak keeps: nothing new is placed
+    room_bytes: int | None = None  # what is available for the load, by forecast
 
     @property
     def device(self) -> str:
@@ -99,6 +100,7 @@ def _answer(request: PlacementRequest, wanted: Sequence[Option], others: Sequenc
         need_source=request.footprint.source,
         stops=_unique((*_here(request, request.retiring), *chosen.stops)),
         parks=chosen.parks,
+        room_bytes=chosen.available_bytes,
     )
 
 

@@ -15,19 +15,15 @@ from swapd.core.ledger import available_bytes
 from swapd.core.model import (
     RESTORE,
     DeviceReading,
-    Footprint,
-    Forecast,
     Health,
     Kind,
     OpKind,
     Revision,
     Service,
     State,
-    Strategy,
     Swap,
     Worker,
 )
-from swapd.core.placement import Placement
 from swapd.core.states import FORWARD, TERMINAL, Phase, WorkerState
 
 
@@ -36,8 +32,8 @@ def swap_record(swap: Swap) -> dict[str, Any]:
     return {
         "id": swap.id,
         "service": swap.service,
-        "from": _revision(swap.source),
-        "to": _revision(swap.target),
+        "from": revision_record(swap.source),
+        "to": revision_record(swap.target),
         "strategy": swap.strategy.value,
         "why": swap.why,
         "phase": swap.phase.value,
@@ -85,7 +81,7 @@ def _error(swap: Swap) -> dict[str, Any] | None:
     return error
 
 
-def _revision(revision: Revision | None) -> dict[str, Any] | None:
+def revision_record(revision: Revision | None) -> dict[str, Any] | None:
     return None if revision is None else {"revision": revision.number, "model": revision.model}
 
 
@@ -149,7 +145,7 @@ def service_record(
     running = service.revision(service.stable)
     soak = None
     if swap is not None and swap.phase is Phase.SOAKING:
-        soak = {"until": swap.soak_until, "previous": _revision(swap.source)}
+        soak = {"until": swap.soak_until, "previous": revision_record(swap.source)}
     astray = drifted(service, config_model)
     drift = None
     if astray is not None:
@@ -243,57 +239,4 @@ def measured_device(reading: DeviceReading) -> dict[str, Any]:
         "available_bytes": None,
         "workers": [{"id": worker, "reserved_bytes": None, "used_bytes": used} for worker, used in held],
         "foreign": [{"pid": pid, "bytes": size, "name": name} for pid, size, name in reading.foreign],
-    }
-
-
-def _longest_stream_s(service: Service, strategy: Strategy) -> float:
-    """How long an open stream may go on: beside a new model until the soak ends, in place until the drain does."""
-    return service.settings.soak_s if strategy is Strategy.DUAL else service.settings.drain_timeout_s
-
-
-def _forecast(last: Forecast | None) -> dict[str, Any] | None:
-    if last is None:
-        return None
-    return {"planned_bytes": last.planned_bytes, "source": last.source.value, "seen_bytes": last.seen_bytes}
-
-
-def plan_record(
-    service: Service,
-    model: str,
-    placement: Placement,
-    footprint: Footprint,
-    *,
-    probes: int,
-    rollback: str,
-    rollback_s: float | None,
-    stats: Mapping[str, Any],
-    hold_timeout_s: float,
-    flags: Sequence[str] = (),
-) -> dict[str, Any]:
-    stable = service.revision(service.stable)
-    return {
-        "service": service.name,
-        "from": _revision(stable),
-        "to": {"model": model},
-        "strategy": placement.strategy.value,
-        "why": placement.why,
-        "device": placement.device,
-        "devices": list(placement.devices),
-        "alternatives": [
-            {"strategy": a.strategy.value, "possible": a.possible, "why": a.why} for a in placement.alternatives
-        ],
-        "would_change": list(placement.would_change),
-        "need_bytes": placement.need_bytes,
-        "need_source": placement.need_source.value,
-        "need_detail": footprint.detail,
-        "last_forecast": _forecast(footprint.last),
-        "expected_outage_s": placement.expected_outage_s,
-        "hold_timeout_s": hold_timeout_s,
-        "probes": probes,
-        "open_streams": stats.get("streams"),
-        "oldest_request_s": stats.get("oldest_in_flight_s"),
-        "longest_stream_s": _longest_stream_s(service, placement.strategy) if stats.get("streams") else None,
-        "rollback": rollback,
-        "rollback_s": rollback_s,
-        "flags": list(flags),  # what is added to the command of a server
     }

@@ -15,11 +15,12 @@ from swapd.core.config import Config, ModelConfig, ServiceConfig
 from swapd.core.config_views import DIGEST_DIGITS
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import Resumed, ReturnRequested, SwapRequested
+from swapd.core.foresight import NONE, WayBack, plan_record, way_back
 from swapd.core.model import Service, ServiceSettings, Strategy, Swap
 from swapd.core.outage import longest_drain_s
 from swapd.core.placement import Placement
 from swapd.core.presets import shown_flags, smallest_gpu_bytes
-from swapd.core.report import plan_record, rollback_kind, swap_record
+from swapd.core.report import rollback_kind, swap_record
 from swapd.core.rollout import can_park, plan
 from swapd.core.states import Phase
 from swapd.daemon.knowledge import Knowledge
@@ -72,33 +73,26 @@ class Api:
         stats = await self._reading.open_requests(service)
         if placed.is_return and placed.expected_outage_s is None:
             placed = replace(placed, expected_outage_s=self._knowledge.return_s(model, parked=True))
-        rollback, rollback_s = self._rollback_after(service, placed, request.way_back)
         gpu_bytes = smallest_gpu_bytes(r for r in request.measurement.readings if r.name in placed.devices)
         return plan_record(
+            self._loop.state,
             service,
             model.name,
             placed,
-            request.measurement.footprint,
+            request.measurement,
+            back=self._way_back(service, placed, request.way_back),
             probes=len(model.probes),
-            rollback=rollback,
-            rollback_s=rollback_s,
             stats=stats,
             hold_timeout_s=self._knowledge.config.services[service.name].hold_timeout_s,
             flags=shown_flags(model, gpu_bytes),
         )
 
-    def _rollback_after(self, service: Service, placed: Placement, way_back: bool) -> tuple[str, float | None]:
-        """How one would get back once the planned swap is done."""
-        stable = service.revision(service.stable)
-        if placed.is_return or stable is None or placed.strategy is Strategy.START:
-            return "none", None
-        if placed.strategy is Strategy.DUAL:
-            return "instant", 0.0
-        model = self._knowledge.model_of(service.name, stable.number)
-        parked = bool(placed.parks)
-        if not parked and not way_back:
-            return "none", None
-        return "parked" if parked else "cold", self._knowledge.return_s(model, parked=parked)
+    def _way_back(self, service: Service, placed: Placement, can_load: bool) -> WayBack:
+        model = self._knowledge.serving(service)
+        if model is None:
+            return WayBack(NONE)
+        load_s, wake_s = (self._knowledge.return_s(model, parked=parked) for parked in (False, True))
+        return way_back(placed, can_load=can_load, load_s=load_s, wake_s=wake_s)
 
     async def swap(self, params: Params, actor: str, *, again: bool = False) -> dict[str, Any]:
         service = self._reading.service(params["service"])

@@ -22,7 +22,8 @@ from support.control_values import GIB, device, plan, service, status, swap_reco
 
 from swapd.cli import main as main_module
 from swapd.cli.main import main
-from swapd.cli.render import HISTORY_HEADER, headline, history_rows, plan_lines
+from swapd.cli.plan_page import plan_lines
+from swapd.cli.render import HISTORY_HEADER, headline, history_rows
 from swapd.core import errors
 from swapd.core.errors import SwapdError
 from swapd.core.sizes import human_seconds
@@ -209,9 +210,15 @@ def test_a_dry_run_is_a_plan(daemon, capsys):
     assert capsys.readouterr().out == (
         "chat: a #41 to b #42\n"
         "strategy  in-place: dual impossible: a holds 20.0 of 24.0 GiB; b needs 6.0 GiB\n"
+        "device    gpu0: 24.0 GiB, 4.0 GiB free, headroom 0.5 GiB\n"
+        "          a (chat-3): 20.0 GiB promised, 19.0 GiB held\n"
+        "          python3 (pid 99): 1.0 GiB held, not swapd's\n"
+        "          3.5 GiB available now, 22.5 GiB at the load, 16.5 GiB after it\n"
+        "          gpu1: 24.0 GiB, 5.0 GiB free, headroom 0.5 GiB, 4.5 GiB available\n"
         "needs     6.0 GiB on gpu0, declared: device_memory = 6.0 GiB\n"
         "          last time 6.0 GiB was planned (declared) and 5.0 GiB taken: 20% too much\n"
         "outage    13 s\n"
+        "          drain 2 s at most, release 1 s, load 9.2 s, warm-up and probes 300 ms\n"
         "streams   3 open, which may go on for 40.0 s\n"
         "rollback  cold, 11 s\n"
         "or        impossible: dual: 2.5 GiB short on gpu0\n"
@@ -231,6 +238,41 @@ def test_a_dry_run_is_a_plan(daemon, capsys):
 def test_a_plan_says_what_clients_will_notice(outage_s, words):
     lines = plan_lines({**plan(), "expected_outage_s": outage_s})
     assert f"outage    {words}" in lines
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ({}, "cold, 11 s"),
+        ({"rollback": "instant", "rollback_s": 0.0}, "instant, until the soak ends (10 min), then cold, 11 s"),
+        ({"rollback": "parked", "rollback_s": 0.8}, "parked, 800 ms, until the soak ends (10 min), then cold, 11 s"),
+        (
+            {"rollback": "parked", "rollback_s": None, "rollback_later": "none", "rollback_later_s": None},
+            "parked, until the soak ends (10 min), then none",
+        ),
+        ({"rollback": "instant", "rollback_s": 0.0, "soak_s": 0.0}, "instant"),
+        ({"rollback": "none", "rollback_s": None, "rollback_later": "none", "rollback_later_s": None}, "none"),
+    ],
+)
+def test_a_plan_says_how_one_would_get_back(way, words):
+    assert f"rollback  {words}" in plan_lines(plan(**way))
+
+
+def test_a_plan_says_what_is_not_known_and_leaves_out_what_does_not_apply():
+    terms = {"drain_s": 0.0, "release_s": None, "load_s": None, "warm_s": 0.0}
+    lines = plan_lines(plan(outage_terms=terms, available_then_bytes=None, available_after_bytes=None))
+    assert "          drain 0 ms, release not known, load not known, warm-up and probes 0 ms" in lines
+    assert "          3.5 GiB available now" in lines
+    dual = "\n".join(plan_lines(plan(outage_terms=None, last_forecast=None, memory=[])))
+    assert "release" not in dual
+    assert "last time" not in dual
+    assert "device " not in dual
+
+
+def test_a_plan_for_several_devices_tells_each_of_them():
+    lines = plan_lines(plan(devices=["gpu0", "gpu1"]))
+    assert "needs     6.0 GiB on each of gpu0, gpu1, declared: device_memory = 6.0 GiB" in lines
+    assert "          gpu1: 24.0 GiB, 5.0 GiB free, headroom 0.5 GiB" in lines
 
 
 def test_a_plan_tells_one_outage_and_not_two(daemon, capsys):

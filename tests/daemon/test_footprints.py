@@ -1,5 +1,7 @@
 """What is learned of a model's need: from what it is made of, as long as it lives, and how right the plan was."""
 
+import subprocess
+
 import pytest
 from support.daemon_host import Daemon, model
 from support.gpu_host import GIB, Gpus
@@ -8,6 +10,14 @@ from support.gpu_host import GIB, Gpus
 @pytest.fixture
 def gpus(tmp_path):
     return Gpus(tmp_path, 24)
+
+
+@pytest.fixture
+def other():
+    """A process that is not swapd's."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
 
 
 def plan(daemon, to):
@@ -71,3 +81,23 @@ def test_what_was_learned_is_known_to_the_next_daemon():
         daemon.start()
         assert plan(daemon, "b")["last_forecast"]["planned_bytes"] == before["last_forecast"]["planned_bytes"]
         assert plan(daemon, "b")["need_bytes"] > 200 << 20
+
+
+def test_a_plan_has_every_figure_that_it_was_decided_by(gpus, other):
+    with gpus.daemon([gpus.model("a"), gpus.model("b", holds=12)]) as daemon:
+        gpus.hold(other.pid, 3)
+        planned = plan(daemon, "b")
+        [device] = planned["memory"]
+        [worker] = device["workers"]
+        assert (worker["model"], worker["reserved_bytes"], worker["used_bytes"]) == ("a", 10 * GIB, 10 * GIB)
+        assert device["foreign"] == [{"pid": other.pid, "bytes": 3 * GIB, "name": f"/usr/bin/process-{other.pid}"}]
+        now, then, after = (planned[f"available_{when}bytes"] for when in ("", "then_", "after_"))
+        assert (now, then, after) == (int(10.5 * GIB), int(20.5 * GIB), int(8.5 * GIB))
+        assert planned["outage_terms"]["load_s"] is None
+        assert (planned["rollback"], planned["rollback_later"]) == ("cold", "cold")
+        daemon.swap("b")
+        daemon.swap("a")
+        planned = plan(daemon, "b")
+        terms = planned["outage_terms"]
+        assert terms["load_s"] > 0
+        assert planned["expected_outage_s"] == pytest.approx(sum(terms.values()))
