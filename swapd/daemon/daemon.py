@@ -31,6 +31,7 @@ from swapd.daemon.loop import Loop
 from swapd.daemon.reading import Reading
 from swapd.daemon.records import Records
 from swapd.daemon.reload import Reload
+from swapd.daemon.renaming import follow_names
 from swapd.daemon.restart import Restart
 from swapd.daemon.start import bind_all, listener_names, make_directories, only_one
 from swapd.daemon.workers import Workers
@@ -79,7 +80,7 @@ class Daemon:
 
     async def _assemble(self, stack: contextlib.AsyncExitStack) -> None:
         config = self.config
-        state = self.records.read()
+        state = follow_names(self.records.read(), config)
         self.workers = Workers(config, on_exit=self.on_worker_exit, on_event=self.on_worker_event, clock=now)
         self.workers.start(managed=self.manager.present)
         stack.push_async_callback(self.workers.close)

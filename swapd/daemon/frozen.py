@@ -45,6 +45,16 @@ class FrozenSettings:
             log.warning("knowledge.settings_unreadable path=%s error=%s", path, error)
             return None
 
+    def rename(self, old: str, new: str) -> None:
+        """All those of a service that has got another name."""
+        for path in self._directory.glob("*.json"):
+            service, _, revision = path.stem.rpartition("-")
+            if service == old and revision.isdigit():
+                try:
+                    path.replace(self._path(new, int(revision)))
+                except OSError as error:
+                    log.warning("knowledge.settings_not_kept path=%s error=%s", path, error)
+
     def forget_all_but(self, known: Collection[tuple[str, int]]) -> None:
         kept = {self._path(*key) for key in known}
         for path in self._directory.glob("*.json"):

@@ -128,7 +128,8 @@ class Reload:
             for address in set(config.listen) - set(self._listeners.get(name, ())):
                 if address in taken:
                     stuck[f"services.{name}.listen"] = (
-                        f"{address} is still that of {taken[address]}: take it from there with a reload of its own"
+                        f"{address} is still that of {taken[address]}: take it from there with a reload of its own,"
+                        f" or restart swapd if {taken[address]} only gets another name"
                     )
         return stuck
 

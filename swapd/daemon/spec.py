@@ -15,7 +15,7 @@ import pwd
 import shutil
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,6 +90,21 @@ def read_facts(directory: Path) -> Facts:
         return msgspec.convert(body["host"], Facts)
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise ValueError(f"{_record(directory)} is not of this version: {error}") from None
+
+
+def rename_service(directory: Path, names: Mapping[str, str]) -> None:
+    """In the daemon's record of a worker, if its service has got another name. Raises OSError or ValueError."""
+    facts, record = read_facts(directory), _record(directory)
+    if facts.service not in names:
+        return
+    name = names[facts.service]
+    revision = replace(facts.revision, service=name) if facts.revision is not None else None
+    with record.open("rb") as file:
+        body = msgspec.json.decode(file.read(MAX_SPEC_BYTES))
+    partial = record.with_suffix(".new")
+    partial.unlink(missing_ok=True)
+    _write(partial, {**body, "host": msgspec.to_builtins(replace(facts, service=name, revision=revision))})
+    partial.replace(record)
 
 
 def spec_of(worker: Worker, service: ServiceConfig, model: ModelConfig | None, nonce: str) -> dict[str, Any]:

@@ -66,9 +66,9 @@ def bind_all(
     kept: Mapping[str, socket.socket],
     lent: Mapping[str, socket.socket],
 ) -> dict[str, dict[str, socket.socket]]:
-    """Every listener, bound once, by whomever: `given` ones by a socket unit, `kept` ones by an earlier daemon, both by
-    the name of the service; `lent` ones, by address, come from the workers of an earlier daemon. Only an address that
-    nobody has is bound by us.
+    """Every listener, bound once, by whomever: `given` ones by a socket unit, by the name of the service; `kept` ones
+    by an earlier daemon, perhaps under another name; `lent` ones, by address, come from the workers of an earlier
+    daemon. Only an address that nobody has is bound by us.
 
     Several addresses may be in use: all of them are named.
     """
@@ -113,8 +113,8 @@ def _given(given: Mapping[str, socket.socket], key: str, address: str) -> socket
 
 
 def _kept(kept: Mapping[str, socket.socket], key: str, address: str) -> socket.socket | None:
-    sock = kept.get(key)
-    return sock if sock is not None and listening.is_at(sock, address) else None
+    first = [kept[key]] if key in kept else []
+    return next((sock for sock in (*first, *kept.values()) if listening.is_at(sock, address)), None)
 
 
 def _same_as_one(sock: socket.socket, others: Collection[socket.socket]) -> bool:

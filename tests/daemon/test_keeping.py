@@ -124,6 +124,7 @@ def test_a_kept_listener_is_taken_if_it_is_where_the_configuration_wants_one(bou
     kept = bound()
     address = address_of(kept)
     assert bind_all(config(address), {}, {"chat": kept}, {}) == {"chat": {address: kept}}
+    assert bind_all(config(address), {}, {"old-name": kept}, {}) == {"chat": {address: kept}}
     free = bound()
     elsewhere = address_of(free)
     free.close()

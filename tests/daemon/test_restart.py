@@ -1,8 +1,11 @@
-"""`model` of a service was changed while the daemon was down: a swap to it, once what served before serves again."""
+"""`model` of a service was changed while the daemon was down: a swap to it, once what served before serves again. Or
+its name was: it is the same service."""
 
+import os
 import signal
 
-from support.daemon_host import Crowd, Daemon, model, until
+import pytest
+from support.daemon_host import Crowd, Daemon, model, server, until
 
 A, B, C = model("a"), model("b"), model("c")
 
@@ -125,3 +128,76 @@ def test_an_operators_swap_before_it_takes_its_place():
         until(lambda: told(daemon, "service.swap_superseded service=chat to=c"), what="the swap given up")
         assert [r["to"]["model"] for r in daemon.call("history")] == ["b"]
         assert daemon.service()["drift"].startswith("config c, running b (#")
+
+
+# --- another name -------------------------------------------------------------------------------------------------
+
+KINDS = {"direct": (model, ""), "gate": (model, 'front = "gate"'), "server": (server, "")}
+
+
+def get_another_name(daemon, old, new, how):
+    daemon.config.write_text(daemon.config.read_text().replace(f"[services.{old}]", f"[services.{new}]"))
+    ready = told(daemon, "daemon.ready")
+    if how == "kill":
+        daemon.stop(signal.SIGKILL)
+        daemon.start(healthy=False)
+    else:
+        daemon.process.send_signal(signal.SIGUSR2)
+    until(lambda: told(daemon, "daemon.ready") > ready, what="the next daemon")
+    daemon.wait_healthy(new)
+
+
+def serving(daemon):
+    return {w["id"]: w["pid"] for w in daemon.call("workers") if w["state"] in ("serving", "quiesced")}
+
+
+@pytest.mark.parametrize("how", ["kill", "successor"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_service_that_gets_another_name_is_the_same_and_costs_its_clients_nothing(kind, how):
+    make, service = KINDS[kind]
+    with Daemon([make("a"), make("b")], service=service) as daemon:
+        with Crowd(daemon.port) as crowd:
+            daemon.swap("b")
+            before = serving(daemon)
+            get_another_name(daemon, "chat", "talk", how)
+            assert [s["name"] for s in daemon.call("status")["services"]] == ["talk"]
+            assert serving(daemon) == before
+            crowd.mark()
+            daemon.call("rollback", service="talk")
+            until(lambda: daemon.model() == "a", what="the old model, which the soak has kept")
+            crowd.mark()
+            daemon.swap("b", service="talk")
+            crowd.more(20)
+        crowd.check()
+        assert daemon.get()[1] == 3, "its numbers go on"
+        assert {w["service"] for w in daemon.call("workers")} == {"talk"}
+
+
+def test_another_name_is_known_without_a_journal_as_well_and_with_other_settings_of_its_models():
+    with Daemon([A, B]) as daemon:
+        daemon.swap("b")
+        daemon.write([model("a", SIZE="2"), model("b", SIZE="2")])
+        get_another_name(daemon, "chat", "talk", "kill")
+        with Crowd(daemon.port) as crowd:
+            daemon.stop(signal.SIGKILL)
+            for path in (daemon.dir / "s").glob("journal.db*"):
+                path.unlink()
+            daemon.start(healthy=False)
+            daemon.wait_healthy("talk")
+            assert daemon.service("talk")["model"] == "b"
+            crowd.more(20)
+        crowd.check()
+
+
+def test_settings_that_a_revision_was_made_with_are_known_under_another_name():
+    with Daemon([A, B]) as daemon:
+        daemon.write([model("a", SIZE="2"), B])
+        get_another_name(daemon, "chat", "talk", "kill")
+        pid = next(w["pid"] for w in daemon.call("workers") if w["model"] == "a")
+        before = daemon.get()[1]
+        os.kill(pid, signal.SIGKILL)
+        until(
+            lambda: {w["pid"] for w in daemon.call("workers")} and pid not in serving(daemon).values(), what="its end"
+        )
+        daemon.wait_healthy("talk")
+        assert daemon.get()[1] == before, "the same revision, with its own settings"
