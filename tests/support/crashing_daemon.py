@@ -24,16 +24,20 @@ from swapd.daemon.workers import Workers
 class Plan:
     def __init__(self, path):
         self.path = path
-        self.seen = 0
+        self.text = ""
+        self.seen = 0  # operations, since it was written
         self.awaited = None
         self.workers = None
 
     def read(self):
         try:
-            return json.loads(self.path.read_text())
+            text = self.path.read_text()
+            plan = json.loads(text)
         except (FileNotFoundError, ValueError):
-            self.seen = 0
-            return None
+            text, plan = "", None
+        if text != self.text:
+            self.text, self.seen = text, 0
+        return plan
 
     def strike(self, state, service):
         victim, how = self.victim(state, service), self.read().get("how", "SIGKILL")
