@@ -50,6 +50,7 @@ async def _cut(live: Live, params: Mapping[str, Any]) -> int:
 
 
 def in_flight_through(stats: Mapping[str, Any], worker_id: str) -> Mapping[str, Any]:
-    """A gate's figures of one worker; empty: not known."""
-    figures: Mapping[str, Any] = stats.get("upstreams", {}).get(worker_id, {})
-    return figures
+    """A gate's figures of one worker; empty: not known, or told in a way that makes no sense."""
+    upstreams = stats.get("upstreams")
+    figures = upstreams.get(worker_id) if isinstance(upstreams, Mapping) else None
+    return figures if isinstance(figures, Mapping) else {}

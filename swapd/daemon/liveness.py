@@ -129,11 +129,10 @@ class Liveness:
         self._loop.take(WorkerHung(now(), worker_id, Problem(WORKER_HUNG, text, {"failures": failures}), lines))
 
 
-async def _through(gate: Live, worker_id: str, timeout_s: float) -> float | None:
+async def _through(gate: Live, worker_id: str, timeout_s: float) -> object:
     with contextlib.suppress(SwapdError):  # a gate that does not answer is watched itself
         stats = await gate.request("stats", deadline_s=timeout_s)
-        quiet_s: float | None = in_flight_through(stats, worker_id).get("quiet_s")
-        return quiet_s
+        return in_flight_through(stats, worker_id).get("quiet_s")
     return None
 
 

@@ -155,6 +155,21 @@ def test_a_model_that_hangs_during_the_soak_gives_the_clients_back():
         assert daemon.get("/")[2]["pid"] == pid, "the old one was kept, and was not started anew"
 
 
+@pytest.mark.parametrize("nonsense", [{"upstreams": []}, {"upstreams": {"chat-1": 3}}, {"upstreams": "x"}, {}])
+def test_a_gate_whose_figures_make_no_sense_says_nothing_of_the_model_behind_it(nonsense):
+    """Or the watch would end in a bug at every look, and nobody would find that the model hangs."""
+
+    async def request(verb, deadline_s):
+        return nonsense
+
+    gate = SimpleNamespace(id="chat-gate-2", request=request)
+    host = SimpleNamespace(state=SimpleNamespace(service=lambda name: SimpleNamespace(owner=gate.id)))
+    watch = Liveness(host, SimpleNamespace(live={gate.id: gate}), None)
+    worker = SimpleNamespace(id="chat-1", service="chat")
+    for own in ({}, {"quiet_s": "long"}):
+        assert asyncio.run(watch._quiet_s(worker, own, 1.0)) == float("inf")
+
+
 def test_a_watch_that_has_a_bug_is_told_and_begun_again(monkeypatch, caplog):
     begun, again = [], asyncio.Event()
 
