@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -75,6 +75,7 @@ class Daemon:
         manager = ServiceManager()  # takes the environment's variables away: there is one
         stack.callback(manager.close)
         daemon = cls(config, journal, manager)
+        stack.push_async_callback(daemon._end_tasks)
         await daemon._assemble(stack)
         return daemon
 
@@ -138,7 +139,7 @@ class Daemon:
         known = {worker.id for worker in self.loop.state.workers}
         for worker_id in self.workers.live.keys() - known:
             log.warning("recovery.stranger_ends worker=%s: its service is not known any more", worker_id)
-            self._begin(self.workers.stop(worker_id, force=False))
+            self._begin(_end(worker_id, self.workers.stop(worker_id, force=False)))
 
     def _install_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -157,6 +158,11 @@ class Daemon:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(_tell_its_bug)
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def apply(self, config: Config) -> None:
         """Go by a new configuration from now on."""
@@ -249,8 +255,7 @@ class Daemon:
         for worker_id, live in list(self.workers.live.items()):
             log.warning("daemon.killing worker=%s", worker_id)
             live.stopping = True
-            task = asyncio.ensure_future(live.process.kill_tree(0.0))
-            task.add_done_callback(lambda t: t.cancelled() or t.exception())
+            self._begin(_end(worker_id, live.process.kill_tree(0.0)))
 
     async def leave(self) -> None:
         """Make way for a successor, which finds the fronts and workers as they are. One that could not start is not
@@ -333,6 +338,14 @@ class Daemon:
                 self.loop.take(found)
             else:
                 self.records.catch_up(self.loop.state)
+
+
+async def _end(worker_id: str, ending: Awaitable[None]) -> None:
+    """What the kernel keeps is told, and asked again by whoever watches it."""
+    try:
+        await ending
+    except SwapdError as error:
+        log.error("daemon.will_not_end worker=%s because=%s", worker_id, error.message)
 
 
 def _tell_its_bug(task: asyncio.Task[None]) -> None:
