@@ -19,6 +19,8 @@ from swapd.core.config import Config
 from swapd.core.errors import CONFIG_INVALID, JOURNAL_NEWER, SwapdError
 from swapd.daemon.daemon import Daemon
 from swapd.host.config_file import check, load_config
+from swapd.host.journal import know_schema
+from swapd.host.journal_reader import JournalReader
 from swapd.host.succession import note_signals, succeed
 
 MAX_FILES: Final = 65536
@@ -31,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     journal that of a later version."""
     arguments = _parse(argv)
     if arguments.check_config:
-        mistakes = check(Path(arguments.check_config))
+        path = Path(arguments.check_config)
+        mistakes = check(path) or _journal_of(path)
         print("\n".join(mistakes) if mistakes else f"{arguments.check_config}: ok")
         return EXIT_CONFIG if mistakes else 0
     note_signals()
@@ -61,6 +64,17 @@ async def _run(config: Config) -> dict[str, int] | None:
         return await daemon.run()
 
 
+def _journal_of(config: Path) -> list[str]:
+    """Why a daemon with this configuration would not start for its journal, as far as it can be read."""
+    journal = Path(load_config(config).daemon.state_dir) / "journal.db"
+    try:
+        with JournalReader(journal) as reader:
+            know_schema(reader.schema, journal)
+    except SwapdError as error:
+        return [error.message] if error.code == JOURNAL_NEWER else []
+    return []
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="swapd",
@@ -69,7 +83,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config", metavar="FILE", default="/etc/swapd/swapd.toml", help="default: %(default)s")
     parser.add_argument(
-        "--check-config", metavar="FILE", help="name every mistake in FILE, and exit (2 if there is any)"
+        "--check-config",
+        metavar="FILE",
+        help="name every mistake in FILE, or a journal there that is of a later version, and exit (2 if there is any)",
     )
     parser.add_argument("--version", action="version", version=f"swapd {swapd.__version__}")
     return parser.parse_args(argv)

@@ -318,15 +318,20 @@ class Journal:
             raise SwapdError.of(self._why) from error
 
 
-def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Bring the file to SCHEMA_VERSION, a version at a time, each in one transaction."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
+def know_schema(version: int, path: Path) -> None:
+    """Raises SwapdError(JOURNAL_NEWER) for one that only a later swapd can read."""
     if version > SCHEMA_VERSION:
         raise SwapdError(
             JOURNAL_NEWER,
             f"{path} was written by a newer swapd (schema {version}, this one knows {SCHEMA_VERSION});"
             " start that version, or move the file away (the history goes with it).",
         )
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Bring the file to SCHEMA_VERSION, a version at a time, each in one transaction."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    know_schema(version, path)
     if version == 0:
         db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         return

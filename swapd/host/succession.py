@@ -33,7 +33,8 @@ def command() -> list[str]:
 
 
 async def rehearse(config_file: str) -> None:
-    """Whether a successor could start: it is asked to check the configuration. Raises SwapdError(CONFIG_INVALID)."""
+    """Whether a successor could start: it is asked to check the configuration, and the journal's version with it.
+    Raises SwapdError(CONFIG_INVALID)."""
     argv = command()
     head = argv[: len(argv) - len(sys.argv) + 1]  # without the arguments of this run
     try:

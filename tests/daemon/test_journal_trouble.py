@@ -140,6 +140,19 @@ def test_what_a_journal_says_of_before_gives_way_to_what_is():
         until(lambda: rows() == [{w["id"] for w in daemon.call("workers")}] * 2, what="the rows of what is there alone")
 
 
+def test_no_way_is_made_for_a_successor_that_would_not_know_the_journal():
+    with Daemon([A]) as daemon:
+        with contextlib.closing(sqlite3.connect(journal(daemon), timeout=10)) as db:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            db.execute("PRAGMA user_version = 99")
+        daemon.process.send_signal(signal.SIGUSR2)
+        until(lambda: "daemon.stays" in daemon.output.read_text(), what="its refusal")
+        assert "was written by a newer swapd (schema 99" in daemon.output.read_text()
+        assert daemon.model() == "a"
+        with contextlib.closing(sqlite3.connect(journal(daemon), timeout=10)) as db:
+            db.execute(f"PRAGMA user_version = {version}")
+
+
 def test_a_journal_of_a_newer_version_is_left_alone():
     with Daemon([A]) as daemon:
         daemon.stop()
