@@ -184,9 +184,11 @@ def catch_up(d: Draft, worker: Worker, o: Observed) -> None:
 
 
 def know_proved(d: Draft, living: list[Worker], seen: Seen) -> None:
-    """No daemon points a gate to a worker that has not proved itself; and through it requests may be in flight."""
+    """No daemon has clients go by a gate to a worker that has not proved itself; and what they asked for may be in
+    flight there. A gate that gives nobody away may point there since before the worker was parked and woken."""
     for gate in living:
-        worker = d.workers.get(seen[gate.id].points_to or "")
+        given = seen[gate.id].state is WorkerState.HANDING_OVER
+        worker = d.workers.get(seen[gate.id].points_to or "") if given else None
         if worker is not None and not worker.ending and worker.id in seen and seen[worker.id].state in UP:
             worker = prove(d, worker)
             if worker.state in NOT_UP:

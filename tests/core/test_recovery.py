@@ -499,6 +499,20 @@ def test_what_a_gate_points_to_has_proved_itself():
     assert host.state.worker(served.id).state is WorkerState.QUIESCED, "requests may be in flight there"
 
 
+def test_what_a_spare_gate_points_to_may_have_been_parked_and_woken_since():
+    host = serving(gated=True)
+    gate, served = host.state.worker(chat(host).owner), host.state.server_of("chat")
+    woken = replace(served, state=WorkerState.LOADED, verified=False)
+    host.owner.clear()
+    recovers(
+        host,
+        host.sees(gate, state=WorkerState.LOADED),
+        found(host, served.id, state=WorkerState.LOADED),
+        journal=replace(host.state, workers=(replace(gate, state=WorkerState.LOADED), woken)),
+    )
+    assert not host.state.worker(served.id).verified
+
+
 def test_who_has_been_drained_is_drained_again_where_clients_have_been_moved_since():
     host = serving(total=36)
     first = chat(host).owner
