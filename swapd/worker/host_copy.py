@@ -49,10 +49,10 @@ class HostCopy:
         self.tensors: tuple[Placed, ...] = layout[0]
         self.size_bytes: int = layout[1]
 
-    def fill(self, tell: Tell, stop: threading.Event, *, gently: bool) -> mmap.mmap:
+    def fill(self, tell: Tell, is_stopped: Callable[[], bool], *, gently: bool) -> mmap.mmap:
         """Read everything; `tell(done_bytes, total_bytes)` on the way. `gently`: a model serves beside.
 
-        Raises SwapdError: OUT_OF_MEMORY before anything is read, CANCELED soon after `stop` is set, LOAD_FAILED when
+        Raises SwapdError: OUT_OF_MEMORY before anything is read, CANCELED soon after `is_stopped`, LOAD_FAILED when
         a file cannot be read, or is another than when its header was read.
         """
         self._need_room()
@@ -60,7 +60,7 @@ class HostCopy:
         with contextlib.suppress(OSError, AttributeError):  # a kernel without
             memory.madvise(mmap.MADV_HUGEPAGE)
         try:
-            _Filling(self, memory, self._paths, stop, gently).run(tell)
+            _Filling(self, memory, self._paths, is_stopped, gently).run(tell)
             self._need_unchanged()
         except BaseException:
             memory.close()  # now, and not when whoever keeps the traceback lets go of it
@@ -92,13 +92,13 @@ class _Filling:
     """One reading of all pieces, by a few threads of its own."""
 
     def __init__(
-        self, copy: HostCopy, memory: mmap.mmap, paths: Sequence[Path], stop: threading.Event, gently: bool
+        self, copy: HostCopy, memory: mmap.mmap, paths: Sequence[Path], is_stopped: Callable[[], bool], gently: bool
     ) -> None:
         self._total = sum(placed.tensor.size_bytes for placed in copy.tensors)
         self._pieces = copy.pieces()
         self._memory = memory
         self._paths = paths
-        self._stop = stop
+        self._is_stopped = is_stopped
         self._gently = gently
         self._lock = threading.Lock()
         self._done = 0
@@ -140,7 +140,7 @@ class _Filling:
 
     def _next(self) -> tuple[int, int, int, int] | None:
         with self._lock:
-            if self._stop.is_set() and self._error is None:
+            if self._is_stopped() and self._error is None:
                 self._error = SwapdError(CANCELED, "Reading the weights was given up: it was told to stop.")
             return None if self._error is not None else next(self._pieces, None)
 

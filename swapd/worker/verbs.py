@@ -43,6 +43,7 @@ from swapd.worker.progress import Progress, progress_of
 from swapd.worker.sockets import Descriptors, bind_http
 from swapd.worker.spec import WorkerSpec
 from swapd.worker.standing import lend, standing_of
+from swapd.worker.stopping import stopping
 
 log = logging.getLogger("swapd.worker")
 
@@ -234,6 +235,7 @@ class Worker:
     def _stop(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
         self.life.request(states.STOP)
         answer({})
+        stopping.set()
         self.on_stop()
         self._schedule(self.finish, 0)
 

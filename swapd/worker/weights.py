@@ -39,6 +39,7 @@ from typing import Any, Final
 from swapd.core.errors import CANCELED, LOAD_FAILED, NOT_SUPPORTED, SwapdError
 from swapd.worker.host_copy import HostCopy
 from swapd.worker.on_device import OnDevice, Pinned
+from swapd.worker.stopping import stopping
 
 log = logging.getLogger("swapd.worker.weights")
 
@@ -143,7 +144,9 @@ class Weights:
     def stop(self) -> None:
         """From any thread: what reads or copies now, or later, raises SwapdError(CANCELED) within moments.
 
-        For an async hook, which is cancelled while its thread works: `except CancelledError: self.weights.stop()`."""
+        A worker that is told to stop does as much by itself. For an async hook, cancelled while its thread works:
+        `except CancelledError: self.weights.stop()`.
+        """
         self._stop.set()
 
     # --- how ---
@@ -159,7 +162,7 @@ class Weights:
         started_s = time.monotonic()
         copy = self._headers()
         tell = _told(progress, "bytes")
-        self._memory = copy.fill(tell, self._stop, gently=gently)
+        self._memory = copy.fill(tell, self._is_stopped, gently=gently)
         self.took.read_s = time.monotonic() - started_s
         log.info("weights.in_host_memory bytes=%d ms=%.0f", copy.size_bytes, self.took.read_s * 1000)
 
@@ -181,8 +184,11 @@ class Weights:
         self.took.copy_s = time.monotonic() - started_s
         log.info("weights.on_device bytes=%d ms=%.0f", self._headers().size_bytes, self.took.copy_s * 1000)
 
+    def _is_stopped(self) -> bool:
+        return self._stop.is_set() or stopping.is_set()
+
     def _need_going(self) -> None:
-        if self._stop.is_set():
+        if self._is_stopped():
             raise SwapdError(CANCELED, "Loading the weights was given up: it was told to stop.")
 
     def _need_dtypes(self, torch: Any) -> None:

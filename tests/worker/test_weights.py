@@ -1,12 +1,13 @@
 """Weights in host memory: what is read is what the files hold, and every way in which it may end otherwise."""
 
 import os
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 from support.safetensors_files import pattern, write
-from support.worker_client import Refused, ask_once
+from support.worker_client import Refused, ask_once, wait_until
 
 from swapd.core.errors import CANCELED, LOAD_FAILED, NOT_SUPPORTED, OUT_OF_MEMORY, SwapdError
 from swapd.worker import host_copy
@@ -115,6 +116,25 @@ def test_stop_ends_a_reading_from_another_thread(tmp_path, small_pieces, monkeyp
     failed(CANCELED, weights.stage)
 
 
+def test_a_worker_that_is_told_to_stop_reads_no_further(tmp_path, monkeypatch):
+    monkeypatch.setattr("swapd.worker.weights.stopping", threading.Event())
+    weights = Weights(write(tmp_path / "m.safetensors", SMALL))
+    stopping = sys.modules["swapd.worker.weights"].stopping
+    stopping.set()
+    failed(CANCELED, weights.stage, "told to stop")
+
+
+def test_a_hook_that_keeps_its_thread_hears_that_it_shall_stop(spawn, tmp_path):
+    """The loop cannot tell it: the hook runs on the loop's thread. It would be killed at the deadline."""
+    worker = spawn("weights_app:Waits")
+    client = worker.greeted()
+    client.send("stage")
+    wait_until(lambda: "waiting" in worker.log, "the hook runs")
+    client.request("stop")
+    assert worker.wait() == 0
+    assert "heard of it" in worker.log
+
+
 def test_a_progress_that_raises_leaves_no_reader_behind(tmp_path):
     path = write(tmp_path / "m.safetensors", SMALL)
 
@@ -165,7 +185,7 @@ def test_damage_is_named_with_its_file(tmp_path):
 
 
 def test_without_torch_it_says_so(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
     failed(NOT_SUPPORTED, Weights(write(tmp_path / "m.safetensors", SMALL)).load, "need torch")
 
 

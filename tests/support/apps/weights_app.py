@@ -2,6 +2,7 @@
 
 import os
 
+from swapd.worker.stopping import stopping
 from swapd.worker.weights import Weights
 
 
@@ -20,3 +21,12 @@ class Engine:
         if scope["type"] == "http":
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
             await send({"type": "http.response.body", "body": self.answer})
+
+
+class Waits:
+    """Its hook keeps the loop's thread until the worker is told to stop."""
+
+    def stage(self):
+        print("waiting", flush=True)
+        if stopping.wait(60):
+            print("heard of it", flush=True)
