@@ -7,7 +7,17 @@ import sys
 
 from bench.harness import ROOT
 
-BENCHES = ("control", "recovery", "scale", "inplace", "front", "relay", "peers", "handover")  # the loudest one last
+BENCHES = (
+    "control",
+    "recovery",
+    "scale",
+    "inplace",
+    "staging",
+    "front",
+    "relay",
+    "peers",
+    "handover",
+)  # the loudest one last
 
 
 def main() -> int:
