@@ -56,7 +56,8 @@ class HostCopy:
         a file cannot be read, or is another than when its header was read.
         """
         self._need_room()
-        memory = mmap.mmap(-1, max(self.size_bytes, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        whole_pages = -(-max(self.size_bytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE  # as CUDA pins them
+        memory = mmap.mmap(-1, whole_pages, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError, AttributeError):  # a kernel without
             memory.madvise(mmap.MADV_HUGEPAGE)
         try:

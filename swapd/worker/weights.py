@@ -110,7 +110,7 @@ class Weights:
         self._need_dtypes(torch)
         self._fill(progress, gently=False)
         assert self._memory is not None
-        flat = host = torch.frombuffer(self._memory, dtype=torch.uint8)
+        flat = host = torch.frombuffer(self._memory, dtype=torch.uint8)[: self.size_bytes]
         where = torch.device(device)
         if where.type != "cpu":
             if where.type == "cuda" and self._pin:

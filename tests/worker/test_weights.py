@@ -1,5 +1,6 @@
 """Weights in host memory: what is read is what the files hold, and every way in which it may end otherwise."""
 
+import mmap
 import os
 import sys
 import threading
@@ -10,7 +11,7 @@ from support.safetensors_files import pattern, write
 from support.worker_client import Refused, ask_once, wait_until
 
 from swapd.core.errors import CANCELED, LOAD_FAILED, NOT_SUPPORTED, OUT_OF_MEMORY, SwapdError
-from swapd.worker import host_copy
+from swapd.worker import host_copy, on_device
 from swapd.worker.weights import Weights
 
 SMALL = {"a": ("U8", [5], b"hello"), "empty": ("F32", [0, 3], b""), "scalar": ("I16", [], b"\1\2")}
@@ -208,3 +209,64 @@ def test_damaged_weights_fail_the_stage_with_their_name(spawn, tmp_path):
     client = spawn("weights_app:Engine", env={"WEIGHTS": str(path)}).greeted()
     with pytest.raises(Refused, match=f"LOAD_FAILED: Weights {path}: its header would be"):
         client.request("stage")
+
+
+# --- pinning: what CUDA is asked for, through a stand-in for the few calls of torch that it takes ---------------------
+
+
+class Torch:
+    """Registers what it is asked to, but for the piece number `refused`."""
+
+    def __init__(self, refused=None):
+        self.uint8, self.cuda, self.pieces, self.launched, self.refused = "uint8", self, [], 0, refused
+
+    def frombuffer(self, memory, dtype):
+        return self
+
+    def data_ptr(self):
+        return 1 << 30
+
+    def cudart(self):
+        return self
+
+    def cudaHostRegister(self, address, size, flags):
+        self.pieces.append((address - (1 << 30), size))
+        return 0 if len(self.pieces) - 1 != self.refused else 1
+
+    def zeros(self, count, device):
+        self.launched += 1
+        raise RuntimeError("CUDA error: invalid argument")
+
+
+@pytest.fixture
+def pages():
+    with mmap.mmap(-1, 5 * mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        yield memory
+
+
+def test_all_is_pinned_in_pieces_that_a_copy_never_straddles(pages, monkeypatch):
+    assert on_device.PIN_BYTES % on_device.CHUNK_BYTES == 0
+    monkeypatch.setattr(on_device, "PIN_BYTES", 2 * mmap.PAGESIZE)
+    torch, told, page = Torch(), [], mmap.PAGESIZE
+    pinned = on_device.Pinned(torch, pages)
+    pinned.pin(lambda done, total: told.append((done, total)), lambda: None)
+    assert torch.pieces == [(0, 2 * page), (2 * page, 2 * page), (4 * page, page)]
+    assert told == [(2 * page, 5 * page), (4 * page, 5 * page), (5 * page, 5 * page)]
+    assert pinned.pinned_bytes == 5 * page
+
+
+def test_memory_that_cuda_refuses_to_pin_is_used_unpinned(pages, monkeypatch):
+    """And the error, which CUDA keeps for whoever asks next, is taken here and not by the model's first kernel."""
+    monkeypatch.setattr(on_device, "PIN_BYTES", 2 * mmap.PAGESIZE)
+    torch = Torch(refused=1)
+    pinned = on_device.Pinned(torch, pages)
+    pinned.pin(lambda done, total: None, lambda: None)
+    assert len(torch.pieces) == 2
+    assert pinned.pinned_bytes == 2 * mmap.PAGESIZE
+    assert torch.launched == 1
+
+
+def test_memory_is_whole_pages(tmp_path):
+    weights = Weights(write(tmp_path / "m.safetensors", SMALL))
+    weights.stage()
+    assert len(weights._memory) == mmap.PAGESIZE

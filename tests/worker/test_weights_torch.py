@@ -3,7 +3,9 @@
 Skipped where torch is not installed: its wheel, with CUDA, takes gigabytes, so the tests' packages are without it.
 """
 
+import contextlib
 import random
+from types import SimpleNamespace
 
 import pytest
 from support.safetensors_files import write
@@ -62,7 +64,7 @@ def elsewhere(tmp_path, monkeypatch):
     tensors = {name: ("F32", shape, bits(torch.randn(shape))) for name, shape in shapes.items()}
     weights = Weights(write(tmp_path / "m.safetensors", tensors))
     host = weights.load("cpu")
-    flat_host = torch.frombuffer(weights._memory, dtype=torch.uint8)
+    flat_host = torch.frombuffer(weights._memory, dtype=torch.uint8)[: weights.size_bytes]
     weights._on_device = OnDevice(torch, flat_host, torch.device("cpu"))
     weights._to_device(None)
     return weights, host, dict(weights._views(torch, weights._on_device.flat))
@@ -113,3 +115,68 @@ def test_on_the_cpu_nothing_is_copied_and_parking_gives_nothing(tmp_path):
     weights.wake()
     assert bits(loaded["w"]) == b"abc"
     assert weights.took.copy_s is None
+
+
+class Cuda:
+    """What OnDevice asks of torch.cuda, written down; the memory is torch's on the CPU."""
+
+    def __init__(self):
+        self.said = []
+
+    def Stream(self, device):
+        return self
+
+    def current_stream(self, device):
+        return "the model's"
+
+    def wait_stream(self, other):
+        self.said.append(f"wait for {other}")
+
+    def stream(self, stream):
+        return contextlib.nullcontext()
+
+    def record_event(self):
+        self.said.append("event")
+        return SimpleNamespace(synchronize=lambda: self.said.append("arrived"))
+
+    def synchronize(self, device=None):
+        self.said.append("all done")
+
+    def empty_cache(self):
+        self.said.append("given back")
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    monkeypatch.setattr(on_device, "CHUNK_BYTES", 1000)
+    cuda = Cuda()
+    seams = SimpleNamespace(uint8=torch.uint8, empty=lambda n, dtype, device: torch.empty(n, dtype=dtype), cuda=cuda)
+    host = torch.arange(10_500, dtype=torch.int64).to(torch.uint8)
+    return cuda, host, OnDevice(seams, host, torch.device("cuda"))
+
+
+def test_chunks_go_on_a_stream_of_their_own_a_few_at_a_time(on_cuda):
+    """What had the memory before is waited for; what is told has arrived; at the end everything has."""
+    cuda, host, copy = on_cuda
+    told = []
+    copy.copy(lambda done, total: told.append((done, cuda.said.count("arrived"))), lambda: None)
+    assert torch.equal(copy.flat, host)
+    assert cuda.said[0] == "wait for the model's"
+    assert cuda.said[1 : 2 + on_device.IN_FLIGHT] == ["event"] * (on_device.IN_FLIGHT + 1)
+    assert cuda.said[-1] == "all done"
+    assert told == [(min(1000 * n, 10_500), n) for n in range(1, 12)]
+
+
+def test_a_copy_that_is_given_up_leaves_nothing_under_way(on_cuda):
+    cuda, _, copy = on_cuda
+    checks = iter([None, None])
+    with pytest.raises(StopIteration):
+        copy.copy(lambda done, total: None, lambda: next(checks))
+    assert cuda.said[-1] == "all done"
+
+
+def test_memory_is_given_back_once_nothing_computes_with_it(on_cuda):
+    cuda, _, copy = on_cuda
+    copy.drop()
+    assert cuda.said == ["all done", "given back"]
+    assert copy.flat.untyped_storage().nbytes() == 0
