@@ -8,6 +8,7 @@ import sys
 from bench.harness import ROOT
 
 BENCHES = (
+    "placement",
     "control",
     "recovery",
     "scale",

@@ -47,7 +47,27 @@ class PlacementRequest:
         return f"{model} ({worker_id})" if model != worker_id else worker_id
 
     def model_behind(self, worker_id: str) -> str:
-        return dict(self.model_of).get(worker_id, worker_id)
+        return next((model for worker, model in self.model_of if worker == worker_id), worker_id)
+
+    def spots(self) -> list[Spot]:
+        """Its devices, in the config's order. Hosts with many of both have them sorted once."""
+        there: dict[str, list[Reservation]] = {reading.name: [] for reading in self.readings}
+        for reservation in self.reservations:
+            for name in reservation.devices:
+                if name in there:
+                    there[name].append(reservation)
+        return [Spot(reading, tuple(there[reading.name])) for reading in self.readings]
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """One device, and what is reserved there."""
+
+    reading: DeviceReading
+    reservations: tuple[Reservation, ...]
+
+    def workers(self, ids: Sequence[str]) -> list[Reservation]:
+        return [r for r in self.reservations if r.worker_id in ids]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +97,12 @@ class Option:
         return self.told or f"{self.strategy.value} impossible on {where}: {self.reason}"
 
 
-def beside(request: PlacementRequest, now: DeviceReading, strategy: Strategy) -> Option:
+def beside(request: PlacementRequest, spot: Spot, strategy: Strategy) -> Option:
     """Load while everything else on the device stays, but for what a swap stops in any case."""
-    reading, reservations = after_release(now, request.reservations, dict.fromkeys(request.retiring, 0))
-    option = _fit(request, reading, reservations, strategy)
-    retired = [r.worker_id for r in on_device(now, request.reservations) if r.worker_id in request.retiring]
+    option = _fit(
+        request, *after_release(spot.reading, spot.reservations, dict.fromkeys(request.retiring, 0)), strategy
+    )
+    retired = [r.worker_id for r in spot.workers(request.retiring)]
     if retired and option.possible:
         first = both(
             f"the soak of {request.name(w)} is ended"
@@ -93,35 +114,32 @@ def beside(request: PlacementRequest, now: DeviceReading, strategy: Strategy) ->
     return option
 
 
-def if_parked(request: PlacementRequest, now: DeviceReading) -> Option | None:
+def if_parked(request: PlacementRequest, spot: Spot) -> Option | None:
     """On the incumbents' device, as it is forecast to be once they are parked; None: that would not do."""
-    here = _incumbents_on(request, now)
-    residues = {r.worker_id: residue for r in here if (residue := _residue_bytes(request, now, r)) is not None}
+    here = spot.workers(request.incumbents)
+    residues = {r.worker_id: kept for r in here if (kept := _residue_bytes(request, spot.reading, r)) is not None}
     # A candidate of unknown size needs the device to itself, so there parking is no help.
     if not request.can_park or len(residues) < len(here) or request.footprint.need_bytes is None:
         return None
-    option = _without(request, now, residues)
-    return replace(option, how=f", by parking {_whom(request, now, residues)}", parks=tuple(residues))
+    option = _without(request, spot, residues)
+    return replace(option, how=f", by parking {_whom(request, spot, residues)}", parks=tuple(residues))
 
 
-def if_stopped(request: PlacementRequest, now: DeviceReading) -> Option:
+def if_stopped(request: PlacementRequest, spot: Spot) -> Option:
     """The same, once they have ended."""
-    stopped = {r.worker_id: 0 for r in _incumbents_on(request, now)}
-    option = _without(request, now, stopped)
-    return replace(option, how=f", by stopping {_whom(request, now, stopped)}", stops=tuple(stopped))
+    stopped = {r.worker_id: 0 for r in spot.workers(request.incumbents)}
+    option = _without(request, spot, stopped)
+    return replace(option, how=f", by stopping {_whom(request, spot, stopped)}", stops=tuple(stopped))
 
 
-def _incumbents_on(request: PlacementRequest, now: DeviceReading) -> list[Reservation]:
-    return [r for r in on_device(now, request.reservations) if r.worker_id in request.incumbents]
-
-
-def _without(request: PlacementRequest, now: DeviceReading, residues: dict[str, int]) -> Option:
+def _without(request: PlacementRequest, spot: Spot, residues: dict[str, int]) -> Option:
     retired = dict.fromkeys(request.retiring, 0)
-    return _fit(request, *after_release(now, request.reservations, {**retired, **residues}), Strategy.IN_PLACE)
+    forecast = after_release(spot.reading, spot.reservations, {**retired, **residues})
+    return _fit(request, *forecast, Strategy.IN_PLACE)
 
 
-def _whom(request: PlacementRequest, now: DeviceReading, residues: dict[str, int]) -> str:
-    return both(map(request.name, residues)) + _frees(now, _incumbents_on(request, now), residues)
+def _whom(request: PlacementRequest, spot: Spot, residues: dict[str, int]) -> str:
+    return both(map(request.name, residues)) + _frees(spot.reading, spot.workers(request.incumbents), residues)
 
 
 def _fit(

@@ -103,6 +103,8 @@ def after_release(
     worker of unknown use gives back what it was promised and has taken (settled: all of it); where its size is
     unknown as well, nothing is counted on.
     """
+    if not residues:
+        return reading, tuple(reservations)
     freed_bytes = 0
     kept: list[Reservation] = []
     used_by = dict(reading.used_by)

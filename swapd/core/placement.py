@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from swapd.core.errors import DEVICE_UNKNOWN, NO_WAY_BACK, OUTAGE_TOO_LONG, VRAM_INSUFFICIENT, Problem
-from swapd.core.fitting import Option, PlacementRequest, beside, if_parked, if_stopped
-from swapd.core.ledger import available_bytes, on_device, outstanding_bytes, room_for
+from swapd.core.fitting import Option, PlacementRequest, Spot, beside, if_parked, if_stopped
+from swapd.core.ledger import available_bytes, outstanding_bytes, room_for
 from swapd.core.model import DeviceKind, DeviceReading, FootprintSource, Strategy
 from swapd.core.outage import outage_words
 from swapd.core.reasons import both
@@ -66,10 +66,11 @@ def place(request: PlacementRequest) -> Placement | Problem:
     if not request.readings:
         text = f"No device to put {request.model} on: allow one with `devices` of [services.{request.service}]."
         return Problem(DEVICE_UNKNOWN, text, {"need_bytes": request.footprint.need_bytes, "devices": []})
+    spots = request.spots()
     if not request.incumbents:
-        return _answer(request, [_together(request, [beside(request, r, Strategy.START) for r in request.readings])])
-    dual = _together(request, [beside(request, r, Strategy.DUAL) for r in request.readings])
-    in_place = _in_place(request)
+        return _answer(request, [_together(request, [beside(request, spot, Strategy.START) for spot in spots])])
+    dual = _together(request, [beside(request, spot, Strategy.DUAL) for spot in spots])
+    in_place = _in_place(request, spots)
     # By value: the configuration has an enum of its own for wishes.
     if request.wish is Strategy.DUAL:
         return _answer(request, [dual], others=[in_place])
@@ -123,13 +124,13 @@ def _refuse(
         "need_source": request.footprint.source.value,
         "devices": [
             {
-                "name": r.name,
-                "state": r.state.value,
-                "total_bytes": r.total_bytes,
-                "free_bytes": r.free_bytes,
-                "available_bytes": available_bytes(r, request.reservations),
+                "name": spot.reading.name,
+                "state": spot.reading.state.value,
+                "total_bytes": spot.reading.total_bytes,
+                "free_bytes": spot.reading.free_bytes,
+                "available_bytes": available_bytes(spot.reading, spot.reservations),
             }
-            for r in request.readings
+            for spot in request.spots()
         ],
         "alternatives": [
             {"strategy": o.strategy.value, "possible": o.possible, "why": o.why} for o in (*wanted, *others)
@@ -144,13 +145,9 @@ def _refuse(
 # --- in place --------------------------------------------------------------------------------------------------------
 
 
-def _in_place(request: PlacementRequest) -> Option:
+def _in_place(request: PlacementRequest, spots: Sequence[Spot]) -> Option:
     """Let the incumbents go first; parked if that is enough, as rollback is then a wake and not a start."""
-    own = [
-        r
-        for r in request.readings
-        if any(i.worker_id in request.incumbents for i in on_device(r, request.reservations))
-    ]
+    own = [spot for spot in spots if spot.workers(request.incumbents)]
     names = both(request.name(w) for w in request.incumbents)
     if not own:
         homes = sorted({name for r in request.reservations if r.worker_id in request.incumbents for name in r.devices})
@@ -159,19 +156,19 @@ def _in_place(request: PlacementRequest) -> Option:
             f" but on {', '.join(homes)}" if homes else ""
         )
         return Option(Strategy.IN_PLACE, (request.readings[0].name,), "", None, VRAM_INSUFFICIENT, told=why)
-    parked = [option for r in own if (option := if_parked(request, r)) is not None]
-    option = _around(request, parked) if parked else None
+    parked = [option for spot in own if (option := if_parked(request, spot)) is not None]
+    option = _around(request, parked, spots) if parked else None
     if option is None or not option.possible:
-        option = _around(request, [if_stopped(request, r) for r in own])
+        option = _around(request, [if_stopped(request, spot) for spot in own], spots)
     return _with_way_back(request, _with_outage(request, option))
 
 
-def _around(request: PlacementRequest, own: Sequence[Option]) -> Option:
+def _around(request: PlacementRequest, own: Sequence[Option], spots: Sequence[Spot]) -> Option:
     """On the incumbents' devices and, where the model spans more than these, on others beside them."""
     if request.gpus <= len(own) or not any(option.possible for option in own):
         return _together(request, own)
     known = {device for option in own for device in option.devices}
-    others = [beside(request, r, Strategy.IN_PLACE) for r in request.readings if r.name not in known]
+    others = [beside(request, spot, Strategy.IN_PLACE) for spot in spots if spot.reading.name not in known]
     return _together(request, [*own, *others])
 
 
