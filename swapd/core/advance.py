@@ -130,8 +130,9 @@ def _make_ready(d: Draft, worker: Worker) -> None:
 def _take(d: Draft, worker: Worker) -> None:
     """The next operation that takes memory, or sees whether it may."""
     if not worker.confirmed:
+        service = d.services[worker.service]
         others = [w for w in d.workers_of(worker.service) if w.id != worker.id and w.kind is not Kind.GATE]
-        patience_s = d.services[worker.service].settings.drain_timeout_s if any(map(_going, others)) else 0.0
+        patience_s = service.settings.drain_timeout_s if any(_going(service, w) for w in others) else 0.0
         d.run(OpKind.CONFIRM, worker, step=step_of(d, worker, "confirm"), deadline_s=patience_s)
     elif worker.state is WorkerState.PARKED:
         d.run(OpKind.WAKE, worker, step=step_of(d, worker, "wake"))
@@ -152,9 +153,13 @@ def _waits(d: Draft, name: str, step: str | None, whom: str | None) -> bool:
     return whom is not None
 
 
-def _going(worker: Worker) -> bool:
-    """It is about to give its memory back, but may first finish what is in flight."""
-    return worker.ending or (worker.op is not None and worker.op.kind is OpKind.DRAIN)
+def _going(service: Service, worker: Worker) -> bool:
+    """It is about to give its memory back, but may first finish what is in flight, or wait for its turn."""
+    swap = service.swap
+    parties = (swap.source, swap.target) if swap is not None else ()
+    wanted = {service.stable, *(revision.number for revision in parties if revision is not None)}
+    draining = worker.op is not None and worker.op.kind is OpKind.DRAIN
+    return worker.ending or draining or worker.revision not in wanted
 
 
 # --- 2. room in place ------------------------------------------------------------------------------------------

@@ -86,6 +86,20 @@ def test_what_a_soak_has_kept_is_stopped_when_nobody_loads():
     assert [w.revision for w in host.state.workers_of("chat")] == [2]
 
 
+def test_a_candidate_has_patience_with_what_its_own_service_could_not_stop_yet():
+    host = two()
+    host.swap("chat", "b")
+    go_on(host)
+    host.swap("embed", "c")
+    load = until(host, "embed", OpKind.LOAD)
+    host.swap("chat", "c")  # which ends the soak
+    go_on(host, load)
+    assert not begun(host, "chat"), "both wait for their turn"
+    confirm = until(host, "chat", OpKind.CONFIRM)
+    assert sorted(begun(host, "chat")) == [OpKind.CONFIRM, OpKind.STOP]
+    assert host.pending[confirm].op.deadline_s > 0
+
+
 def test_a_swap_in_place_does_not_hold_its_clients_while_another_loads():
     host = two()
     host.swap("embed", "c")
