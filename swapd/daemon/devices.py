@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -76,12 +77,13 @@ class Devices:
                 raise SwapdError(UNKNOWN_DEVICE, f"There is no device {name!r}; there are: {known}.")
         placed = self._placed()
         pids = await self._workers.pids()
+        ours = {os.getpid()}.union(*pids.values())
         readings: dict[str, DeviceReading] = {}
         for name in names:
             config = self._configs[name]
             if config.kind is DeviceKind.HOST:
                 here = {worker: pids.get(worker, set()) for worker, devices in placed.items() if name in devices}
-                reading = await self._host.read_async(name, config.memory_bytes, config.headroom_bytes, here)
+                reading = await self._host.read_async(name, config.memory_bytes, config.headroom_bytes, here, ours)
                 readings[name] = reading
         gpus = [self._configs[n] for n in names if self._configs[n].kind is DeviceKind.NVML]
         for reading in await self._nvml.read_all(gpus, pids) if gpus else ():

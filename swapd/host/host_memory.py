@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -28,6 +29,9 @@ from swapd.core.sizes import human_bytes
 # A process may have 65,530 mappings (vm.max_map_count), at some 770 bytes each.
 _MAX_SMAPS_BYTES: Final = 128 << 20
 _READ_BYTES: Final = 1 << 20
+MAX_FOREIGN: Final = 5  # processes of others that a reading names: those that hold most
+LARGE_BYTES: Final = 64 << 20  # less is not worth a name
+LARGEST_FOR_S: Final = 2.0  # a look at every process is not for each of the readings of a wait for memory
 _CGROUP_ROOTS: Final = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 _CGROUP_V1_ROOT: Final = Path("/sys/fs/cgroup/memory")
 
@@ -41,13 +45,22 @@ class HostMemory:
         self._lock = asyncio.Lock()
         self._pending: asyncio.Future[DeviceReading | Exception] | None = None
         self._late = False  # the pending call has missed its deadline
+        self._largest: tuple[tuple[int, int | None, str], ...] = ()  # processes of the host, whosever
+        self._largest_until_s = 0.0
 
     async def read_async(
-        self, name: str, budget_bytes: int | None, headroom_bytes: int, workers: Mapping[str, AbstractSet[int]]
+        self,
+        name: str,
+        budget_bytes: int | None,
+        headroom_bytes: int,
+        workers: Mapping[str, AbstractSet[int]],
+        ours: AbstractSet[int] | None = None,
     ) -> DeviceReading:
-        """`workers`: those placed on this device, each with the pids of its process tree."""
+        """`workers`: those placed on this device, each with the pids of its process tree. `ours`: every process of
+        swapd, so that the largest others can be named; None: they are not."""
         trees = {worker: frozenset(pids) for worker, pids in workers.items()}
-        reading = await self._call(lambda: self.read(name, budget_bytes, headroom_bytes, trees))
+        known = frozenset(ours) if ours is not None else None
+        reading = await self._call(lambda: self.read(name, budget_bytes, headroom_bytes, trees, known))
         if isinstance(reading, DeviceReading):
             return reading
         state, why = DeviceState.FAILED, f"/proc: {reading}"
@@ -90,7 +103,12 @@ class HostMemory:
             return None if self._late else answer.result()
 
     def read(
-        self, name: str, budget_bytes: int | None, headroom_bytes: int, workers: Mapping[str, AbstractSet[int]]
+        self,
+        name: str,
+        budget_bytes: int | None,
+        headroom_bytes: int,
+        workers: Mapping[str, AbstractSet[int]],
+        ours: AbstractSet[int] | None = None,
     ) -> DeviceReading:
         host = psutil.virtual_memory()
         in_memory = memory_devices(_slurp(self._proc / "self/mountinfo") or b"")
@@ -119,6 +137,7 @@ class HostMemory:
                 total_bytes = limit_bytes
                 details.append(f"limited to {human_bytes(limit_bytes)} by its cgroup")
             free_bytes = min(free_bytes, room_bytes - cached_bytes)
+        shared_with_others = budget_bytes is None or free_bytes < budget_bytes - used_bytes
         if budget_bytes is not None:
             total_bytes = budget_bytes
             free_bytes = min(free_bytes, budget_bytes - used_bytes)
@@ -132,8 +151,25 @@ class HostMemory:
             total_bytes=total_bytes,
             free_bytes=max(0, free_bytes),
             used_by=tuple(used_by),
+            foreign=self._others(ours) if ours is not None and shared_with_others else (),
             detail=", ".join(details),
         )
+
+    def _others(self, ours: AbstractSet[int]) -> tuple[tuple[int, int | None, str], ...]:
+        """The largest processes that are not swapd's: pid, bytes, name. What they hold alone, by /proc/PID/statm."""
+        if time.monotonic() >= self._largest_until_s:
+            found = (self._process(int(path.name)) for path in self._proc.iterdir() if path.name.isdigit())
+            large = [each for each in found if each is not None and (each[1] or 0) >= LARGE_BYTES]
+            self._largest = tuple(sorted(large, key=lambda each: (-(each[1] or 0), each[0])))
+            self._largest_until_s = time.monotonic() + LARGEST_FOR_S
+        return tuple(each for each in self._largest if each[0] not in ours)[:MAX_FOREIGN]
+
+    def _process(self, pid: int) -> tuple[int, int | None, str] | None:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pages = (self._proc / f"{pid}/statm").read_text().split()
+            name = (self._proc / f"{pid}/comm").read_text().rstrip("\n")
+            return pid, (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE"), name
+        return None
 
     def _tree(self, pids: AbstractSet[int], in_memory: AbstractSet[bytes]) -> tuple[list[ProcessMemory], int | None]:
         """The readable processes of a tree, and the resident bytes of the others (None: there are no others)."""

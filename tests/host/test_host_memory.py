@@ -173,6 +173,31 @@ def test_a_budget_is_the_total_and_what_is_used_of_it_is_not_free(process):
     assert HostMemory().read("ram", 50 * MIB, 0, {"a": process.pids}).free_bytes == 0
 
 
+def test_the_largest_processes_of_others_are_named_where_the_memory_is_shared_with_them(process):
+    process.do("anon(100)")
+    pid = process.process.pid
+    others = set(psutil.pids()) - {pid}  # as if all of these were ours
+    [(found, held, name)] = HostMemory().read("ram", None, 0, {}, others).foreign
+    assert (found, name) == (pid, Path(f"/proc/{pid}/comm").read_text().strip())
+    assert held >= 100 * MIB
+    assert HostMemory().read("ram", None, 0, {}, others | {pid}).foreign == ()
+    assert HostMemory().read("ram", None, 0, {}).foreign == (), "who is swapd's is not known"
+    assert HostMemory().read("ram", 1 << 60, 0, {}, others).foreign, "a budget that others stand in the way of"
+    small = psutil.virtual_memory().available // 4
+    assert HostMemory().read("ram", small, 0, {}, others).foreign == (), "a budget that is there, whatever others hold"
+
+
+def test_no_more_of_them_than_a_page_has_room_for(tmp_path):
+    for pid in range(1, 40):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "statm").write_text(f"999999 {100_000 + pid} 50000 1 0 1 0\n")
+        (tmp_path / str(pid) / "comm").write_text(f"p{pid}\n")
+    (tmp_path / "40").mkdir()  # it ends just now
+    found = HostMemory(proc=tmp_path).read("ram", None, 0, {}, {39}).foreign
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert found == tuple((pid, (50_000 + pid) * page, f"p{pid}") for pid in (38, 37, 36, 35, 34))
+
+
 def test_a_budget_beyond_the_host_does_not_make_memory():
     reading = HostMemory().read("ram", 1 << 60, 0, {})
     assert reading.free_bytes <= psutil.virtual_memory().total
