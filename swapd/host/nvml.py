@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ T = TypeVar("T")
 # the card for each), shorter than anybody's patience with `swapd-cli devices`.
 DEFAULT_DEADLINE_S: Final = 2.0
 MAX_FOREIGN: Final = 16  # processes of others that a reading names: those that hold most
+MEMORY_HEALTH_FOR_S: Final = 5.0
 MAX_EVENTS: Final = 64  # kept of a card, and taken at a time
 # PROC_PID_INIT_INO in the kernel: the inode of the initial PID namespace, by which NVML counts.
 _INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
@@ -103,6 +105,7 @@ class Nvml:
         self._driver = ""
         self._events: Any = None  # NVML's set of them
         self._xids: dict[str, list[int]] = {}  # by the UUID of a card whose events are listened to
+        self._memory_health: dict[str, tuple[float, tuple[DeviceState, str] | None]] = {}  # by UUID: until when, what
 
     async def list_devices(self) -> list[SeenGpu]:
         """GPUs, and instead of one that is divided by MIG its slices. Empty without a driver or a GPU.
@@ -188,7 +191,7 @@ class Nvml:
     def _shut_down(self) -> None:
         if self._initialised:
             self._initialised = False
-            self._events, self._xids = None, {}
+            self._events, self._xids, self._memory_health = None, {}, {}
             with contextlib.suppress(Exception):
                 self._nvml.nvmlShutdown()
 
@@ -248,7 +251,7 @@ class Nvml:
                 why = f"it is divided by MIG: match a slice ({slices})"
                 return _unknown(device, workers, DeviceState.DIVIDED, why)
             uuid = str(self._nvml.nvmlDeviceGetUUID(handle))
-            state, trouble = self._trouble(handle)
+            state, trouble = self._trouble(handle, uuid)
             try:
                 memory = self._memory(handle)
             except Exception as error:
@@ -306,10 +309,17 @@ class Nvml:
 
     # --- its health ------------------------------------------------------------------------------------------
 
-    def _trouble(self, handle: Any) -> tuple[DeviceState, str]:
+    def _trouble(self, handle: Any, uuid: str) -> tuple[DeviceState, str]:
         """What the card tells of itself. A slice's is its whole card's. Most cards tell some of it only."""
         with contextlib.suppress(Exception):
             handle = self._nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+        return xid_words(self._xids_of(handle)) or self._memory_errors(handle, uuid) or (DeviceState.OK, "")
+
+    def _memory_errors(self, handle: Any, uuid: str) -> tuple[DeviceState, str] | None:
+        """Asked now and then: readings may come twenty times a second, and this takes longer than the memory."""
+        until_s, found = self._memory_health.get(uuid, (0.0, None))
+        if time.monotonic() < until_s:
+            return found
         uncorrected, pending, failed = None, False, False
         with contextlib.suppress(Exception):
             uncorrected = int(
@@ -319,8 +329,9 @@ class Nvml:
             )
         with contextlib.suppress(Exception):
             _, _, pending, failed = map(bool, self._nvml.nvmlDeviceGetRemappedRows(handle))
-        found = xid_words(self._xids_of(handle)) or memory_error_words(uncorrected, pending, failed)
-        return found or (DeviceState.OK, "")
+        found = memory_error_words(uncorrected, pending, failed)
+        self._memory_health[uuid] = (time.monotonic() + MEMORY_HEALTH_FOR_S, found)
+        return found
 
     def _xids_of(self, handle: Any) -> Sequence[int]:
         """The Xid errors of this card since NVML was initialised."""

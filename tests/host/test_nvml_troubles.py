@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from support.fake_nvml import GIB, Gpu
 
 from swapd.core.device_states import is_integrated
 from swapd.core.model import DeviceState
-from swapd.host.nvml import MAX_FOREIGN, Nvml
+from swapd.host.nvml import MAX_FOREIGN, MEMORY_HEALTH_FOR_S, Nvml
 
 Library = partial(fake_nvml.Library, pynvml)
 
@@ -99,6 +100,26 @@ def test_uncorrectable_memory_errors_are_told_of_a_gpu_that_is_planned_on(gpu, w
     assert (reading.known, reading.state) == (True, DeviceState.MEMORY_ERRORS)
     assert words in reading.trouble
     assert words in reading.detail
+
+
+def test_memory_errors_are_not_asked_for_at_every_reading(monkeypatch):
+    gpu = Gpu("GPU-0", ecc=0)
+    library = Library(gpu)
+    asked, ask = [], library.nvmlDeviceGetTotalEccErrors
+    library.nvmlDeviceGetTotalEccErrors = lambda *args: asked.append(args) or ask(*args)
+    nvml = Nvml(library=library, deadline_s=30)
+
+    async def scenario():
+        for _ in range(20):
+            await read_all(nvml, device())
+        gpu.ecc = 1
+        clock = time.monotonic() + MEMORY_HEALTH_FOR_S
+        monkeypatch.setattr(time, "monotonic", lambda: clock)
+        return await read_all(nvml, device())
+
+    [reading] = asyncio.run(scenario())
+    assert reading.state is DeviceState.MEMORY_ERRORS
+    assert len(asked) == 2
 
 
 def test_an_xid_error_of_the_gpu_itself_stays_told_and_one_of_an_application_is_not():
