@@ -194,7 +194,7 @@ def _make_room(d: Draft, service: Service, worker: Worker, leaving: Worker | Non
 def _prepared(d: Draft, worker: Worker, slot: Slot) -> bool:
     """Everything is done that needs no device memory. Begins the next such operation otherwise: the model's own `stage`
     hook, where it has declared one, or its files into the page cache."""
-    if worker.op is not None:
+    if worker.op is not None or _failed_before(d, worker):
         return False
     if not worker.connected:
         _make_ready(d, worker)
@@ -208,6 +208,12 @@ def _prepared(d: Draft, worker: Worker, slot: Slot) -> bool:
 def stages(worker: Worker, slot: Slot) -> bool:
     """It has a `stage` hook that needs no device memory."""
     return slot.can_stage and "stage" in worker.hooks
+
+
+def _failed_before(d: Draft, worker: Worker) -> bool:
+    """The swap's first try, beside the old model, is not gone yet: clients are not held before it is."""
+    others = (w for w in d.workers_of(worker.service) if w.revision == worker.revision and w.id != worker.id)
+    return any(w.id in d.reservations for w in others)
 
 
 def _let_go(d: Draft, service: Service, leaving: Worker, *, forward: bool) -> None:

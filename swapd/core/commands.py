@@ -12,6 +12,7 @@ from typing import Final
 from swapd.core import errors, events, placement
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
+from swapd.core.fallback import fallback_of
 from swapd.core.model import Kind, Revision, Service, State, Strategy, Swap, Worker
 from swapd.core.states import Phase, WorkerState
 
@@ -87,6 +88,7 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
         d.at,
         reason=f"{target.model} is being prepared",
         parks=bool(planned.parks),
+        fallback=fallback_of(planned, event.strategy or service.settings.strategy, event.measurement),
     )
     d.next_swap += 1
     d.set_service(

@@ -27,7 +27,13 @@ LONG_STEP_S: Final = 15 * 60.0  # longer than the default of every timeout that 
 
 _ENDED: Final = frozenset(phase.value for phase in TERMINAL)
 _MEMORY: Final = frozenset(
-    {errors.VRAM_INSUFFICIENT, errors.OUT_OF_MEMORY, errors.MEMORY_NOT_RELEASED, errors.DEVICE_UNKNOWN}
+    {
+        errors.VRAM_INSUFFICIENT,
+        errors.OUT_OF_MEMORY,
+        errors.GUARD_KILLED,
+        errors.MEMORY_NOT_RELEASED,
+        errors.DEVICE_UNKNOWN,
+    }
 )
 WELL: Final = (Health.HEALTHY.value, Reach.SERVING.value)
 

@@ -41,6 +41,7 @@ NO_WAY_BACK: Final = "NO_WAY_BACK"  # in-place, and the old model's files have c
 CONTENT_CHANGED: Final = "CONTENT_CHANGED"  # a revision cannot be served again: its files have changed
 MEMORY_NOT_RELEASED: Final = "MEMORY_NOT_RELEASED"
 OUT_OF_MEMORY: Final = "OUT_OF_MEMORY"
+GUARD_KILLED: Final = "GUARD_KILLED"  # it loaded beside others, and the device had less free than its floor
 # --- a model or its worker failed --------------------------------------------------------------------------
 COMMAND_NOT_FOUND: Final = "COMMAND_NOT_FOUND"
 SPAWN_FAILED: Final = "SPAWN_FAILED"  # the host refuses: too many processes, no memory, no log

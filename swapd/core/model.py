@@ -231,6 +231,16 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """The in-place swap that a dual one may still become: judged, with its outage, when the swap was decided."""
+
+    slot: Slot
+    available_bytes: int  # to the candidate, by the forecast: the old model has let go
+    parks: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     id: str
     service: str
@@ -296,6 +306,8 @@ class Swap:
     log_tail: tuple[str, ...] = ()
     end_phase: Phase | None = None  # where RollingBack leads: Canceled or Failed
     parks: bool = False  # in-place: parking the old revision makes room enough, as far as is known
+    fallback: Fallback | None = None  # dual: what is tried once if the candidate does not find the memory
+    fell_back: Problem | None = None  # in-place: why it is no dual swap any more
     finished_at: float | None = None
     soak_until: float | None = None
     kept: str | None = None  # what the soak has for the way back: resident, parked, or stopped (nothing)

@@ -38,6 +38,9 @@ class Alternative:
     strategy: Strategy
     possible: bool
     why: str
+    devices: tuple[str, ...] = ()
+    available_bytes: int | None = None  # there, to the candidate, on each; None: not known
+    parks: bool = False  # in-place: parking is enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ def _answer(request: PlacementRequest, wanted: Sequence[Option], others: Sequenc
         strategy=chosen.strategy,
         devices=chosen.devices,
         why="; ".join([*passed_over, chosen.why]),
-        alternatives=tuple(Alternative(o.strategy, o.possible, o.why) for o in considered if o is not chosen),
+        alternatives=tuple(_alternative(o) for o in considered if o is not chosen),
         would_change=would_change,
         expected_outage_s=outage_s,
         need_bytes=request.footprint.need_bytes,
@@ -290,6 +293,11 @@ def _with_way_back(request: PlacementRequest, option: Option) -> Option:
 
 
 # --- small things -------------------------------------------------------------------------------------------
+
+
+def _alternative(option: Option) -> Alternative:
+    parks = bool(option.parks)
+    return Alternative(option.strategy, option.possible, option.why, option.devices, option.available_bytes, parks)
 
 
 def _here(request: PlacementRequest, workers: Sequence[str]) -> tuple[str, ...]:

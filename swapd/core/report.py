@@ -36,6 +36,7 @@ def swap_record(swap: Swap) -> dict[str, Any]:
         "to": revision_record(swap.target),
         "strategy": swap.strategy.value,
         "why": swap.why,
+        "fell_back": problem_record(swap.fell_back),
         "phase": swap.phase.value,
         "reason": swap.reason,
         "error": _error(swap),

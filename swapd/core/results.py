@@ -14,6 +14,7 @@ from swapd.core.crash_loop import problem_after
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Amend, Measurement
+from swapd.core.fallback import try_in_place
 from swapd.core.model import FootprintSource, Kind, Op, OpKind, Revision, Service, Strategy, Swap, Worker
 from swapd.core.states import FORWARD, Phase, WorkerState
 from swapd.core.transfers import end_transfer, owns, pointed, switched, transferred
@@ -220,7 +221,9 @@ def _worker_failed(d: Draft, worker: Worker, problem: Problem, log_tail: tuple[s
         and swap.phase in FORWARD
         and (worker.revision == swap.target.number or (worker.kind is Kind.GATE and _goes_by_gate(service, swap)))
     ):
-        d.fail_swap(worker.service, problem, log_tail, Phase.FAILED)
+        if (why := try_in_place(d, service, worker, problem)) is None:
+            return
+        d.fail_swap(worker.service, why, log_tail, Phase.FAILED)
         d.end_candidate(worker.service)
     elif worker.kind is Kind.GATE:
         _next_gate(d, worker.service)
@@ -287,7 +290,8 @@ def _lost(d: Draft, worker: Worker, event: events.WorkerExited | events.WorkerHu
             begin_return(d, service, Phase.FAILED, why)
             return
         if swap.phase in FORWARD:
-            d.fail_swap(service.name, event.problem, event.log_tail, Phase.FAILED)
+            if (problem := try_in_place(d, service, worker, event.problem)) is not None:
+                d.fail_swap(service.name, problem, event.log_tail, Phase.FAILED)
             return
     if worker.revision == service.stable:
         _restart(d, service, worker, event.problem)

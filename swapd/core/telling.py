@@ -64,6 +64,8 @@ def _id(worker: Worker | None) -> str | None:
 def _tell_swap(d: Draft, swap: Swap, before: Swap | None) -> None:
     if before is None or before.phase is not swap.phase:
         d.publish("swap.phase", swap_id=swap.id, service=swap.service, phase=swap.phase.value, reason=swap.reason)
+    if before is not None and before.strategy is not swap.strategy:
+        d.publish("swap.strategy", swap_id=swap.id, service=swap.service, strategy=swap.strategy.value, why=swap.why)
     old_steps = before.steps if before is not None else ()
     for index, record in enumerate(swap.steps):
         if index >= len(old_steps) or old_steps[index] != record:

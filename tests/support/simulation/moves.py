@@ -305,6 +305,21 @@ def step_fails(w: World, pick: int) -> None:
         w.processes.end_step(able[worker], well=False)
 
 
+def memory_runs_out(w: World, pick: int) -> None:
+    """A model finds less memory than it needs, or takes so much that it is killed for it."""
+    pending = w.daemon.pending.items() if w.daemon is not None else ()
+    able = [i for i, run in pending if run.op.kind in (OpKind.LOAD, OpKind.WAKE, OpKind.WARM, OpKind.VERIFY)]
+    beside = {s.name for s in w.state.services if s.swap is not None and s.swap.fallback is not None}
+    op_id = choose([i for i in able if w.daemon.pending[i].op.service in beside] or able, pick)
+    if op_id is None:
+        return
+    worker = w.daemon.pending[op_id].op.worker
+    w.excuse(worker)
+    w.daemon.failed(op_id, errors.GUARD_KILLED if pick % 2 else errors.OUT_OF_MEMORY, "there is no memory for it")
+    if pick % 2:
+        w.end(worker)
+
+
 def hang(w: World, pick: int) -> None:
     worker = choose(w.living, pick)
     if worker is not None:
@@ -406,6 +421,7 @@ MOVES: dict[str, tuple[int, Move]] = {
     "in a transfer": (3, in_a_transfer),
     "reboot": (1, reboot),
     "step fails": (1, step_fails),
+    "memory runs out": (4, memory_runs_out),
     "hang": (1, hang),
     "late": (1, late),
     "no room": (1, no_room),
