@@ -72,6 +72,7 @@ class DeviceConfig:
     match: str | None = None  # nvml: "GPU-…", "MIG-…" or an index in digits; host: None
     headroom_bytes: int = 512 * MIB
     memory_bytes: int | None = None  # host: the budget; None: all that the host has. nvml: where it is not measured
+    floor_bytes: int | None = None  # left free by whoever loads beside others, or it is killed; None: half the headroom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

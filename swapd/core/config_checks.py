@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from swapd.core.config import CONTROL_SOCKET, MAX_COUNTER_DIGITS, MAX_SOCKET_PATH_BYTES, Config
+from swapd.core.config import CONTROL_SOCKET, MAX_COUNTER_DIGITS, MAX_SOCKET_PATH_BYTES, Config, DeviceConfig
 from swapd.core.config_addresses import clash
 from swapd.core.config_engines import check_models
 from swapd.core.config_readers import NAME, quoted, suggest
 from swapd.core.model import DeviceKind
+from swapd.core.units import format_size
 
 Fault = tuple[str, str]
 
@@ -44,6 +45,7 @@ def _devices(config: Config) -> Iterator[Fault]:
         path = f"devices.{quoted(device.name)}"
         if device.memory_bytes is not None and device.headroom_bytes >= device.memory_bytes:
             yield f"{path}.headroom", "leaves nothing of the budget: write less than its memory"
+        yield from _floor(device, path)
         if device.kind is DeviceKind.NVML:
             if device.match is None:
                 yield (
@@ -59,6 +61,12 @@ def _devices(config: Config) -> Iterator[Fault]:
             yield f"{path}.match", 'is for kind = "nvml" only: leave it out'
         if device.memory_bytes is None and len(hosts) > 1:
             yield f"{path}.memory", 'is missing: with several host devices each needs its own budget, such as "8GiB"'
+
+
+def _floor(device: DeviceConfig, path: str) -> Iterator[Fault]:
+    if device.floor_bytes is not None and device.floor_bytes > device.headroom_bytes:
+        most = format_size(device.headroom_bytes)
+        yield f"{path}.floor", f"is more than the headroom ({most}), so what was rightly planned would be killed"
 
 
 def _services(config: Config) -> Iterator[Fault]:

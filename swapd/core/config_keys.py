@@ -80,6 +80,7 @@ DEVICE: Final = (
     Key("kind", read.choice("nvml", "host"), RESTART, cure='write kind = "nvml" for a GPU, or "host"'),
     Key("match", address.device_match, RESTART),
     Key("headroom", read.size(), NOW, "headroom_bytes", show=format_size),
+    Key("floor", read.size(), NOW, "floor_bytes", show=format_size),
     Key("memory", read.size(MIB), NOW, "memory_bytes", show=format_size),
 )
 MODEL: Final = (

@@ -11,6 +11,7 @@ from typing import Any, Final
 from swapd.core.config import DeviceConfig
 from swapd.core.devices import default_devices
 from swapd.core.errors import UNKNOWN_DEVICE, SwapdError
+from swapd.core.guard import floor_of
 from swapd.core.model import DeviceKind, DeviceReading, DeviceState, State
 from swapd.daemon.workers import Workers
 from swapd.host.host_memory import HostMemory
@@ -69,12 +70,32 @@ class Devices:
     async def read_all(self) -> list[DeviceReading]:
         return await self.read(self.names())
 
+    def floor_bytes(self, name: str) -> int:
+        """What a worker that loads beside others must leave. Raises SwapdError(UNKNOWN_DEVICE)."""
+        config = self._config(name)
+        return floor_of(config.headroom_bytes, config.floor_bytes)
+
+    async def free_at_least(self, name: str) -> int | None:
+        """So much of the device is free, or more: a quick look, to be followed by a reading where it matters. Negative:
+        a budget is overdrawn, at the worst. None: not known. Raises SwapdError(UNKNOWN_DEVICE)."""
+        config = self._config(name)
+        if config.kind is DeviceKind.NVML:
+            [reading] = await self._nvml.read_all([config], {})
+            return reading.free_bytes
+        placed, pids = self._placed(), await self._workers.pids()
+        here = [pid for worker, tree in pids.items() if name in placed.get(worker, ()) for pid in tree]
+        return self._host.free_at_least(config.memory_bytes, here)
+
+    def _config(self, name: str) -> DeviceConfig:
+        if name not in self._configs:
+            known = ", ".join(self._configs)
+            raise SwapdError(UNKNOWN_DEVICE, f"There is no device {name!r}; there are: {known}.")
+        return self._configs[name]
+
     async def read(self, names: Sequence[str]) -> list[DeviceReading]:
         """The readings of the named devices, in that order. Raises SwapdError(UNKNOWN_DEVICE)."""
         for name in names:
-            if name not in self._configs:
-                known = ", ".join(self._configs)
-                raise SwapdError(UNKNOWN_DEVICE, f"There is no device {name!r}; there are: {known}.")
+            self._config(name)
         placed = self._placed()
         pids = await self._workers.pids()
         ours = {os.getpid()}.union(*pids.values())

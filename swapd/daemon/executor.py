@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -25,6 +25,7 @@ from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, OpKind, Worker
 from swapd.core.presets import ready_path
 from swapd.daemon.devices import Devices
 from swapd.daemon.draining import drain
+from swapd.daemon.guard import Guard
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.live import Live
 from swapd.daemon.loop import Loop
@@ -58,6 +59,7 @@ class Executor:
         self._workers = workers
         self._devices = devices
         self._knowledge = knowledge
+        self._guard = Guard(lambda: self.loop.state, devices, workers)
         self._transfers = Transfers(self._live, listeners, lambda: self.config.daemon.hand_over_timeout_s)
         self._publish = publish
         self._on_exit = on_exit
@@ -129,7 +131,7 @@ class Executor:
             before.cancel()  # what the worker was doing is void
             await asyncio.wait({before}, timeout=REQUEST_S)
         try:
-            result = await _METHODS[op.kind](self, effect)
+            result = await self._guard.beside(effect, _METHODS[op.kind](self, effect))
         except SwapdError as error:
             if self._will_be_told(op, error):
                 return
@@ -381,7 +383,7 @@ async def _once(live: Live, verb: str, limit_s: float, params: Mapping[str, Any]
 # Failures of these are the model's own: its last log lines belong to the report.
 _BY_THE_MODEL: Final = frozenset({OpKind.SPAWN, OpKind.STAGE, OpKind.LOAD, OpKind.WARM, OpKind.VERIFY, OpKind.WAKE})
 
-_METHODS: Final[Mapping[OpKind, Callable[[Executor, Run], Awaitable[Mapping[str, Any]]]]] = {
+_METHODS: Final[Mapping[OpKind, Callable[[Executor, Run], Coroutine[Any, Any, Mapping[str, Any]]]]] = {
     OpKind.SPAWN: Executor._spawn,
     OpKind.STAGE: Executor._stage,
     OpKind.CONFIRM: Executor._confirm,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swapd.core.errors import WORKER_EXITED, SwapdError
+from swapd.core.errors import WORKER_EXITED, Problem, SwapdError
 from swapd.core.model import Kind
 from swapd.daemon.hosting import WorkerProcess
 from swapd.daemon.spec import Facts
@@ -29,6 +29,7 @@ class Live:
     stopping: bool = False
     upstreams: set[str] = field(default_factory=set)  # a gate's: every worker that it was ever pointed to
     cpu_weight: int | None = None  # that it was last given; None: as it was started
+    condemned: Problem | None = None  # why it was killed, if it was not asked to end
     reported: bool = False  # its failure to start is told by the operation, so its exit needs no telling
 
     @property

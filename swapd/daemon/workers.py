@@ -242,6 +242,13 @@ class Workers:
                 log.warning("worker.stop_timeout worker=%s limit_s=%g", worker_id, patience_s)
         await live.process.kill_tree(0.0)
 
+    async def condemn(self, worker_id: str, problem: Problem) -> None:
+        """Kill its whole tree at once; `on_exit` follows with this problem. Raises SwapdError(TIMEOUT)."""
+        live = self.live.get(worker_id)
+        if live is not None:
+            live.condemned = problem
+            await live.process.kill_tree(0.0)
+
     async def _watch(self, live: Live) -> None:
         """Until the worker's end: then its tree, its channel and its directory go, and the core is told."""
         await _first(live.process.wait(), live.connected.wait())
@@ -269,7 +276,7 @@ class Workers:
         # Not earlier: until the core is told, an operation that finds it gone must wait for that, not fail by itself.
         self.live.pop(live.id, None)
         if not live.reported:
-            self._on_exit(live.id, exit_problem(live.id, live.process, lines), lines)
+            self._on_exit(live.id, live.condemned or exit_problem(live.id, live.process, lines), lines)
 
     def tidy_logs(self, keep_per_service: int) -> None:
         """Forget the oldest logs of workers that have ended, and bound those of the running ones. Blocks."""

@@ -15,14 +15,14 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final
 
 import psutil
 
-from swapd.core.mappings import ProcessMemory, memory_devices, page_cache_bytes, parse_smaps, tree_bytes
+from swapd.core.mappings import KIB, ProcessMemory, memory_devices, page_cache_bytes, parse_smaps, tree_bytes
 from swapd.core.model import DeviceKind, DeviceReading, DeviceState
 from swapd.core.sizes import human_bytes
 
@@ -171,6 +171,21 @@ class HostMemory:
             return pid, (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE"), name
         return None
 
+    def free_at_least(self, budget_bytes: int | None, pids: Iterable[int]) -> int:
+        """What is free by counters alone, which no process is held up for. Never more than `read` says, but for what
+        changes meanwhile: libraries, and pages that processes share, count for each of them. Negative: the budget is
+        overdrawn, at the worst."""
+        held_bytes = file_bytes = 0
+        for pid in pids:
+            held, files = _counted(_slurp(self._proc / str(pid) / "status") or b"")
+            held_bytes += held
+            file_bytes += files
+        free_bytes = psutil.virtual_memory().available - file_bytes
+        cgroup = cgroup_room(self._proc)
+        if cgroup is not None:
+            free_bytes = min(free_bytes, cgroup[1] - file_bytes)
+        return free_bytes if budget_bytes is None else min(free_bytes, budget_bytes - held_bytes)
+
     def _tree(self, pids: AbstractSet[int], in_memory: AbstractSet[bytes]) -> tuple[list[ProcessMemory], int | None]:
         """The readable processes of a tree, and the resident bytes of the others (None: there are no others)."""
         processes: list[ProcessMemory] = []
@@ -207,6 +222,16 @@ class HostMemory:
         finally:
             os.close(fd)
         return b"".join(chunks)
+
+
+def _counted(status: bytes) -> tuple[int, int]:
+    """Of /proc/PID/status: all that the process holds, and what of that is files. Nothing for one that is gone."""
+    kib = dict.fromkeys((b"RssAnon", b"RssShmem", b"RssFile", b"VmSwap", b"HugetlbPages"), 0)
+    for line in status.splitlines():
+        name, _, value = line.partition(b":")
+        if name in kib:
+            kib[name] = int(value.split()[0])
+    return sum(kib.values()) * KIB, kib[b"RssFile"] * KIB
 
 
 def _resident_bytes(pid: int) -> int:

@@ -114,6 +114,11 @@ MISTAKES = [
     ),
     ((("devices",), {"g": {"kind": "host"}, "h": {"kind": "host", "memory": "1GiB"}}), "devices.g.memory", "budget"),
     (
+        (("devices", "g"), {"kind": "host", "headroom": "64MiB", "floor": "65MiB"}),
+        "devices.g.floor",
+        "is more than the headroom (64MiB), so what was rightly planned would be killed",
+    ),
+    (
         (("devices", "g"), {"kind": "host", "memory": "1GiB", "headroom": "1GiB"}),
         "devices.g.headroom",
         "leaves nothing",

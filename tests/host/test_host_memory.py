@@ -335,3 +335,19 @@ def test_no_cgroup_is_no_limit(proc, tmp_path):
     (proc / "self/cgroup").write_text("0::/\n")
     write(tmp_path / "cgroup", memory__max="max", memory__current=3)
     assert cgroup_room(proc, (tmp_path / "cgroup",), tmp_path) is None
+
+
+def test_the_quick_look_never_promises_more_than_is_there(weights, process):
+    """By counters alone: shared pages count for each who maps them, so what it says is a lower bound."""
+    budget = 1 << 30
+    process.do("anon(40)")
+    process.do("shared(20)")
+    process.do(f"file({str(weights)!r})")
+    process.fork()
+    host = HostMemory()
+    least = host.free_at_least(budget, process.pids)
+    reading = host.read("ram", budget, 0, {"w": process.pids})
+    assert least <= reading.free_bytes + SLACK
+    assert least >= reading.free_bytes - (40 + 20 + SIZE_MIB + 60) * MIB, "the fork's pages and the libraries, twice"
+    assert host.free_at_least(1 * MIB, process.pids) < 0, "an overdrawn budget"
+    assert host.free_at_least(budget, [2**22 + 1]) == budget, "of a process that is gone nothing counts"

@@ -1,0 +1,90 @@
+"""A model that takes more than was planned while it loads beside another is killed, and the other never notices.
+
+Real processes that really take memory, on the host's own with a budget.
+"""
+
+import os
+
+import pytest
+from support.daemon_host import Crowd, Daemon, Refused, model, until
+
+MIB = 1 << 20
+A = model("a", memory="150MiB", HOLD_MB="60")
+
+
+def hungry(takes, memory="150MiB", **env):
+    block = model("b", memory=memory, TAKES=takes, **env)
+    return block.replace("model_app:app", "hungry_app:Hungry").replace('within = "1s"', 'within = "20s"')
+
+
+def few(daemon):
+    return Crowd(daemon.port, keep_alive=2, reconnecting=1, pause_s=0.01)
+
+
+def gone(daemon):
+    """Of the candidate that was killed nothing is left, whatever it has forked."""
+    until(lambda: {w["model"] for w in daemon.call("workers") if w["model"]} == {"a"}, what="the candidate gone")
+    marked = [pid for pid in filter(str.isdigit, os.listdir("/proc")) if b"TAKES=" in environment(pid)]
+    assert not marked, f"left behind: {marked}"
+
+
+def environment(pid):
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("takes", ["load:2000", "fork:2000 wait:20", "probe:2000"])
+def test_a_candidate_that_takes_too_much_is_killed_and_the_old_model_serves_on(takes):
+    with (
+        Daemon([A, hungry(takes)], budget="600MiB", service='max_outage = "0s"\ndrain_timeout = "1s"') as daemon,
+        few(daemon) as crowd,
+    ):
+        record = daemon.swap("b")
+        assert (record["phase"], record["strategy"], record["fell_back"]) == ("Failed", "dual", None)
+        assert record["error"]["code"] == "GUARD_KILLED", record["error"]
+        details = record["error"]["details"]
+        assert details["used_bytes"] > details["reserved_bytes"] == 150 * MIB
+        assert details["used_bytes"] < 1000 * MIB, "long before it had all that it wanted"
+        gone(daemon)
+        crowd.more(30)
+        crowd.check()
+        assert {m for *_, m in crowd.answers} == {"a"}
+        with pytest.raises(Refused) as refused:
+            daemon.call("plan", service="chat", to="b")
+        learned = {key: refused.value.details[key] for key in ("need_source", "need_bytes")}
+        assert learned == {"need_source": "learned", "need_bytes": details["used_bytes"]}
+
+
+def test_what_was_too_much_beside_the_old_model_is_tried_once_in_its_place():
+    with (
+        Daemon([A, hungry("load:400 wait:3")], budget="450MiB", service='drain_timeout = "5s"') as daemon,
+        few(daemon) as crowd,
+    ):
+        assert daemon.call("plan", service="chat", to="b")["strategy"] == "dual"
+        record = daemon.swap("b")
+        assert (record["phase"], record["strategy"]) == ("Soaking", "in-place"), record["error"]
+        assert record["fell_back"]["code"] == "GUARD_KILLED"
+        assert [s["name"] for s in record["steps"] if s["status"] == "failed"] == ["load"]
+        crowd.more(30)
+        crowd.check()
+        assert daemon.model() == "b"
+
+
+def test_a_model_that_finds_no_memory_itself_is_tried_once_in_place_and_then_the_old_one_is_back():
+    with Daemon([A, model("b", FAIL="oom")], service='drain_timeout = "5s"') as daemon, few(daemon) as crowd:
+        record = daemon.swap("b")
+        assert (record["phase"], record["strategy"]) == ("Failed", "in-place")
+        assert (record["fell_back"]["code"], record["error"]["code"]) == ("OUT_OF_MEMORY", "OUT_OF_MEMORY")
+        assert len([s for s in record["steps"] if (s["name"], s["status"]) == ("load", "failed")]) == 2
+        crowd.more(30)
+        crowd.check()
+        assert {m for *_, m in crowd.answers} == {"a"}
+
+
+def test_a_model_that_takes_too_much_where_nobody_else_stands_is_let_be():
+    with Daemon([A, hungry("load:400 wait:3")], budget="450MiB", service='drain_timeout = "5s"') as daemon:
+        record = daemon.swap("b", strategy="in-place")
+        assert record["phase"] == "Soaking", record["error"]
