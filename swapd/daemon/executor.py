@@ -22,6 +22,7 @@ from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, PeakSeen, Run, TimerFired, WakeAt
 from swapd.core.ledger import most_used, overdrawn, room_for
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, OpKind, Worker
+from swapd.core.out_of_memory import told_by_its_log
 from swapd.core.presets import ready_path
 from swapd.daemon.devices import Devices
 from swapd.daemon.draining import drain
@@ -31,7 +32,7 @@ from swapd.daemon.live import Live
 from swapd.daemon.loop import Loop
 from swapd.daemon.staging import bring_files
 from swapd.daemon.transfers import HELLO, REQUEST_S, Transfers
-from swapd.daemon.workers import Workers
+from swapd.daemon.workers import LOG_TAIL_LINES, SEARCHED_LINES, Workers
 from swapd.host.clock import wall_s as now
 from swapd.host.probes import run_probes, run_warmup, wait_ready
 
@@ -135,8 +136,9 @@ class Executor:
         except SwapdError as error:
             if self._will_be_told(op, error):
                 return
-            lines = self._workers.last_lines(op.worker) if op.kind in _BY_THE_MODEL else ()
-            self.loop.take(OpFailed(now(), op.id, error.problem, lines))
+            lines = self._workers.last_lines(op.worker, SEARCHED_LINES) if op.kind in _BY_THE_MODEL else ()
+            problem = told_by_its_log(error.problem, lines)
+            self.loop.take(OpFailed(now(), op.id, problem, lines[-LOG_TAIL_LINES:]))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # a bug of ours: the swap fails, the daemon goes on

@@ -20,6 +20,7 @@ from swapd.core.config import CONTROL_SOCKET, HTTP_SOCKET, Config, ModelConfig, 
 from swapd.core.errors import OUT_OF_MEMORY, WORKER_EXITED, Problem, SwapdError
 from swapd.core.launch import Command, Confinement
 from swapd.core.model import DeviceReading, Kind, Revision, Slot, Worker
+from swapd.core.out_of_memory import told_by_its_log
 from swapd.core.presets import blocked_paths, launch_of, reuses_connections, smallest_gpu_bytes
 from swapd.daemon.hosting import WorkerHost, WorkerProcess, choose_host, confine, cpu_weight, share, user_of
 from swapd.daemon.live import Live
@@ -45,6 +46,7 @@ LAUNCHER: Final = str(Path(swapd.__file__).parent / "worker" / "launch.py")
 EXIT_NOTICED_S: Final = 2.0  # a dying process closes its channel before its exit is seen; one with much to free, long
 HELLO_DEADLINE_S: Final = 30.0  # an interpreter on a cold disk, with nothing of the model imported yet
 LOG_TAIL_LINES: Final = 20
+SEARCHED_LINES: Final = 400  # for why it ended: the trace of a front end that has lost its engine comes after that
 OWN_STOP_MARGIN_S: Final = 3.0  # for the runner of a server to end what the server has left behind, and itself
 
 
@@ -272,11 +274,12 @@ class Workers:
         if live.channel is not None:
             live.channel.close()
         forget(live.directory)
-        lines = await asyncio.to_thread(self.last_lines, live.id)
+        lines = await asyncio.to_thread(self.last_lines, live.id, SEARCHED_LINES)
         # Not earlier: until the core is told, an operation that finds it gone must wait for that, not fail by itself.
         self.live.pop(live.id, None)
         if not live.reported:
-            self._on_exit(live.id, live.condemned or exit_problem(live.id, live.process, lines), lines)
+            problem = live.condemned or exit_problem(live.id, live.process, lines)
+            self._on_exit(live.id, problem, lines[-LOG_TAIL_LINES:])
 
     def tidy_logs(self, keep_per_service: int) -> None:
         """Forget the oldest logs of workers that have ended, and bound those of the running ones. Blocks."""
@@ -284,10 +287,10 @@ class Workers:
         for live in list(self.live.values()):
             cap(Path(live.facts.log_path), self.config.daemon.log_max_bytes, self.config.daemon.log_rotate)
 
-    def last_lines(self, worker_id: str) -> tuple[str, ...]:
+    def last_lines(self, worker_id: str, count: int = LOG_TAIL_LINES) -> tuple[str, ...]:
         """The end of its log; empty when that cannot be read. Blocks."""
         with contextlib.suppress(OSError):
-            return tuple(tail(self.log_path(worker_id), LOG_TAIL_LINES))
+            return tuple(tail(self.log_path(worker_id), count))
         return ()
 
 
@@ -307,6 +310,6 @@ async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
 
 def exit_problem(worker_id: str, process: WorkerProcess, lines: tuple[str, ...]) -> Problem:
     """Why it ended, by what the kernel and its own last lines say."""
-    said = "out of memory" in "\n".join(lines).lower()
-    code = OUT_OF_MEMORY if said or process.oom_killed else WORKER_EXITED
-    return Problem(code, f"{worker_id} ended: {process.exit_text}.", {"exit": process.exit_text})
+    code = OUT_OF_MEMORY if process.oom_killed else WORKER_EXITED
+    problem = Problem(code, f"{worker_id} ended: {process.exit_text}.", {"exit": process.exit_text})
+    return told_by_its_log(problem, lines)

@@ -6,7 +6,7 @@ Real processes that really take memory, on the host's own with a budget.
 import os
 
 import pytest
-from support.daemon_host import Crowd, Daemon, Refused, model, until
+from support.daemon_host import Crowd, Daemon, Refused, model, server, until
 
 MIB = 1 << 20
 A = model("a", memory="150MiB", HOLD_MB="60")
@@ -88,3 +88,14 @@ def test_a_model_that_takes_too_much_where_nobody_else_stands_is_let_be():
     with Daemon([A, hungry("load:400 wait:3")], budget="450MiB", service='drain_timeout = "5s"') as daemon:
         record = daemon.swap("b", strategy="in-place")
         assert record["phase"] == "Soaking", record["error"]
+
+
+def test_a_server_that_says_so_in_its_log_has_run_out_of_memory():
+    """It ends with an exit code like any other, and says why long before its last words."""
+    said = "ggml_backend_cuda_buffer_type_alloc_buffer: cudaMalloc failed: out of memory"
+    b = server("b", FAIL="exit", LEAK=said, CHATTER="6400")
+    with Daemon([server("a"), b], service='drain_timeout = "1s"', patience_s=60) as daemon:
+        record = daemon.swap("b")
+        assert (record["fell_back"]["code"], record["error"]["code"]) == ("OUT_OF_MEMORY", "OUT_OF_MEMORY")
+        assert said in record["error"]["message"]
+        assert daemon.model() == "a"
