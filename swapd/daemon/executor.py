@@ -20,7 +20,7 @@ from swapd.core.advance import stages
 from swapd.core.config import Config, ModelConfig
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, PeakSeen, Run, TimerFired, WakeAt
-from swapd.core.ledger import most_used, overdrawn, room_for
+from swapd.core.ledger import most_used, overdrawn
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, OpKind, Worker
 from swapd.core.out_of_memory import told_by_its_log
 from swapd.core.presets import ready_path
@@ -30,6 +30,7 @@ from swapd.daemon.guard import Guard
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.live import Live
 from swapd.daemon.loop import Loop
+from swapd.daemon.release import Release
 from swapd.daemon.staging import bring_files
 from swapd.daemon.transfers import HELLO, REQUEST_S, Transfers
 from swapd.daemon.workers import LOG_TAIL_LINES, SEARCHED_LINES, Workers
@@ -38,7 +39,6 @@ from swapd.host.probes import run_probes, run_warmup, wait_ready
 
 log = logging.getLogger("swapd.executor")
 
-POLL_MEMORY_S: Final = 0.05
 SAMPLE_S: Final = 0.25
 
 _Then = Callable[[Live, ModelConfig, Mapping[str, Any]], Awaitable[None]]
@@ -61,6 +61,7 @@ class Executor:
         self._devices = devices
         self._knowledge = knowledge
         self._guard = Guard(lambda: self.loop.state, devices, workers)
+        self._release = Release(lambda: self.loop.state, devices, knowledge)
         self._transfers = Transfers(self._live, listeners, lambda: self.config.daemon.hand_over_timeout_s)
         self._publish = publish
         self._on_exit = on_exit
@@ -227,6 +228,7 @@ class Executor:
 
     async def _park(self, effect: Run) -> Mapping[str, Any]:
         """Clients are held meanwhile, and stopping it instead is always possible: so its time is that of a stop."""
+        self._release.begins(effect.op, effect.slot)
         return await self._timed(effect.op, "park", limit=("stop_timeout", self.config.daemon.stop_timeout_s))
 
     async def _timed(
@@ -248,23 +250,9 @@ class Executor:
         return result
 
     async def _confirm(self, effect: Run) -> Mapping[str, Any]:
-        """Both the ledger and the measurement must allow the load, right before it."""
         op, slot = effect.op, effect.slot
         assert slot is not None
-        clock = asyncio.get_running_loop().time
-        started_s = clock()
-        deadline_s = started_s + self.config.daemon.release_timeout_s + op.deadline_s
-        while True:
-            readings = await self._devices.read(slot.devices)
-            found = (room_for(reading, self.loop.state.reservations, op.worker) for reading in readings)
-            problem = next((problem for problem in found if problem is not None), None)
-            if problem is None:
-                free = min(reading.free_bytes or 0 for reading in readings)
-                return {"free_bytes": free, "waited_s": round(clock() - started_s, 3)}
-            if clock() >= deadline_s:
-                self._knowledge.learn_residues(op.service, readings)
-                raise SwapdError.of(problem)
-            await asyncio.sleep(POLL_MEMORY_S)
+        return await self._release.confirm(op, slot, self.config.daemon.release_timeout_s + op.deadline_s)
 
     async def _warm(self, effect: Run) -> Mapping[str, Any]:
         op = effect.op
@@ -310,6 +298,7 @@ class Executor:
 
     async def _stop(self, effect: Run) -> Mapping[str, Any]:
         model = self._knowledge.model_for(effect.op)  # before it is gone
+        self._release.begins(effect.op, effect.slot)
         started_s = asyncio.get_running_loop().time()
         await self._workers.stop(effect.op.worker, force=effect.op.force)
         if model is not None and not effect.op.force:
@@ -335,6 +324,7 @@ class Executor:
         try:
             while active := [s for s in self.loop.state.services if s.swap is not None and s.swap.soak_until is None]:
                 readings = await self._devices.read_all()
+                self._release.see(readings)
                 for service in active:
                     if service.swap is None:
                         continue
@@ -348,6 +338,7 @@ class Executor:
                 await asyncio.sleep(SAMPLE_S)
         finally:
             self._sampler = None
+            self._release.forget()
 
     def _progress(self, op: Op, unit: str) -> Callable[[int, int], None]:
         def tell(done: int, total: int) -> None:

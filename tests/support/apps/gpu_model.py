@@ -1,7 +1,8 @@
 """Engines that hold memory of a fake GPU (support/fake_gpu), and write down which of their hooks ran.
 
 HOLD_GIB: what they take at load and wake; more than is free fails, as on a real GPU. KEEP_GIB: what they keep while
-parked, 1 if not set. FAIL: park or wake, which then raises. $FAKE_GPUS/GPU-0/hooks has a line "NAME HOOK" a call.
+parked, 1 if not set. LEAVES: "PID:GIB", what another process holds once this one has ended. FAIL: park or wake, which
+then raises. $FAKE_GPUS/GPU-0/hooks has a line "NAME HOOK" a call.
 """
 
 import os
@@ -42,6 +43,13 @@ def hold(gib):
         written.replace(gpu / "held" / str(os.getpid()))
 
 
+def leave(pid, gib):
+    """Another process has so much of the first GPU from now on."""
+    written = GPUS[0] / "held" / f"{pid}.new"
+    written.write_text(str(int(float(gib) * GIB)))
+    written.replace(GPUS[0] / "held" / pid)
+
+
 note("import")
 
 
@@ -57,6 +65,11 @@ class Plain:
 class Stages(Plain):
     def stage(self):
         note("stage")
+
+
+class Leaves(Plain):
+    def unload(self):
+        leave(*os.environ["LEAVES"].split(":"))
 
 
 class ParksForGood(Plain):
