@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from swapd.core.caps import cap_of
 from swapd.core.errors import Problem
 from swapd.core.model import (
     DeviceKind,
@@ -42,9 +43,18 @@ class Measurement:
 
     def slot(self, devices: tuple[str, ...], need_bytes: int | None) -> Slot:
         """Where its worker stands, once that is decided."""
-        exclusive = any(r.name in devices and r.kind is DeviceKind.NVML for r in self.readings)
-        source = self.footprint.source
-        return Slot(devices[0], need_bytes, self.can_stage, self.kind, exclusive, devices[1:], self.reads, source)
+        stands_on = [r for r in self.readings if r.name in devices]
+        return Slot(
+            devices[0],
+            need_bytes,
+            self.can_stage,
+            self.kind,
+            any(r.kind is DeviceKind.NVML for r in stands_on),
+            devices[1:],
+            self.reads,
+            self.footprint.source,
+            cap_of(self.footprint, stands_on),
+        )
 
 
 # --- commands ----------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ def fallback_of(placed: Placement, wish: Strategy, measurement: Measurement) -> 
     for other in placed.alternatives:
         if other.strategy is Strategy.IN_PLACE and other.possible and other.available_bytes is not None:
             slot = measurement.slot(other.devices, placed.need_bytes)
+            if slot.cap_bytes is not None:  # what it really needs is not known by then, but that it is more
+                slot = replace(slot, cap_bytes=max(slot.cap_bytes, other.available_bytes))
             return Fallback(slot, other.available_bytes, other.parks, other.why)
     return None
 

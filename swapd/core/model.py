@@ -217,6 +217,7 @@ class Slot:
     others: tuple[str, ...] = ()  # of a model that spans several devices (`gpus`), those beside the first
     reads: bool = False  # its load reads weight files: they are brought into the page cache before clients wait for it
     source: FootprintSource = FootprintSource.UNKNOWN  # of `need_bytes`
+    cap_bytes: int | None = None  # what it may take of each at the most, where that can be enforced; None: no limit
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Amend, Measurement
 from swapd.core.fallback import try_in_place
-from swapd.core.model import FootprintSource, Kind, Op, OpKind, Revision, Service, Strategy, Swap, Worker
+from swapd.core.model import FootprintSource, Kind, Op, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
 from swapd.core.states import FORWARD, Phase, WorkerState
 from swapd.core.transfers import end_transfer, owns, pointed, switched, transferred
 
@@ -133,12 +133,15 @@ def _settle(d: Draft, worker: Worker, used_bytes: int | None) -> None:
     if used_bytes is not None and (reservation.bytes is None or used_bytes > reservation.bytes):
         d.reservations[worker.id] = replace(reservation, settled=True, bytes=used_bytes)
         service = d.services[worker.service]
-        source = FootprintSource.LEARNED
-        slots = (
-            (n, replace(s, need_bytes=used_bytes, source=source) if n == worker.revision else s)
-            for n, s in service.slots
-        )
+        slots = ((n, _needs(s, used_bytes) if n == worker.revision else s) for n, s in service.slots)
         d.set_service(worker.service, slots=tuple(slots))
+
+
+def _needs(slot: Slot, used_bytes: int) -> Slot:
+    """It was seen to need more than was said, and may: the next worker's limit has the same margin."""
+    more = used_bytes - (slot.need_bytes or 0)
+    cap_bytes = slot.cap_bytes and slot.cap_bytes + more
+    return replace(slot, need_bytes=used_bytes, source=FootprintSource.LEARNED, cap_bytes=cap_bytes)
 
 
 def _drained(d: Draft, worker: Worker, cut: int) -> None:

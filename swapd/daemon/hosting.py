@@ -100,7 +100,12 @@ def cpu_weight(model: ModelConfig | None, *, serves: bool) -> int:
 
 
 def confine(
-    user: str, model: ModelConfig | None, readings: Sequence[DeviceReading], interpreter: str, shared: str
+    user: str,
+    model: ModelConfig | None,
+    readings: Sequence[DeviceReading],
+    interpreter: str,
+    shared: str,
+    cap_bytes: int | None = None,
 ) -> Confinement:
     """What a worker that runs as `user` may touch; of a gate (no model) next to nothing."""
     if model is None:
@@ -114,9 +119,16 @@ def confine(
         needed_paths=tuple(dict.fromkeys(path for path in needed if os.path.exists(path))),
         write_paths=(*model.write_paths, shared),
         cache_dir=f"{CACHE_DIR}/{user}",
-        memory_max_bytes=model.memory_max_bytes,
+        memory_max_bytes=_memory_max(model, readings, cap_bytes),
         cpu_weight=cpu_weight(model, serves=False),
     )
+
+
+def _memory_max(model: ModelConfig, readings: Sequence[DeviceReading], cap_bytes: int | None) -> int | None:
+    """What the model's settings say; on the host's own memory no more than its worker may take of the device."""
+    on_host = any(reading.kind is DeviceKind.HOST for reading in readings)
+    limits = [limit for limit in (model.memory_max_bytes, cap_bytes if on_host else None) if limit is not None]
+    return min(limits) if limits else None
 
 
 def _prefixes(interpreter: str) -> list[str]:

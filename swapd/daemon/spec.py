@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
-from swapd.core.config import ModelConfig, ServiceConfig
+from swapd.core.config import MIB, ModelConfig, ServiceConfig
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Revision, Slot, Worker
 from swapd.core.presets import Launch, visible_devices
 
@@ -30,6 +30,7 @@ RECORD_SUFFIX: Final = ".json"
 MAX_SPEC_BYTES: Final = 1024 * 1024
 RETRY_AFTER_S: Final = 5
 # What a worker's environment has besides its model's own: nothing of the daemon's, which may hold secrets.
+MPS_LIMIT: Final = "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"  # of a client of an MPS server; without one it means nothing
 PASSED_ON: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME")
 
 
@@ -107,7 +108,14 @@ def rename_service(directory: Path, names: Mapping[str, str]) -> None:
     partial.replace(record)
 
 
-def spec_of(worker: Worker, service: ServiceConfig, model: ModelConfig | None, nonce: str) -> dict[str, Any]:
+def gpu_cap(readings: Sequence[DeviceReading], cap_bytes: int | None) -> int:
+    """What a worker may take of each of its GPUs at the most; 0: it is not limited, or has none."""
+    return cap_bytes or 0 if readings and readings[0].kind is DeviceKind.NVML else 0
+
+
+def spec_of(
+    worker: Worker, service: ServiceConfig, model: ModelConfig | None, nonce: str, gpu_cap_bytes: int = 0
+) -> dict[str, Any]:
     return {
         "protocol": 1,
         "worker_id": worker.id,
@@ -119,6 +127,7 @@ def spec_of(worker: Worker, service: ServiceConfig, model: ModelConfig | None, n
         "app": model.app if model is not None else "",
         "directory": model.directory if model is not None else "",
         "daemon_uid": os.getuid(),
+        "gpu_cap_bytes": gpu_cap_bytes,
         **front_settings(service),
     }
 
@@ -172,7 +181,11 @@ def let_pass(directory: Path, top: Path) -> None:
 
 
 def environment_of(
-    model: ModelConfig | None, readings: Sequence[DeviceReading], launch: Launch | None, home: str | None = None
+    model: ModelConfig | None,
+    readings: Sequence[DeviceReading],
+    launch: Launch | None,
+    home: str | None = None,
+    cap_bytes: int | None = None,
 ) -> dict[str, str]:
     """Of the worker. What its model says itself comes last. `home`: of one that runs as another user from its start."""
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -186,6 +199,8 @@ def environment_of(
     if model is None:
         return environment
     environment |= visible_devices(model, readings)
+    if cap := gpu_cap(readings, cap_bytes):
+        environment[MPS_LIMIT] = ",".join(f"{number}={-(-cap // MIB)}M" for number in range(len(readings)))
     if launch is not None:
         environment |= launch.environment
     return environment | model.environment

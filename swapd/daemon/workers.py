@@ -28,6 +28,7 @@ from swapd.daemon.spec import (
     Facts,
     environment_of,
     forget,
+    gpu_cap,
     let_pass,
     ports_dir,
     server_spec,
@@ -177,7 +178,8 @@ class Workers:
         """The process, in a directory of its own. Raises SwapdError(SPAWN_FAILED) with nothing left of it."""
         directory = Path(self.config.daemon.worker_dir(worker.id))
         nonce = secrets.token_hex(8)
-        spec = spec_of(worker, service, model, nonce)
+        cap_bytes = slot.cap_bytes if slot is not None else None
+        spec = spec_of(worker, service, model, nonce, gpu_cap(readings, cap_bytes))
         launch = None
         user = user_of(self._host, model, worker.kind)
         server_user = model.user if model is not None and not user else None  # whom a server of its own changes to
@@ -209,12 +211,12 @@ class Workers:
         if user:
             ports = ports_dir(self.config.daemon.runtime_dir)
             share(ports)
-            confinement = confine(user, model, readings, own_python or sys.executable, ports)
+            confinement = confine(user, model, readings, own_python or sys.executable, ports, cap_bytes)
         command = Command(
             name=worker.id,
             marker=marker_of(worker.id, nonce),
             argv=(own_python or sys.executable, LAUNCHER, *flags, str(directory)),
-            env=environment_of(model, readings, launch, confinement.cache_dir if user else None),
+            env=environment_of(model, readings, launch, confinement.cache_dir if user else None, cap_bytes),
             cwd=model.directory if model is not None else None,
             log_path=str(log_path),
             directory=str(directory),

@@ -74,7 +74,7 @@ def build_engine(spec: WorkerSpec) -> Engine | None:
     problem = enter_directory(spec.directory, importable=spec.server is None)
     if spec.server is not None:
         return CommandEngine(spec.server, problem)
-    return AsgiEngine(spec.app, spec.directory, problem)
+    return AsgiEngine(spec.app, spec.directory, problem, gpu_cap_bytes=spec.gpu_cap_bytes)
 
 
 def run(loop: asyncio.AbstractEventLoop, worker: Worker) -> int:

@@ -62,6 +62,7 @@ class WorkerSpec:
     trust_forwarded: bool = False  # a gate: what stands before us may say where requests came from
     tcp: bool = False  # a gate: bytes are relayed, whatever they mean
     server: ServerSpec | None = None  # of kind "engine"
+    gpu_cap_bytes: int = 0  # what it may take of its GPU at the most; 0: not limited
 
     @property
     def control_path(self) -> str:
@@ -118,6 +119,7 @@ def decode_spec(worker_dir: str, body: Mapping[str, Any]) -> WorkerSpec:
         retry_after_s=_take(body, "retry_after_s", int, 5),
         trust_forwarded=body.get("trust_forwarded") is True,
         tcp=body.get("tcp") is True,
+        gpu_cap_bytes=_take(body, "gpu_cap_bytes", int, 0),
         server=_decode_server(worker_dir, _take(body, "server", dict)) if kind == "engine" else None,
     )
 

@@ -12,6 +12,7 @@ from swapd.core.errors import NOT_SUPPORTED, SwapdError
 from swapd.core.launch import NVIDIA
 from swapd.core.model import DeviceKind, DeviceReading, Kind
 from swapd.daemon.hosting import confine, share, user_of
+from swapd.daemon.spec import MPS_LIMIT, environment_of, gpu_cap
 from swapd.host.processes import Supervisor
 from swapd.host.units import Units
 
@@ -77,3 +78,25 @@ def test_a_gate_may_do_next_to_nothing_and_reaches_workers_of_other_users():
 def test_ports_are_shared_by_workers_of_different_users(tmp_path):
     share(str(tmp_path / "ports"))
     assert (tmp_path / "ports").stat().st_mode & 0o7777 == 0o1777
+
+
+def test_on_the_hosts_memory_a_worker_may_take_no_more_than_its_share_of_the_device():
+    def limit(on=DeviceKind.HOST, cap=3 << 30, **keys):
+        return confine("swapd", model(**keys), [reading(on)], sys.executable, "/run/x", cap).memory_max_bytes
+
+    assert limit() == 3 << 30
+    assert limit(memory_max="2GiB") == 2 << 30
+    assert limit(memory_max="4GiB") == 3 << 30
+    assert limit(cap=None) is None
+    assert limit(on=DeviceKind.NVML) is None, "its share is of the GPU"
+    assert limit(on=DeviceKind.NVML, memory_max="4GiB") == 4 << 30
+
+
+def test_on_a_gpu_it_is_told_to_an_mps_server_and_to_the_worker():
+    gpu, host = [reading(DeviceKind.NVML)], [reading(DeviceKind.HOST)]
+    assert environment_of(model(), gpu, None, cap_bytes=(3 << 30) - 1)[MPS_LIMIT] == "0=3072M"
+    assert environment_of(model(env={MPS_LIMIT: "0=1G"}), gpu, None, cap_bytes=3 << 30)[MPS_LIMIT] == "0=1G"
+    assert environment_of(model(), gpu * 2, None, cap_bytes=1 << 30)[MPS_LIMIT] == "0=1024M,1=1024M"
+    assert MPS_LIMIT not in environment_of(model(), host, None, cap_bytes=3 << 30)
+    assert MPS_LIMIT not in environment_of(model(), gpu, None)
+    assert (gpu_cap(gpu, 5), gpu_cap(host, 5), gpu_cap((), 5), gpu_cap(gpu, None)) == (5, 0, 0, 0)

@@ -75,3 +75,9 @@ def test_a_daemon_that_is_killed_is_started_again_and_serves(host):
     wait_until(lambda: host.pid(UNIT) not in (0, first), "the next daemon")
     host.wait_for(UNIT, "ActiveState", "active")
     assert asked() == "a"
+
+
+def test_what_a_model_was_declared_to_need_is_its_units_limit(host):
+    host.systemctl("start", UNIT)
+    [worker] = [w["id"] for w in json.loads(cli(host, "--json", "workers")) if w["role"] == "stable"]
+    assert host.show(f"swapd-{worker}.service", "MemoryMax") == str((100 + 64) << 20)

@@ -20,6 +20,7 @@ from typing import Any, Final
 from swapd.core.errors import HOOK_FAILED, IMPORT_FAILED, LOAD_FAILED, NOT_SUPPORTED, Problem, SwapdError
 from swapd.worker.engines.declared import HOOKS, declared_hooks
 from swapd.worker.engines.lifespan import AsgiApp, Lifespan
+from swapd.worker.engines.torch_cap import limit_torch
 from swapd.worker.failures import describe
 from swapd.worker.progress import Progress
 
@@ -32,12 +33,13 @@ UNLOAD_TIMEOUT_S: Final = 10.0
 class AsgiEngine:
     """One model, from nothing imported to loaded and back."""
 
-    def __init__(self, app: str, directory: str, directory_problem: str = "") -> None:
+    def __init__(self, app: str, directory: str, directory_problem: str = "", *, gpu_cap_bytes: int = 0) -> None:
         self.exit_code: int | None = None  # set when the model called sys.exit()
         self.lifespan_state: dict[str, Any] = {}
         self._target = app
         self._directory = directory
         self._directory_problem = directory_problem
+        self._gpu_cap_bytes = gpu_cap_bytes
         self._object: Any = None  # the app, or the Engine's instance
         self._is_engine = False
         self._lifespan: Lifespan | None = None
@@ -56,6 +58,7 @@ class AsgiEngine:
     async def load(self, progress: Progress) -> AsgiApp:
         """The started app. Its lifespan state is in `lifespan_state`."""
         self._import()
+        limit_torch(self._gpu_cap_bytes)
         if self._is_engine:
             await self._run_hook("load", LOAD_FAILED, progress)
         app = self._find_app()
