@@ -51,6 +51,7 @@ WORKER_EXITED: Final = "WORKER_EXITED"
 WORKER_HUNG: Final = "WORKER_HUNG"  # it lives, and gives no sign of it
 CRASH_LOOP: Final = "CRASH_LOOP"  # it fails again and again; its clients are told at once
 NOT_READY: Final = "NOT_READY"
+NOT_ON_DEVICE: Final = "NOT_ON_DEVICE"  # it answers, and holds next to nothing of its GPU
 WARMUP_FAILED: Final = "WARMUP_FAILED"
 PROBE_FAILED: Final = "PROBE_FAILED"
 PROBE_TOO_SLOW: Final = "PROBE_TOO_SLOW"

@@ -59,6 +59,7 @@ class DeviceReading:
     trouble: str = ""  # what is the matter, and what to do about it; "": nothing
     holders_known: bool = True  # whether it can be told who holds its memory: not inside some containers
     product: str = ""  # of a GPU: NVIDIA H200
+    names_all: bool = False  # a process of ours that is not among the known ones holds nothing here
 
     @property
     def known(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from swapd.core.errors import Problem
 from swapd.core.ledger import measured_use
-from swapd.core.model import DeviceReading
+from swapd.core.model import DeviceReading, DeviceState
 from swapd.core.reasons import UNACCOUNTED_WORTH_TELLING_BYTES
 from swapd.core.sizes import human_bytes
 
@@ -42,7 +42,7 @@ def not_back(befores: Mapping[str, DeviceReading], now: DeviceReading) -> NotBac
     """`befores`: of each worker that has let go, its device as it was last seen while it had not. None: all came back,
     or it cannot be told."""
     known = {w: r for w, r in befores.items() if r.name == now.name and r.free_bytes is not None}
-    if not known or now.free_bytes is None:
+    if not known or now.free_bytes is None or now.state is DeviceState.UNMEASURED:
         return None
     before = next(iter(known.values()))
     expected_bytes, whose = 0, []

@@ -22,6 +22,7 @@ from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, PeakSeen, Run, TimerFired, WakeAt
 from swapd.core.ledger import most_used, overdrawn
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, OpKind, Worker
+from swapd.core.on_device import not_on_device
 from swapd.core.out_of_memory import told_by_its_log
 from swapd.core.presets import ready_path
 from swapd.daemon.devices import Devices
@@ -278,6 +279,7 @@ class Executor:
         used = None
         if effect.slot is not None:
             readings = await self._devices.read(effect.slot.devices)
+            await self._find_on_device(op, model, readings)
             self._knowledge.learn_footprint(op, effect.slot, readings)
             self._knowledge.learn_residues(op.service, readings)
             used = most_used(readings, op.worker)
@@ -289,6 +291,16 @@ class Executor:
         detail = f"{answers}, slowest {report.slowest_s * 1000:.0f} ms"
         detail = detail if model.probes else "no probes are configured"
         return {"detail": detail, "used_bytes": used}
+
+    async def _find_on_device(self, op: Op, model: ModelConfig, readings: Sequence[DeviceReading]) -> None:
+        """A model may load at its first request, so one that was asked nothing is not judged. Raises NOT_ON_DEVICE."""
+        free_before = self._release.free_before(op.worker)
+        if readings[0].kind is not DeviceKind.NVML or not (model.probes or model.warmup):
+            return
+        should_hold = await self._knowledge.should_hold_bytes(op, model, readings[0])
+        problem = not_on_device(readings, op.worker, should_hold, free_before)
+        if problem is not None:
+            raise SwapdError.of(problem)
 
     async def _transfer(self, effect: Run) -> Mapping[str, Any]:
         return await self._transfers.methods[effect.op.kind](effect.op)

@@ -197,6 +197,17 @@ class Knowledge:
             reads,
         )
 
+    async def should_hold_bytes(self, op: Op, model: ModelConfig, reading: DeviceReading) -> int | None:
+        """What the model should hold of its devices together, at the least of what is known; None: nothing is."""
+        worker = self.loop.state.worker(op.worker)
+        key = self._key_of(worker) if worker is not None else None
+        learned = self._learned(key, reading.type) if key is not None else None
+        weights = await asyncio.to_thread(_weights, model)
+        said = [learned.peak_bytes * model.gpus] if learned is not None and learned.runs else []
+        said += [weights.bytes] if weights is not None and weights.bytes else []
+        said += [model.device_memory_bytes * model.gpus] if model.device_memory_bytes is not None else []
+        return min(said, default=None)
+
     def release_s(self, model: ModelConfig, *, parked: bool) -> float | None:
         """How long one worker took to give its memory back."""
         return self._times(model).get("park" if parked else "stop")

@@ -32,6 +32,7 @@ class Release:
         self._devices = devices
         self._knowledge = knowledge
         self._seen: dict[str, DeviceReading] = {}  # each device, while a swap is under way
+        self._free: dict[str, dict[str, int]] = {}  # worker -> device -> what was free right before its load
         self._befores: dict[str, dict[tuple[str, str], DeviceReading]] = {}  # service -> (worker, device) -> before
 
     def see(self, readings: Iterable[DeviceReading]) -> None:
@@ -67,9 +68,15 @@ class Release:
             if problem is not None:
                 self._knowledge.learn_residues(op.service, readings)
                 raise SwapdError.of(not_released(problem, lost, reading))
+        self._free = {worker: free for worker, free in self._free.items() if self._state().worker(worker) is not None}
+        self._free[op.worker] = {r.name: r.free_bytes for r in readings if r.free_bytes is not None}
         free_bytes = min(reading.free_bytes or 0 for reading in readings)
         told = [f"{human_bytes(free_bytes, down=True)} free", *(lost.text for lost in losts if lost is not None)]
         return {"free_bytes": free_bytes, "waited_s": round(waited_s, 3), "detail": "; ".join(told)}
+
+    def free_before(self, worker_id: str) -> Mapping[str, int]:
+        """Of each of its devices, when the worker's memory was confirmed; told once."""
+        return self._free.pop(worker_id, {})
 
     def _gone_of(self, service: str) -> Mapping[tuple[str, str], DeviceReading]:
         """The service's workers that have gone or parked, each told once."""

@@ -274,6 +274,8 @@ class Nvml:
         if processes is None:
             details.append("who holds its memory cannot be read")
         used_by, foreign = self._shares(processes or {}, workers)
+        measured = state is not DeviceState.UNMEASURED and not is_integrated(product)
+        sizes_told = measured and processes is not None and None not in processes.values()
         return DeviceReading(
             name=device.name,
             kind=DeviceKind.NVML,
@@ -289,6 +291,7 @@ class Nvml:
             trouble=trouble,
             holders_known=processes is not None,
             product=product,
+            names_all=sizes_told and self._in_initial_namespace(),
         )
 
     def _other_memory(

@@ -201,6 +201,19 @@ def test_inside_a_pid_namespace_a_number_may_be_anothers(proc, read):
     assert read(library, {"a": {11}}).used_by == (("a", 5 * GIB),)
 
 
+def test_who_is_not_named_holds_nothing_only_where_all_are_named_with_their_memory(proc, read):
+    library = Library(Gpu("GPU-1", compute=[(12, GIB)]))
+    assert read(library, {"a": {11}}).names_all
+    library.gpus[0].compute = [(12, None)]
+    assert not read(library, {"a": {11}}).names_all
+    library.gpus[0].compute = pynvml.NVML_ERROR_NO_PERMISSION
+    assert not read(library, {"a": {11}}).names_all
+    library.gpus[0].compute = []
+    (proc / "self/ns/pid").unlink()
+    (proc / "self/ns/pid").symlink_to("pid:[4026532000]")
+    assert not read(library, {"a": {11}}).names_all
+
+
 def test_a_driver_without_version_3_of_the_list_is_asked_for_version_2(read):
     def missing(gpu):
         raise pynvml.NVMLLibraryMismatchError("does not match")
