@@ -146,7 +146,10 @@ def plan(state: State, event: events.SwapRequested) -> placement.Placement | Pro
     lost = [name for name in event.stable_names if name not in event.names]
     if lost and not event.allow_name_mismatch:
         return _name_mismatch(service, event, lost)
-    return placement.place(_placement_request(state, service, event))
+    placed = placement.place(_placement_request(state, service, event))
+    if isinstance(placed, Problem) or placed.strategy is not Strategy.IN_PLACE or not event.measurement.host_note:
+        return placed
+    return replace(placed, why=f"{placed.why}; {event.measurement.host_note}")
 
 
 def _name_mismatch(service: Service, event: events.SwapRequested, lost: list[str]) -> Problem:
@@ -216,7 +219,7 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
         way_back=event.way_back,
         expected=event.measurement.expected,
         gpus=event.measurement.gpus,
-        can_park=can_park(state, service),
+        can_park=can_park(state, service) and event.measurement.may_park,
         parked_residue_bytes=event.measurement.parked_residue_bytes,
         model_of=tuple((w.id, revision.model) for w, revision in everybody if revision is not None),
     )

@@ -40,6 +40,8 @@ class Measurement:
     kind: Kind = Kind.DIRECT  # what a worker of the model is
     gpus: int = 1  # devices that one worker spans
     reads: bool = False  # weight files, at its load
+    may_park: bool = True  # the old model, where it can: the host's memory has room for what it keeps
+    host_note: str = ""  # what is not staged or parked for want of the host's memory
 
     def slot(self, devices: tuple[str, ...], need_bytes: int | None) -> Slot:
         """Where its worker stands, once that is decided."""

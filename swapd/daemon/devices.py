@@ -64,6 +64,10 @@ class Devices:
             await asyncio.gather(self._watcher, return_exceptions=True)
         await self._nvml.stop()
 
+    async def host_free_bytes(self) -> int | None:
+        """Of the host's own memory, whatever the devices are; None: not known."""
+        return (await self._host.read_async("host", None, 0, {})).free_bytes
+
     def names(self) -> tuple[str, ...]:
         return tuple(self._configs)
 

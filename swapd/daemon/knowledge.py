@@ -19,6 +19,7 @@ from swapd.core.config_views import settings_digest
 from swapd.core.errors import CONTENT_CHANGED, UNKNOWN_MODEL, UNKNOWN_REVISION, SwapdError
 from swapd.core.events import Measurement, Observed
 from swapd.core.footprint import Learned, WeightsSummary, estimate, follow, learn
+from swapd.core.host_room import HostRoom
 from swapd.core.ledger import most_used
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service, Slot, State, Worker
 from swapd.core.outage import ExpectedTimes
@@ -185,16 +186,22 @@ class Knowledge:
         expected = ExpectedTimes(drain_s=drain_s, release_s=release_s, load_s=times.get("load"), warm_s=proof_s)
         can_stage = kind is DeviceKind.NVML and model.stage
         reads = bool(await asyncio.to_thread(files_loaded, model))
+        room = (
+            await self._host_room(service, model if can_stage else None) if kind is DeviceKind.NVML else HostRoom(None)
+        )
+        old = self._stable_model(service)
         what = Kind.DIRECT if has_front(model) else Kind.ENGINE
         return Measurement(
             footprint,
             tuple(readings),
             expected,
-            can_stage,
+            can_stage and room.stages,
             self._parked_residue(service, readings),
             what,
             model.gpus,
             reads,
+            room.parks,
+            room.words(model.name, old.name if old is not None else ""),
         )
 
     async def should_hold_bytes(self, op: Op, model: ModelConfig, reading: DeviceReading) -> int | None:
@@ -207,6 +214,21 @@ class Knowledge:
         said += [weights.bytes] if weights is not None and weights.bytes else []
         said += [model.device_memory_bytes * model.gpus] if model.device_memory_bytes is not None else []
         return min(said, default=None)
+
+    async def _host_room(self, service: str, staged: ModelConfig | None) -> HostRoom:
+        """What the host's memory is asked for: by a model that stages, and by one that parks without having staged,
+        which copies its weights there."""
+        old = self._stable_model(service)
+        copies = any(w.can_park and "stage" not in w.hooks for w in self.loop.state.workers_of(service))
+        stage_bytes = await asyncio.to_thread(_file_bytes, staged) if staged is not None else 0
+        park_bytes = await asyncio.to_thread(_file_bytes, old) if old is not None and copies else 0
+        if not stage_bytes and not park_bytes:
+            return HostRoom(None)
+        return HostRoom(await self._devices.host_free_bytes(), stage_bytes, park_bytes)
+
+    def _stable_model(self, service: str) -> ModelConfig | None:
+        known = self.loop.state.service(service)
+        return self.serving(known) if known is not None else None
 
     def release_s(self, model: ModelConfig, *, parked: bool) -> float | None:
         """How long one worker took to give its memory back."""
@@ -328,6 +350,13 @@ def _parked(device_type: str) -> str:
 def files_loaded(model: ModelConfig) -> list[Path]:
     """The weight files that its load will read, the largest first. Blocks on the disk."""
     return largest_first(weight_files(model))
+
+
+def _file_bytes(model: ModelConfig) -> int:
+    """Of its weight files; 0: none is named, or none can be read. Blocks on the disk."""
+    with contextlib.suppress(OSError, SwapdError):
+        return sum(path.stat().st_size for path in files_loaded(model))
+    return 0
 
 
 def _weights(model: ModelConfig) -> WeightsSummary | None:

@@ -1,5 +1,6 @@
 """What is learned of a model's need: from what it is made of, as long as it lives, and how right the plan was."""
 
+import os
 import subprocess
 
 import pytest
@@ -101,3 +102,28 @@ def test_a_plan_has_every_figure_that_it_was_decided_by(gpus, other):
         terms = planned["outage_terms"]
         assert terms["load_s"] > 0
         assert planned["expected_outage_s"] == pytest.approx(sum(terms.values()))
+
+
+def test_what_the_hosts_memory_cannot_hold_is_neither_staged_nor_parked_and_the_plan_says_so(gpus, tmp_path):
+    """Sparse files of a terabyte, of which a plan reads next to nothing."""
+    extras = {}
+    for name in ("old", "new"):
+        weights = tmp_path / f"{name}.safetensors"
+        weights.touch()
+        try:
+            os.truncate(weights, 1 << 40)
+        except OSError:
+            pytest.skip("the file system has no sparse files of this size")
+        extras[name] = f'weights = ["{weights}"]'
+    new = gpus.model("new", "Stages", holds=16, extra=extras["new"] + "\nstage = true")
+    with gpus.daemon(
+        [gpus.model("a", "Parks", holds=14, extra=extras["old"]), new, gpus.model("b", holds=16)]
+    ) as daemon:
+        why = plan(daemon, "new")["why"]
+        assert "by stopping a" in why
+        assert (
+            "new is not staged, which takes 1024.0 GiB and a is not parked, which takes 1024.0 GiB: the host's" in why
+        )
+        why = plan(daemon, "b")["why"]
+        assert "; a is not parked" in why
+        assert "staged" not in why
