@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from swapd.cli.text import gib, printable, revision, seconds
-from swapd.core.sizes import human_seconds
+from swapd.cli.text import UNKNOWN, printable, revision, seconds
+from swapd.core.sizes import human_bytes, human_seconds
 
 Record = Mapping[str, Any]
 
@@ -56,14 +56,14 @@ def _device_lines(plan: Record) -> list[str]:
     lines = [line for device in chosen for line in (_totals(device), *_holders(device))]
     if chosen:
         lines.append(_room_words(plan))
-    lines += [f"{_totals(d)}, {gib(d['available_bytes'])} available" for d in devices if d not in chosen]
+    lines += [f"{_totals(d)}, {_size(d['available_bytes'], down=True)} available" for d in devices if d not in chosen]
     return lines
 
 
 def _totals(device: Record) -> str:
     return (
-        f"{printable(device['name'])}: {gib(device['total_bytes'])}, {gib(device['free_bytes'])} free,"
-        f" headroom {gib(device['headroom_bytes'])}"
+        f"{printable(device['name'])}: {_size(device['total_bytes'])}, {_size(device['free_bytes'])} free,"
+        f" headroom {_size(device['headroom_bytes'])}"
     )
 
 
@@ -71,28 +71,33 @@ def _holders(device: Record) -> list[str]:
     lines = []
     for worker in device["workers"]:
         name = f"{printable(worker['model'])} ({worker['id']})" if worker.get("model") else printable(worker["id"])
-        lines.append(f"{name}: {gib(worker['reserved_bytes'])} promised, {gib(worker['used_bytes'])} held")
+        lines.append(f"{name}: {_size(worker['reserved_bytes'])} promised, {_size(worker['used_bytes'])} held")
     return lines + [
-        f"{printable(f['name'])} (pid {f['pid']}): {gib(f['bytes'])} held, not swapd's" for f in device["foreign"]
+        f"{printable(f['name'])} (pid {f['pid']}): {_size(f['bytes'])} held, not swapd's" for f in device["foreign"]
     ]
 
 
 def _room_words(plan: Record) -> str:
     """2.5 GiB available now, 22.5 GiB at the load, 16.5 GiB after it"""
     now, then, after = (plan.get(f"available_{when}bytes") for when in ("", "then_", "after_"))
-    words = [f"{gib(now)} available now"]
+    words = [f"{_size(now, down=True)} available now"]
     if then is not None and then != now:
-        words.append(f"{gib(then)} at the load")
+        words.append(f"{_size(then, down=True)} at the load")
     if after is not None:
-        words.append(f"{gib(after)} after it")
+        words.append(f"{_size(after, down=True)} after it")
     return ", ".join(words)
+
+
+def _size(size_bytes: Any, *, up: bool = False, down: bool = False) -> str:
+    """In the figures of the reasons. Rounded so that none contradicts the decision."""
+    return human_bytes(size_bytes, up=up, down=down) if isinstance(size_bytes, int) else UNKNOWN
 
 
 def _need_words(plan: Record) -> str:
     detail = f": {printable(plan['need_detail'])}" if plan.get("need_detail") else ""
     devices = plan.get("devices") or [plan["device"] or "no device"]
     where = f"each of {', '.join(devices)}" if len(devices) > 1 else devices[0]
-    return f"{gib(plan['need_bytes'])} on {printable(where)}, {plan['need_source']}{detail}"
+    return f"{_size(plan['need_bytes'], up=True)} on {printable(where)}, {plan['need_source']}{detail}"
 
 
 def _forecast_words(last: Record | None) -> list[str]:
@@ -101,7 +106,7 @@ def _forecast_words(last: Record | None) -> list[str]:
         return []
     planned, seen = last["planned_bytes"], last["seen_bytes"]
     off = f"{abs(planned - seen) / max(seen, 1):.0%} too {'much' if planned >= seen else 'little'}"
-    return [f"last time {gib(planned)} was planned ({last['source']}) and {gib(seen)} taken: {off}"]
+    return [f"last time {_size(planned, up=True)} was planned ({last['source']}) and {_size(seen)} taken: {off}"]
 
 
 # --- what clients will notice ------------------------------------------------------------------------------------

@@ -210,11 +210,11 @@ def test_a_dry_run_is_a_plan(daemon, capsys):
     assert capsys.readouterr().out == (
         "chat: a #41 to b #42\n"
         "strategy  in-place: dual impossible: a holds 20.0 of 24.0 GiB; b needs 6.0 GiB\n"
-        "device    gpu0: 24.0 GiB, 4.0 GiB free, headroom 0.5 GiB\n"
+        "device    gpu0: 24.0 GiB, 4.0 GiB free, headroom 512 MiB\n"
         "          a (chat-3): 20.0 GiB promised, 19.0 GiB held\n"
         "          python3 (pid 99): 1.0 GiB held, not swapd's\n"
         "          3.5 GiB available now, 22.5 GiB at the load, 16.5 GiB after it\n"
-        "          gpu1: 24.0 GiB, 5.0 GiB free, headroom 0.5 GiB, 4.5 GiB available\n"
+        "          gpu1: 24.0 GiB, 5.0 GiB free, headroom 512 MiB, 4.5 GiB available\n"
         "needs     6.0 GiB on gpu0, declared: device_memory = 6.0 GiB\n"
         "          last time 6.0 GiB was planned (declared) and 5.0 GiB taken: 20% too much\n"
         "outage    13 s\n"
@@ -272,7 +272,7 @@ def test_a_plan_says_what_is_not_known_and_leaves_out_what_does_not_apply():
 def test_a_plan_for_several_devices_tells_each_of_them():
     lines = plan_lines(plan(devices=["gpu0", "gpu1"]))
     assert "needs     6.0 GiB on each of gpu0, gpu1, declared: device_memory = 6.0 GiB" in lines
-    assert "          gpu1: 24.0 GiB, 5.0 GiB free, headroom 0.5 GiB" in lines
+    assert "          gpu1: 24.0 GiB, 5.0 GiB free, headroom 512 MiB" in lines
 
 
 def test_a_plan_tells_one_outage_and_not_two(daemon, capsys):
