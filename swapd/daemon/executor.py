@@ -25,6 +25,7 @@ from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, OpKind, Worker
 from swapd.core.on_device import not_on_device
 from swapd.core.out_of_memory import told_by_its_log
 from swapd.core.presets import ready_path
+from swapd.daemon.answers import checked
 from swapd.daemon.devices import Devices
 from swapd.daemon.draining import drain
 from swapd.daemon.guard import Guard
@@ -134,7 +135,7 @@ class Executor:
             before.cancel()  # what the worker was doing is void
             await asyncio.wait({before}, timeout=REQUEST_S)
         try:
-            result = await self._guard.beside(effect, _METHODS[op.kind](self, effect))
+            result = checked(op, await self._guard.beside(effect, _METHODS[op.kind](self, effect)))
         except SwapdError as error:
             if self._will_be_told(op, error):
                 return

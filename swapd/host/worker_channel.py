@@ -188,6 +188,10 @@ class WorkerChannel:
         if not isinstance(theirs, int) or not isinstance(oldest, int):
             self._break("its hello names no protocol")
             raise self._gone(wire.HELLO)
+        hooks = hello.get("hooks", [])
+        if not isinstance(hooks, list) or not all(isinstance(hook, str) for hook in hooks):
+            self._break("the hooks in its hello are not a list of names")
+            raise self._gone(wire.HELLO)
         if theirs < wire.MIN_PROTOCOL or oldest > wire.PROTOCOL:
             raise SwapdError(
                 VERSION_MISMATCH,

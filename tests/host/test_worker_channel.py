@@ -138,6 +138,17 @@ def test_a_worker_that_accepts_but_says_nothing_runs_into_the_deadline(tmp_path)
     with_peer(tmp_path, test)
 
 
+@pytest.mark.parametrize("hooks", [[["park"]], "park", 7, [None], {"park": True}])
+def test_hooks_that_are_no_names_break_the_protocol(tmp_path, hooks):
+    async def test(peer):
+        peer.start(hooks=hooks)
+        error = await fails(peer.connect())
+        assert error.code == WORKER_EXITED
+        assert "the hooks in its hello are not a list of names" in error.message
+
+    with_peer(tmp_path, test)
+
+
 @pytest.mark.parametrize(("oldest", "newest"), [(7, 9), (0, 0)])
 def test_no_common_protocol_version_is_a_clear_refusal(tmp_path, oldest, newest):
     async def test(peer):
