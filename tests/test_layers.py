@@ -8,11 +8,11 @@ import pytest
 ROOT = Path(__file__).parent.parent / "swapd"
 SOLE = {
     "zmq": ("host/control_socket", "client"),
-    "pynvml": ("host/nvml.py",),
+    "pynvml": ("host/nvml",),
     "sqlite3": ("host/journal.py", "host/journal_reader.py"),
     "sdnotify": ("host/service_manager.py",),
     "h11": ("host/probes.py",),
-    "psutil": ("host/host_memory.py", "host/listeners.py", "host/processes", "host/nvml.py"),
+    "psutil": ("host/host_memory.py", "host/listeners.py", "host/processes", "host/nvml"),
     "rich": ("cli",),
     "uvicorn": ("front", "worker"),
     "httptools": ("front", "worker"),

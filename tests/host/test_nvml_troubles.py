@@ -15,7 +15,8 @@ from support.fake_nvml import GIB, Gpu
 
 from swapd.core.device_states import is_integrated
 from swapd.core.model import DeviceState
-from swapd.host.nvml import MAX_FOREIGN, MEMORY_HEALTH_FOR_S, Nvml
+from swapd.host.nvml import MAX_FOREIGN, Nvml
+from swapd.host.nvml.health import MEMORY_HEALTH_FOR_S
 
 Library = partial(fake_nvml.Library, pynvml)
 

@@ -1,19 +1,10 @@
-"""NVIDIA GPUs and MIG slices through NVML: what there is, what is free, who holds it.
-
-Sole importer of pynvml (nvidia-ml-py). A reading is always given, never an exception: what NVML does not tell is
-`None` with the reason in `detail`, and never 0. Every call runs on one thread with a deadline, because a driver in
-trouble may not answer at all.
-
-Source: the NVML API reference; the traps are named where they are met.
-"""
+"""One reading of a GPU or MIG slice a call, on one thread with a deadline; and which of them there are."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -22,17 +13,13 @@ from typing import Any, Final, Protocol, TypeVar
 
 import psutil
 
-from swapd.core.device_states import (
-    MAY_GO_BY_WHAT_IS_SAID,
-    NVML_TROUBLES,
-    is_integrated,
-    memory_error_words,
-    xid_words,
-)
+from swapd.core.device_states import MAY_GO_BY_WHAT_IS_SAID, NVML_TROUBLES, is_integrated
 from swapd.core.devices import SeenGpu
 from swapd.core.errors import DEVICE_UNKNOWN, SwapdError
 from swapd.core.model import DeviceKind, DeviceReading, DeviceState
 from swapd.core.sizes import human_bytes
+from swapd.host.nvml.health import Health
+from swapd.host.nvml.holders import in_initial_namespace, processes_on, shares_of
 
 T = TypeVar("T")
 
@@ -40,10 +27,6 @@ T = TypeVar("T")
 # the card for each), shorter than anybody's patience with `swapd-cli devices`.
 DEFAULT_DEADLINE_S: Final = 2.0
 MAX_FOREIGN: Final = 16  # processes of others that a reading names: those that hold most
-MEMORY_HEALTH_FOR_S: Final = 5.0
-MAX_EVENTS: Final = 64  # kept of a card, and taken at a time
-# PROC_PID_INIT_INO in the kernel: the inode of the initial PID namespace, by which NVML counts.
-_INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
 
 # No GPU at all, as opposed to one in trouble.
 _ABSENT: Final = ("NVML_ERROR_LIBRARY_NOT_FOUND", "NVML_ERROR_DRIVER_NOT_LOADED")
@@ -103,9 +86,7 @@ class Nvml:
         self._late = False  # the pending call has missed its deadline
         self._initialised = False
         self._driver = ""
-        self._events: Any = None  # NVML's set of them
-        self._xids: dict[str, list[int]] = {}  # by the UUID of a card whose events are listened to
-        self._memory_health: dict[str, tuple[float, tuple[DeviceState, str] | None]] = {}  # by UUID: until when, what
+        self._health: Health
 
     async def list_devices(self) -> list[SeenGpu]:
         """GPUs, and instead of one that is divided by MIG its slices. Empty without a driver or a GPU.
@@ -183,6 +164,7 @@ class Nvml:
 
             self._nvml = pynvml
         self._nvml.nvmlInit()
+        self._health = Health(self._nvml)
         self._initialised = True
         self._driver = ""
         with contextlib.suppress(Exception):
@@ -191,7 +173,6 @@ class Nvml:
     def _shut_down(self) -> None:
         if self._initialised:
             self._initialised = False
-            self._events, self._xids, self._memory_health = None, {}, {}
             with contextlib.suppress(Exception):
                 self._nvml.nvmlShutdown()
 
@@ -251,7 +232,7 @@ class Nvml:
                 why = f"it is divided by MIG: match a slice ({slices})"
                 return _unknown(device, workers, DeviceState.DIVIDED, why)
             uuid = str(self._nvml.nvmlDeviceGetUUID(handle))
-            state, trouble = self._trouble(handle, uuid)
+            state, trouble = self._health.trouble(handle, uuid)
             try:
                 memory = self._memory(handle)
             except Exception as error:
@@ -270,10 +251,10 @@ class Nvml:
             details.append(f"driver {self._driver}")
         if memory.reserved_bytes is not None:
             details.append(f"{human_bytes(memory.reserved_bytes)} reserved by it")
-        processes = self._processes(handle)
+        processes = processes_on(self._nvml, handle)
         if processes is None:
             details.append("who holds its memory cannot be read")
-        used_by, foreign = self._shares(processes or {}, workers)
+        used_by, foreign = shares_of(self._nvml, self._proc, processes or {}, workers)
         measured = state is not DeviceState.UNMEASURED and not is_integrated(product)
         sizes_told = measured and processes is not None and None not in processes.values()
         return DeviceReading(
@@ -291,7 +272,7 @@ class Nvml:
             trouble=trouble,
             holders_known=processes is not None,
             product=product,
-            names_all=sizes_told and self._in_initial_namespace(),
+            names_all=sizes_told and in_initial_namespace(self._proc),
         )
 
     def _other_memory(
@@ -309,55 +290,6 @@ class Nvml:
             f"{why.partition(' (')[0]}: what is promised is counted against memory = {human_bytes(device.memory_bytes)}"
         )
         return _Memory(device.memory_bytes, device.memory_bytes, None), DeviceState.UNMEASURED, said
-
-    # --- its health ------------------------------------------------------------------------------------------
-
-    def _trouble(self, handle: Any, uuid: str) -> tuple[DeviceState, str]:
-        """What the card tells of itself. A slice's is its whole card's. Most cards tell some of it only."""
-        with contextlib.suppress(Exception):
-            handle = self._nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
-        return xid_words(self._xids_of(handle)) or self._memory_errors(handle, uuid) or (DeviceState.OK, "")
-
-    def _memory_errors(self, handle: Any, uuid: str) -> tuple[DeviceState, str] | None:
-        """Asked now and then: readings may come twenty times a second, and this takes longer than the memory."""
-        until_s, found = self._memory_health.get(uuid, (0.0, None))
-        if time.monotonic() < until_s:
-            return found
-        uncorrected, pending, failed = None, False, False
-        with contextlib.suppress(Exception):
-            uncorrected = int(
-                self._nvml.nvmlDeviceGetTotalEccErrors(
-                    handle, self._nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, self._nvml.NVML_VOLATILE_ECC
-                )
-            )
-        with contextlib.suppress(Exception):
-            _, _, pending, failed = map(bool, self._nvml.nvmlDeviceGetRemappedRows(handle))
-        found = memory_error_words(uncorrected, pending, failed)
-        self._memory_health[uuid] = (time.monotonic() + MEMORY_HEALTH_FOR_S, found)
-        return found
-
-    def _xids_of(self, handle: Any) -> Sequence[int]:
-        """The Xid errors of this card since NVML was initialised."""
-        with contextlib.suppress(Exception):
-            uuid = str(self._nvml.nvmlDeviceGetUUID(handle))
-            if self._events is None:
-                self._events = self._nvml.nvmlEventSetCreate()
-            if uuid not in self._xids:
-                self._nvml.nvmlDeviceRegisterEvents(handle, self._nvml.nvmlEventTypeXidCriticalError, self._events)
-                self._xids[uuid] = []
-            self._collect_xids()
-            return self._xids[uuid]
-        return ()
-
-    def _collect_xids(self) -> None:
-        for _ in range(MAX_EVENTS):
-            try:
-                event = self._nvml.nvmlEventSetWait_v2(self._events, 0)
-            except self._nvml.NVMLError:  # a timeout: there are no more
-                return
-            known = self._xids.setdefault(str(self._nvml.nvmlDeviceGetUUID(event.device)), [])
-            known.append(int(event.eventData))
-            del known[:-MAX_EVENTS]
 
     def _index(self, handle: Any) -> int | None:
         with contextlib.suppress(Exception):
@@ -387,61 +319,6 @@ class Nvml:
         if not memory.total_bytes > 0 or not 0 <= memory.free_bytes <= memory.total_bytes:
             raise ValueError(f"NVML says {memory.free_bytes} of {memory.total_bytes} bytes are free, which cannot be")
         return memory
-
-    def _processes(self, handle: Any) -> dict[int, int | None] | None:
-        """pid -> bytes or None (not told). None: the list itself cannot be read."""
-        compute = self._listed(handle, "nvmlDeviceGetComputeRunningProcesses")
-        if compute is None:
-            return None
-        found: dict[int, int | None] = {}
-        for process in [*compute, *(self._listed(handle, "nvmlDeviceGetGraphicsRunningProcesses") or ())]:
-            used = process.usedGpuMemory
-            if used is None or not 0 <= used < 1 << 63:  # absent, or the sentinel 2^64 - 1
-                used = None
-            pid = int(process.pid)
-            # A process that computes and draws is on both lists, with the same figure.
-            before = found.get(pid, 0)
-            found[pid] = None if used is None or before is None else max(before, used)
-        return found
-
-    def _listed(self, handle: Any, function: str) -> Iterable[Any] | None:
-        for name in (function, f"{function}_v2"):  # the library picks the newest, and older drivers lack it
-            try:
-                return list(getattr(self._nvml, name)(handle))
-            except Exception:
-                continue
-        return None
-
-    def _shares(
-        self, processes: Mapping[int, int | None], workers: Mapping[str, AbstractSet[int]]
-    ) -> tuple[tuple[tuple[str, int | None], ...], tuple[tuple[int, int | None, str], ...]]:
-        """What each worker holds, and who else is there.
-
-        A worker none of whose pids is listed is *unknown*, not 0: inside a PID namespace NVML names the host's pids,
-        or nobody's. There a number may also be another process's by chance, so a match counts only where every
-        listed pid exists.
-        """
-        trusted = self._in_initial_namespace() or all((self._proc / str(pid)).exists() for pid in processes)
-        used_by: list[tuple[str, int | None]] = []
-        ours: set[int] = set()
-        for worker in sorted(workers):
-            listed = [pid for pid in workers[worker] if pid in processes] if trusted else []
-            ours.update(listed)
-            shares = [processes[pid] for pid in listed]
-            known = [share for share in shares if share is not None]
-            used_by.append((worker, sum(known) if shares and len(known) == len(shares) else None))
-        foreign = [(pid, used, self._process_name(pid)) for pid, used in processes.items() if pid not in ours]
-        return tuple(used_by), tuple(sorted(foreign, key=lambda f: (-(f[1] or 0), f[0])))
-
-    def _in_initial_namespace(self) -> bool:
-        with contextlib.suppress(OSError):
-            return os.readlink(self._proc / "self/ns/pid") == _INITIAL_PID_NAMESPACE
-        return False
-
-    def _process_name(self, pid: int) -> str:
-        with contextlib.suppress(Exception):
-            return str(self._nvml.nvmlSystemGetProcessName(pid))
-        return ""
 
     def _is(self, error: Exception, names: Iterable[str]) -> bool:
         value = getattr(error, "value", None)
