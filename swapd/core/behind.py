@@ -12,9 +12,10 @@ from typing import Final
 
 from swapd.core import results
 from swapd.core.draft import Draft
+from swapd.core.errors import JOURNAL_FAILED, Problem
 from swapd.core.events import Observed
-from swapd.core.model import Kind, Op, OpKind, Revision, Service, Worker
-from swapd.core.states import WorkerState
+from swapd.core.model import Kind, Op, OpKind, Revision, Service, Strategy, Worker
+from swapd.core.states import FORWARD, Phase, WorkerState
 
 ENDED: Final = "the daemon ended"
 UP: Final = frozenset({WorkerState.LOADED, WorkerState.SERVING, WorkerState.HANDING_OVER, WorkerState.QUIESCED})
@@ -165,6 +166,19 @@ def end_unknown_transfer(d: Draft, name: str, living: list[Worker], seen: Seen) 
     newest = max(living, key=lambda w: seen[w.id].epoch, default=None)
     if newest is not None and seen[newest.id].epoch > known.epoch and d.workers[newest.id].op is None:
         d.run(OpKind.SOURCE_DEAD, newest, epoch=seen[newest.id].epoch)
+
+
+def end_unpromised_swap(d: Draft, name: str) -> None:
+    """Beside the old model nothing is loaded without memory that was reserved with the decision, which an older journal
+    may have lost with the candidate: the old one would be stopped for it."""
+    swap = d.services[name].swap
+    if swap is None or swap.phase not in FORWARD or swap.strategy is not Strategy.DUAL:
+        return
+    candidate = d.worker_of(name, swap.target.number)
+    if candidate is None or candidate.id not in d.reservations:
+        text = f"{ENDED} during the swap, and its candidate is not known any more: ask for it again"
+        d.fail_swap(name, Problem(JOURNAL_FAILED, text), (), Phase.FAILED)
+        d.end_candidate(name)
 
 
 def catch_up(d: Draft, worker: Worker, o: Observed) -> None:

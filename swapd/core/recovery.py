@@ -19,6 +19,7 @@ from swapd.core.behind import (
     catch_up,
     catch_up_epochs,
     end_unknown_transfer,
+    end_unpromised_swap,
     forget_past_hand_over,
     give_no_more,
     go_by_numbers,
@@ -125,6 +126,7 @@ def _recover(d: Draft, name: str, event: events.Recovered, seen: Seen, kept: Kep
             forget_past_hand_over(d, d.workers[worker.id], seen)
             _bury(d, d.workers[worker.id], seen)
     keep_one_of_each(d, name, seen)
+    end_unpromised_swap(d, name)
     for worker in living:
         _end_what_ends(d, worker.id, seen[worker.id])
 

@@ -513,6 +513,22 @@ def test_what_a_spare_gate_points_to_may_have_been_parked_and_woken_since():
     assert not host.state.worker(served.id).verified
 
 
+def test_a_dual_swap_whose_candidate_the_journal_has_lost_does_not_stop_the_old_model():
+    host = serving(total=36)
+    stable = chat(host).owner
+    host.swap("chat", "b")
+    lost = next(w.id for w in host.state.workers if w.id != stable)
+    journal = replace(
+        host.state,
+        workers=tuple(w for w in host.state.workers if w.id != lost),
+        reservations=tuple(r for r in host.state.reservations if r.worker_id != lost),
+    )
+    recovers(host, found(host, stable), journal=journal)
+    host.settle(until_idle=False)
+    assert (host.finished[-1].phase, host.finished[-1].error.code) == (Phase.FAILED, errors.JOURNAL_FAILED)
+    assert host.answering("chat") == stable
+
+
 def test_who_has_been_drained_is_drained_again_where_clients_have_been_moved_since():
     host = serving(total=36)
     first = chat(host).owner
