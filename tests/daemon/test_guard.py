@@ -54,8 +54,8 @@ def test_a_candidate_that_takes_too_much_is_killed_and_the_old_model_serves_on(t
         assert {m for *_, m in crowd.answers} == {"a"}
         with pytest.raises(Refused) as refused:
             daemon.call("plan", service="chat", to="b")
-        learned = {key: refused.value.details[key] for key in ("need_source", "need_bytes")}
-        assert learned == {"need_source": "learned", "need_bytes": details["used_bytes"]}
+        assert refused.value.details["need_source"] == "learned"
+        assert refused.value.details["need_bytes"] >= details["used_bytes"], "later readings teach too"
 
 
 def test_what_was_too_much_beside_the_old_model_is_tried_once_in_its_place():
