@@ -109,7 +109,7 @@ def verdict(
 @contextlib.contextmanager
 def weights_of(size_mib: int) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="swapd-weights-", dir="/var/tmp") as folder:
-        weights = Path(folder) / "weights"
+        weights = Path(folder) / "weights.bin"
         with weights.open("wb") as file:
             for _ in range(size_mib):
                 file.write(os.urandom(MIB))

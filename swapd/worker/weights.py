@@ -167,8 +167,8 @@ class Weights:
         log.info("weights.in_host_memory bytes=%d ms=%.0f", copy.size_bytes, self.took.read_s * 1000)
 
     def _pin_down(self, progress: Progress | None) -> None:
-        torch = _torch()
-        if self._pinned is not None or not torch.cuda.is_available():
+        torch = _torch_if_any()  # without it there is no CUDA that could want them pinned
+        if torch is None or self._pinned is not None or not torch.cuda.is_available():
             return
         assert self._memory is not None
         started_s = time.monotonic()
@@ -221,6 +221,13 @@ def _told(progress: Progress | None, unit: str) -> Callable[[int, int], None]:
             progress(done, total, unit=unit)
 
     return tell
+
+
+def _torch_if_any() -> Any | None:
+    try:
+        return importlib.import_module("torch")
+    except ImportError:
+        return None
 
 
 def _torch() -> Any:
