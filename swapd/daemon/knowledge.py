@@ -209,7 +209,9 @@ class Knowledge:
         worker = self.loop.state.worker(op.worker)
         key = self._key_of(worker) if worker is not None else None
         learned = self._learned(key, reading.type) if key is not None else None
-        weights = await asyncio.to_thread(_weights, model)
+        weights = None
+        with contextlib.suppress(SwapdError):  # it has loaded: whatever is wrong with a file, it is none that it needs
+            weights = await asyncio.to_thread(_weights, model)
         said = [learned.peak_bytes * model.gpus] if learned is not None and learned.runs else []
         said += [weights.bytes] if weights is not None and weights.bytes else []
         said += [model.device_memory_bytes * model.gpus] if model.device_memory_bytes is not None else []

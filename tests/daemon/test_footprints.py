@@ -127,3 +127,10 @@ def test_what_the_hosts_memory_cannot_hold_is_neither_staged_nor_parked_and_the_
         why = plan(daemon, "b")["why"]
         assert "; a is not parked" in why
         assert "staged" not in why
+
+
+def test_a_declared_model_beside_which_a_damaged_file_lies_serves(gpus, tmp_path):
+    damaged = tmp_path / "other.safetensors"
+    damaged.write_bytes(bytes(100))
+    with gpus.daemon([gpus.model("a"), gpus.model("b", extra=f'weights = ["{damaged}"]')]) as daemon:
+        assert daemon.swap("b")["phase"] == "Soaking"
