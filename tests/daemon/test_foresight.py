@@ -67,13 +67,14 @@ def test_a_candidate_that_takes_what_others_were_promised_fails_and_is_planned_w
     with Daemon([A, greedy], budget="300MiB") as daemon:
         record = daemon.swap("greedy")
         assert record["phase"] == "Failed"
-        assert record["error"]["code"] == "VRAM_INSUFFICIENT"
+        assert record["error"]["code"] in ("VRAM_INSUFFICIENT", "GUARD_KILLED")  # whoever looks first
         assert "device_memory" in record["error"]["message"]
         assert daemon.model() == "a"
         with pytest.raises(Refused) as caught:
             daemon.call("plan", service="chat", to="greedy")
         assert caught.value.details["need_source"] == "learned"
-        assert caught.value.details["need_bytes"] > 400 << 20
+        killed = record["error"]["code"] == "GUARD_KILLED"  # in the midst of its growth
+        assert caught.value.details["need_bytes"] > (150 if killed else 400) << 20
 
 
 def test_a_candidate_that_takes_more_than_it_declares_and_harms_nobody_is_charged_for_it():
