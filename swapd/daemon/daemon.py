@@ -96,21 +96,21 @@ class Daemon:
         self.listeners = bind_all(config, self.keeper.given, kept, lent)
         self.closing = Closing(config, self.listeners, self.keeper.given.values())
 
-        devices = Devices(config.devices, self.workers, lambda: self.loop.state, self.publish)
-        self.knowledge = Knowledge(config, self.journal, devices)
+        self.devices = Devices(config.devices, self.workers, lambda: self.loop.state, self.publish)
+        self.knowledge = Knowledge(config, self.journal, self.devices)
         self.executor = Executor(
-            config, self.workers, devices, self.knowledge, self.listeners, self.publish, self.done.set
+            config, self.workers, self.devices, self.knowledge, self.listeners, self.publish, self.done.set
         )
         self.loop = Loop(state, self.records, self.executor, self.publish, Redactor(secrets_of(config)))
         self.executor.loop = self.knowledge.loop = self.loop
-        self.reading = Reading(self.loop, self.workers, devices, self.knowledge, self.journal)
+        self.reading = Reading(self.loop, self.workers, self.devices, self.knowledge, self.journal)
         self.api = Api(self.loop, self.reading, self.knowledge, self.journal, self.stop)
         self.api.reloading = Reload(
-            *(self.api, self.loop, self.knowledge, devices, self.journal, self.listeners, self.closing, self.apply)
+            *(self.api, self.loop, self.knowledge, self.devices, self.journal, self.listeners, self.closing, self.apply)
         )
         self.restart = Restart(self.loop, self.knowledge, self.api)
-        await devices.start()
-        stack.push_async_callback(devices.close)
+        await self.devices.start()
+        stack.push_async_callback(self.devices.close)
         stack.push_async_callback(self.executor.close)
         epoch = self.journal.boot
         self.control = ControlSocket(config.daemon.control, config.daemon.events, self.handle, epoch=epoch)
@@ -210,7 +210,7 @@ class Daemon:
         periodic = (
             *(self.reading.poll_stats(), self._report(), self._tidy_logs(), self._prune_journal()),
             *(self._mend_journal(), self._favour_servers(), self.restart.follow_changes()),
-            *(Liveness(self.loop, self.workers, self.knowledge).run(), self.knowledge.watch()),
+            *(Liveness(self.loop, self.workers, self.knowledge).run(), self.devices.watch()),
         )
         tasks = [loop.create_task(each) for each in periodic]
         for task in tasks:

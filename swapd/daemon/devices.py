@@ -19,7 +19,8 @@ from swapd.host.nvml import Nvml
 
 log = logging.getLogger("swapd.devices")
 
-WATCH_S: Final = 10.0  # from one look at the GPUs that nobody asked for to the next
+WATCH_S: Final = 10.0  # from one look that nobody asked for to the next, at least
+WATCH_SHARE: Final = 0.002  # of the time, at most: what a look at the host's memory costs grows with what is held
 
 
 class Devices:
@@ -34,18 +35,16 @@ class Devices:
         self._configs = dict(configs)
         self._publish = publish
         self._watch_s = watch_s
-        self._watcher: asyncio.Task[None] | None = None
         self._seen: dict[str, tuple[DeviceState, str]] = {}  # what was the matter with each when it was last read
         self._told: dict[str, DeviceConfig] = {}  # by the log
         self._workers = workers
         self._state = state
-        self.watch: Callable[[DeviceReading], None] = lambda reading: None  # hears of every reading
+        self.on_reading: Callable[[DeviceReading], None] = lambda reading: None  # hears of each
         self._host = HostMemory()
         self._nvml = Nvml()
 
     async def start(self) -> None:
         self.configure(await self.found(self._configs))
-        self._watcher = asyncio.get_running_loop().create_task(self._watch(), name="devices")
 
     async def found(self, configs: Mapping[str, DeviceConfig]) -> dict[str, DeviceConfig]:
         """Those of the configuration or, if it names none, every GPU; on a host without one, its memory."""
@@ -59,9 +58,6 @@ class Devices:
         self._configs = self._told = dict(found)
 
     async def close(self) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
         await self._nvml.stop()
 
     async def host_free_bytes(self) -> int | None:
@@ -115,7 +111,7 @@ class Devices:
             readings[reading.name] = reading
         for reading in readings.values():
             self._note(reading)
-            self.watch(reading)
+            self.on_reading(reading)
         return [readings[name] for name in names]
 
     def troubles(self, names: Sequence[str]) -> list[dict[str, str]]:
@@ -123,16 +119,23 @@ class Devices:
         found = ((name, *self._seen[name]) for name in names if name in self._seen)
         return [{"device": name, "state": state.value, "trouble": why} for name, state, why in found if why]
 
-    async def _watch(self) -> None:
-        """A GPU that is in trouble is told though nobody asks for it. What the host's memory is like is not worth a
-        look at every process."""
+    async def watch(self) -> None:
+        """Look though nobody asks: a GPU's trouble is told soon, and it is the peak of a day that is learned."""
+        await asyncio.gather(*(self._watch(kind) for kind in DeviceKind))
+
+    async def _watch(self, kind: DeviceKind) -> None:
+        clock = asyncio.get_running_loop().time
+        took_s = 0.0
         while True:
-            await asyncio.sleep(self._watch_s)
-            gpus = [name for name, config in self._configs.items() if config.kind is DeviceKind.NVML]
+            await asyncio.sleep(max(self._watch_s, took_s / WATCH_SHARE))
+            begun = clock()
+            names = [name for name, config in self._configs.items() if config.kind is kind]
             try:
-                await self.read(gpus)
+                if names:
+                    await self.read(names)
             except Exception:  # a bug of ours, or a device that a reload has just taken away: the next look tells
                 log.exception("devices.watch")
+            took_s = clock() - begun
 
     def _note(self, reading: DeviceReading) -> None:
         before, _ = self._seen.get(reading.name, (DeviceState.OK, ""))

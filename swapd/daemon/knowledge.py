@@ -40,8 +40,6 @@ log = logging.getLogger("swapd.knowledge")
 T = TypeVar("T")
 
 UNREADABLE: Final = ""  # in place of a fingerprint: equal to none that was ever taken
-WATCH_S: Final = 10.0
-WATCH_SHARE: Final = 0.002  # of the time, at most: what a host device's reading costs grows with what is held
 _GROWTH: Final = 1.01  # what grows by less is not written each time
 
 _Key = tuple[str, str]  # of what is learned, beside the type of device: content and settings
@@ -56,7 +54,7 @@ class Knowledge:
         self._settings = FrozenSettings(Path(config.daemon.runtime_dir) / "revisions")
         self._models: dict[tuple[str, int], ModelConfig] = {}  # settings are frozen per revision
         self._followed: dict[str, int] = {}  # by worker: the most that was written of it
-        devices.watch = self._follow
+        devices.on_reading = self._follow
 
     def remember(self, revision: Revision, model: ModelConfig) -> None:
         """Freeze the settings of a revision: for this daemon, and for the next."""
@@ -258,15 +256,6 @@ class Knowledge:
         if worker is not None and used is not None:
             used = max(used, self._followed.get(worker.id, 0))
             self._learn(worker, readings[0], lambda before: learn(before, used, slot.need_bytes, slot.source))
-
-    async def watch(self) -> None:
-        """Look now and then, so that the peak of a day is learned and not that of the first minute."""
-        clock = asyncio.get_running_loop().time
-        while True:
-            begun = clock()
-            with contextlib.suppress(SwapdError):
-                await self._devices.read_all()
-            await asyncio.sleep(max(WATCH_S, (clock() - begun) / WATCH_SHARE))
 
     def _follow(self, reading: DeviceReading) -> None:
         """Every reading teaches. One of a worker that has not proved itself, and may never, that it takes this much."""

@@ -45,12 +45,14 @@ def test_what_becomes_of_a_gpu_is_told_though_nobody_asks():
         well, ill = Gpu("GPU-0"), Gpu("GPU-1")
         watched = Watched(well, ill)
         await watched.devices.start()
+        watching = asyncio.create_task(watched.devices.watch())
         ill.error = pynvml.NVML_ERROR_GPU_IS_LOST
         await watched.hear()
         [trouble] = watched.devices.troubles(["gpu0", "gpu1"])
         ill.error = None
         await watched.hear()
         assert watched.devices.troubles(["gpu0", "gpu1"]) == []
+        watching.cancel()
         await watched.devices.close()
         return watched.told, trouble
 
