@@ -20,6 +20,7 @@ from swapd.host.nvml import Nvml
 log = logging.getLogger("swapd.devices")
 
 WATCH_S: Final = 10.0  # from one look that nobody asked for to the next, at least
+LOOK_FOR_S: Final = 0.05  # so long one quick look does for everybody who asks
 WATCH_SHARE: Final = 0.002  # of the time, at most: what a look at the host's memory costs grows with what is held
 
 
@@ -40,6 +41,9 @@ class Devices:
         self._workers = workers
         self._state = state
         self.on_reading: Callable[[DeviceReading], None] = lambda reading: None  # hears of each
+        self._looks: dict[str, tuple[float, asyncio.Task[int | None]]] = {}  # the last quick look at each, and when
+        self._coming: dict[tuple[str, ...], asyncio.Task[list[DeviceReading]]] = {}  # readings that have not begun
+        self._turns: dict[tuple[str, ...], asyncio.Lock] = {}
         self._host = HostMemory()
         self._nvml = Nvml()
 
@@ -58,6 +62,10 @@ class Devices:
         self._configs = self._told = dict(found)
 
     async def close(self) -> None:
+        tasks = [*(look for _, look in self._looks.values()), *self._coming.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._nvml.stop()
 
     async def host_free_bytes(self) -> int | None:
@@ -75,16 +83,27 @@ class Devices:
         config = self._config(name)
         return floor_of(config.headroom_bytes, config.floor_bytes)
 
-    async def free_at_least(self, name: str) -> int | None:
-        """So much of the device is free, or more: a quick look, to be followed by a reading where it matters. Negative:
-        a budget is overdrawn, at the worst. None: not known. Raises SwapdError(UNKNOWN_DEVICE)."""
-        config = self._config(name)
+    async def free_at_least(self, name: str, enough_bytes: int) -> int | None:
+        """So much of the device is free, or more: a quick look, to be followed by a reading where that is less than
+        enough. Negative: a budget is overdrawn, at the worst. None: not known. Raises SwapdError(UNKNOWN_DEVICE)."""
+        config, clock = self._config(name), asyncio.get_running_loop().time
+        began_s, look = self._looks.get(name, (0.0, None))
+        if look is None or (look.done() and clock() - began_s > LOOK_FOR_S):
+            look = asyncio.ensure_future(self._look(config, enough_bytes))
+            self._looks[name] = clock(), look
+        return await asyncio.shield(look)  # many workers may load at once: who gives up does not take it from the rest
+
+    async def _look(self, config: DeviceConfig, enough_bytes: int) -> int | None:
         if config.kind is DeviceKind.NVML:
             [reading] = await self._nvml.read_all([config], {})
             return reading.free_bytes
+        if config.memory_bytes is None:
+            free_bytes = await asyncio.to_thread(self._host.free_beside_files)
+            if free_bytes >= enough_bytes:
+                return free_bytes
         placed, pids = self._placed(), await self._workers.pids()
-        here = [pid for worker, tree in pids.items() if name in placed.get(worker, ()) for pid in tree]
-        return self._host.free_at_least(config.memory_bytes, here)
+        here = [pid for worker, tree in pids.items() if config.name in placed.get(worker, ()) for pid in tree]
+        return await asyncio.to_thread(self._host.free_at_least, config.memory_bytes, here)
 
     def _config(self, name: str) -> DeviceConfig:
         if name not in self._configs:
@@ -93,7 +112,23 @@ class Devices:
         return self._configs[name]
 
     async def read(self, names: Sequence[str]) -> list[DeviceReading]:
-        """The readings of the named devices, in that order. Raises SwapdError(UNKNOWN_DEVICE)."""
+        """The readings of the named devices, in that order. Raises SwapdError(UNKNOWN_DEVICE).
+
+        Each begins after it was asked for; all who ask while another is under way share the next one: of a hundred
+        services that start at once each would else have every process of the others looked at.
+        """
+        wanted = tuple(names)
+        coming = self._coming.get(wanted)
+        if coming is None:
+            coming = self._coming[wanted] = asyncio.ensure_future(self._read_next(wanted))
+        return list(await asyncio.shield(coming))
+
+    async def _read_next(self, names: tuple[str, ...]) -> list[DeviceReading]:
+        async with self._turns.setdefault(names, asyncio.Lock()):
+            del self._coming[names]  # who asks from here on wants to know what is true then
+            return await self._read(names)
+
+    async def _read(self, names: Sequence[str]) -> list[DeviceReading]:
         for name in names:
             self._config(name)
         placed = self._placed()

@@ -78,7 +78,7 @@ class Guard:
             return None
         try:
             floor_bytes = self._devices.floor_bytes(device)
-            at_least = await self._devices.free_at_least(device)
+            at_least = await self._devices.free_at_least(device, floor_bytes)
             if at_least is None or at_least >= floor_bytes:
                 return None
             readings = await self._devices.read((device,))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -171,6 +172,12 @@ class HostMemory:
             return pid, (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE"), name
         return None
 
+    def free_beside_files(self) -> int:
+        """What is free if every file that anybody maps is needed: by the host's own counters, whatever runs there."""
+        mapped = re.search(rb"^Mapped: +([0-9]+) kB$", _slurp(self._proc / "meminfo") or b"", re.MULTILINE)
+        mapped_bytes = int(mapped[1]) * KIB if mapped is not None else psutil.virtual_memory().total
+        return self._free(mapped_bytes)
+
     def free_at_least(self, budget_bytes: int | None, pids: Iterable[int]) -> int:
         """What is free by counters alone, which no process is held up for. Never more than `read` says, but for what
         changes meanwhile: libraries, and pages that processes share, count for each of them. Negative: the budget is
@@ -180,11 +187,13 @@ class HostMemory:
             held, files = _counted(_slurp(self._proc / str(pid) / "status") or b"")
             held_bytes += held
             file_bytes += files
-        free_bytes = psutil.virtual_memory().available - file_bytes
-        cgroup = cgroup_room(self._proc)
-        if cgroup is not None:
-            free_bytes = min(free_bytes, cgroup[1] - file_bytes)
+        free_bytes = self._free(file_bytes)
         return free_bytes if budget_bytes is None else min(free_bytes, budget_bytes - held_bytes)
+
+    def _free(self, file_bytes: int) -> int:
+        """Available, but for files that are not to be dropped."""
+        available_bytes, cgroup = psutil.virtual_memory().available, cgroup_room(self._proc)
+        return (available_bytes if cgroup is None else min(available_bytes, cgroup[1])) - file_bytes
 
     def _tree(self, pids: AbstractSet[int], in_memory: AbstractSet[bytes]) -> tuple[list[ProcessMemory], int | None]:
         """The readable processes of a tree, and the resident bytes of the others (None: there are no others)."""

@@ -70,3 +70,30 @@ def test_a_gpu_that_is_well_from_the_start_is_not_worth_an_event():
         return watched.told
 
     assert asyncio.run(scenario()) == []
+
+
+def test_who_asks_while_a_reading_is_under_way_shares_the_next_one():
+    async def scenario():
+        gate, first, began = asyncio.Event(), asyncio.Event(), []
+
+        async def pids():
+            began.append(len(began))
+            first.set()
+            await gate.wait()
+            return {}
+
+        watched = Watched(Gpu("GPU-0"))
+        watched.devices._workers.pids = pids
+        readers = [asyncio.create_task(watched.devices.read(["gpu0"]))]
+        await asyncio.wait_for(first.wait(), 30)
+        readers += [asyncio.create_task(watched.devices.read(["gpu0"])) for _ in range(9)]
+        readers[3].cancel()  # who gives up does not take it from the others
+        gate.set()
+        found = await asyncio.gather(*readers, return_exceptions=True)
+        await watched.devices.close()
+        return began, found
+
+    began, found = asyncio.run(scenario())
+    assert len(began) == 2
+    assert isinstance(found.pop(3), asyncio.CancelledError)
+    assert [reading.name for [reading] in found] == ["gpu0"] * 9

@@ -351,3 +351,5 @@ def test_the_quick_look_never_promises_more_than_is_there(weights, process):
     assert least >= reading.free_bytes - (40 + 20 + SIZE_MIB + 60) * MIB, "the fork's pages and the libraries, twice"
     assert host.free_at_least(1 * MIB, process.pids) < 0, "an overdrawn budget"
     assert host.free_at_least(budget, [2**22 + 1]) == budget, "of a process that is gone nothing counts"
+    in_all = host.read("ram", None, 0, {"w": process.pids}).free_bytes
+    assert 0 < host.free_beside_files() <= in_all + 256 * MIB, "others come and go meanwhile"

@@ -12,6 +12,7 @@ CRASHING = Path(__file__).parent / "crashing_daemon.py"
 KINDS = {"direct": (model, ""), "gate": (model, 'front = "gate"'), "server": (server, "")}
 CHANGES = ("dual", "in-place", "rollback", "rollback in place")
 MOST = 25  # operations of one change
+OVER = ("Succeeded", "Canceled", "Failed")
 
 
 def crashing(kind):
@@ -56,34 +57,43 @@ class Bench:
         begin = self.change(crowd, kind)
         crowd.mark()
         self.plan.write_text(json.dumps({"op": number, "when": when, "who": who, "how": how}))
-        asked = self.newest()
+        before = self.newest()
+        ended = self.rolled_back if kind.startswith("rollback") else self.swapped
         with contextlib.suppress(zmq.Again):  # the answer may be lost with the daemon
             begin()
-        until(lambda: self.daemon.process.poll() is not None or self.ended(asked), what="the death, or the end")
+        until(lambda: self.daemon.process.poll() is not None or ended(before), what="the death, or the end")
         struck = not self.plan.exists()
         self.plan.unlink(missing_ok=True)
         if self.daemon.process.poll() is not None:
             self.daemon.stop()  # it is gone already
             self.daemon.start()
-        self.record = record = until(lambda: self.ended(asked), what="the end of the change")
-        assert record["phase"] in ("Soaking", "Succeeded", "Canceled", "Failed"), record
+        self.record = record = until(lambda: ended(before), what="the end of the change")
         assert all(step["status"] != "running" or step["name"] == "soak" for step in record["steps"]), record["steps"]
         return struck
 
     def healthy(self):
-        return self.daemon.call("status", deadline_s=2.0)["services"][0]["health"] == "Healthy"
+        with contextlib.suppress(zmq.Again):
+            return self.daemon.call("status", deadline_s=2.0)["services"][0]["health"] == "Healthy"
+        return False
 
     def newest(self):
         return max((r["id"] for r in self.daemon.call("history", limit=1)), default=0)
 
-    def ended(self, before):
-        """The record, once clients are served and nothing is under way: a soak of before is what is to be undone."""
+    def swapped(self, before):
+        """The new record, once clients are served and nothing is under way."""
+        record = self.newest_record()
+        return record if record["id"] > before and record["phase"] in (*OVER, "Soaking") and self.healthy() else None
+
+    def rolled_back(self, before):
+        """The same; where the old model is still there, it is the record of the soak that ends."""
+        record = self.newest_record()
+        return self.swapped(before) or (record if record["id"] == before and record["phase"] in OVER else None)
+
+    def newest_record(self):
+        """No record, where the daemon does not answer."""
         with contextlib.suppress(zmq.Again):
-            record = self.daemon.call("history", deadline_s=2.0, limit=1)[0]
-            over = record["phase"] in ("Succeeded", "Canceled", "Failed")
-            soaks = record["phase"] == "Soaking" and record["id"] > before
-            return record if (over or soaks) and self.healthy() else None
-        return None
+            return self.daemon.call("history", deadline_s=2.0, limit=1)[0]
+        return {"id": -1, "phase": ""}
 
 
 def nothing_is_left_over(daemon):

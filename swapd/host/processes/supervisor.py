@@ -44,7 +44,7 @@ class Process:
         self.exit_code: int | None = None
         self._popen = popen
         self._pidfd = pidfd
-        self._tree = Tree(identity.pid, marker)
+        self._tree = Tree(identity.pid, marker, read_row(identity.pid))
         self._signalled = False
         self._oom_kills_before = oom_kills()
         self._oom_kills: int | None = None

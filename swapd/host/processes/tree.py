@@ -61,7 +61,7 @@ def trees_pids(roots: Mapping[str, int]) -> dict[str, set[int]]:
     rows = _read_table()
     markers = _read_markers(rows.values())
     return {
-        marker: {pid for pid, row in Tree(root, marker).members(rows, markers).items() if row.alive}
+        marker: {pid for pid, row in Tree(root, marker, rows.get(root)).members(rows, markers).items() if row.alive}
         for marker, root in roots.items()
     }
 
@@ -82,10 +82,10 @@ def roots_of(markers: Collection[str]) -> dict[str, int]:
 class Tree:
     """The processes of one worker, remembered: a child whose parent is gone shows no other tie."""
 
-    def __init__(self, root: int, marker: str) -> None:
+    def __init__(self, root: int, marker: str, row: ProcessRow | None) -> None:
+        """`row`: the root's, now; None: it is gone."""
         self.root = root
         self._marker = marker.encode()
-        row = read_row(root) if root > 0 else None
         self._known = {} if row is None else {root: row.start_time}
         self._lock = threading.Lock()  # scans run in threads: one after an exit may meet one of kill_tree
 
@@ -221,4 +221,4 @@ def _stuck(rows: Iterable[ProcessRow]) -> SwapdError:
 
 async def kill_leftovers(marker: str, grace_s: float = 0.0) -> None:
     """Ends every process that carries `marker`: what a worker of an earlier daemon has left."""
-    await end_tree(Tree(0, marker), grace_s)
+    await end_tree(Tree(0, marker, None), grace_s)
