@@ -87,7 +87,8 @@ class Bench:
     def rolled_back(self, before):
         """The same; where the old model is still there, it is the record of the soak that ends."""
         record = self.newest_record()
-        return self.swapped(before) or (record if record["id"] == before and record["phase"] in OVER else None)
+        undone = record["id"] == before and record["phase"] in OVER and self.healthy()
+        return record if undone else self.swapped(before)
 
     def newest_record(self):
         """No record, where the daemon does not answer."""
