@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.harness import RESULTS, Swapd, facts, free_port, quoted, swapd_command, write_result
+from bench.harness import RESULTS, Swapd, facts, free_ports, quoted, swapd_command, write_result
 from bench.loader import ClientGroup, LoadProcess, LoadSpec
 from bench.picture import Bar, bars
 from bench.swaps import ANSWERS, APPS, MODEL, REQUESTS
@@ -71,7 +71,7 @@ def pids(swapd: Swapd) -> dict[str, int]:
 
 def kills(count: int, rounds: int) -> dict[str, Any]:
     """`rounds` deaths of a daemon with `count` workers."""
-    listen = [f"127.0.0.1:{free_port()}" for _ in range(count)]
+    listen = [f"127.0.0.1:{port}" for port in free_ports(count)]
     with tempfile.TemporaryDirectory(prefix="swapd-") as folder:
         ready = Ready(folder)
         with Swapd(config(listen), env={"NOTIFY_SOCKET": ready.path}) as swapd:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.harness import RESULTS, Swapd, facts, free_port, write_result
+from bench.harness import RESULTS, Swapd, facts, free_port, free_ports, write_result
 from bench.picture import Bar, bars
 from bench.recovery import config
 from bench.swaps import APPS, milliseconds
@@ -51,7 +51,7 @@ def pss_bytes(pid: int) -> int:
 
 
 def at_rest(count: int, seconds: float) -> dict[str, Any]:
-    listen = [f"127.0.0.1:{free_port()}" for _ in range(count)]
+    listen = [f"127.0.0.1:{port}" for port in free_ports(count)]
     with Swapd(config(listen)) as swapd:
         swapd.wait_healthy(900.0)
         workers = [w["pid"] for w in swapd.control.call("workers", deadline_s=60.0) if w["role"] != "gate"]
