@@ -100,7 +100,8 @@ def estimate(
         return known
     if known.need_bytes is not None and learned.peak_bytes > known.need_bytes:
         seen = f"{known.detail}, but it has taken {human_bytes(learned.peak_bytes)}"
-        known = Footprint(learned.peak_bytes, FootprintSource.LEARNED, seen)
+        declared = known.source is FootprintSource.DECLARED
+        known = Footprint(learned.peak_bytes, FootprintSource.LEARNED, seen, beyond_declared=declared)
     return replace(known, last=learned.last)
 
 

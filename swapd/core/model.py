@@ -100,6 +100,7 @@ class Footprint:
     source: FootprintSource
     detail: str = ""  # e.g. "weights 14.96 GiB + overhead 0.50 GiB"
     last: Forecast | None = None  # how right the last one was
+    beyond_declared: bool = False  # it was declared, and seen to take more than that
 
 
 RETURN: Final = "return of "  # the name of a reservation that no worker holds: `Draft.keep_for_return`

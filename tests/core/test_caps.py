@@ -7,6 +7,7 @@ from swapd.core import errors
 from swapd.core.caps import cap_of
 from swapd.core.errors import Problem
 from swapd.core.events import OpDone, OpFailed
+from swapd.core.footprint import Learned, WeightsSummary, estimate
 from swapd.core.model import DeviceKind, DeviceReading, Footprint, FootprintSource, OpKind
 
 MIB = 1 << 20
@@ -27,6 +28,16 @@ def test_a_declared_need_is_a_limit_with_a_margin():
 def test_what_nobody_has_declared_is_not_limited(source):
     assert cap(GIB, source=source) is None
     assert cap(None) is None
+
+
+def test_who_has_taken_more_than_was_declared_is_still_limited():
+    """Its need is a learned one from then on, and its word was not worth much."""
+    footprint = estimate(None, 1 * GIB, Learned(1 * GIB + 100 * MIB), DeviceKind.HOST)
+    assert footprint.source is FootprintSource.LEARNED
+    reading = DeviceReading("ram", DeviceKind.HOST, 512 * MIB, 64 * GIB, 64 * GIB)
+    assert cap_of(footprint, [reading]) == 1 * GIB + 612 * MIB
+    learned = estimate(WeightsSummary(GIB, 1), None, Learned(9 * GIB, runs=0), DeviceKind.HOST)
+    assert cap_of(learned, [reading]) is None, "nobody has declared anything"
 
 
 def test_the_limit_grows_with_what_was_seen_and_the_try_in_place_may_take_what_is_there():
