@@ -44,8 +44,8 @@ def try_in_place(d: Draft, service: Service, worker: Worker, problem: Problem) -
     fallback = swap.fallback
     if fallback is None or swap.phase is not Phase.PREPARING:  # later it has answered clients, perhaps
         return problem
-    used = problem.details.get("used_bytes")
-    needs = [n for n in (fallback.slot.need_bytes, used) if n is not None]
+    used = problem.details.get("used_bytes")  # a model's own code may have written it: anything
+    needs = [n for n in (fallback.slot.need_bytes, used) if type(n) is int]
     need_bytes = max(needs) if needs else None
     if need_bytes is not None and need_bytes > fallback.available_bytes:
         there = f"{human_bytes(fallback.available_bytes, down=True)} would be available"

@@ -39,6 +39,16 @@ def fail(host, op_id, code=errors.OUT_OF_MEMORY, used=None):
     return op.worker
 
 
+@pytest.mark.parametrize("used", ["much", 5e300, [1], True])
+def test_what_a_models_own_code_says_that_it_took_may_be_anything(used):
+    """Its error comes with details of its choice, and the daemon's loop goes on."""
+    host = serving()
+    host.swap("chat", "b")
+    fail(host, finish_until(host, OpKind.LOAD), used=used)
+    assert chat(host).swap.strategy is Strategy.IN_PLACE
+    assert chat(host).slot(2).need_bytes == 10 * GIB
+
+
 @pytest.mark.parametrize("code", [errors.OUT_OF_MEMORY, errors.GUARD_KILLED, errors.VRAM_INSUFFICIENT])
 @pytest.mark.parametrize("kind", [OpKind.LOAD, OpKind.WARM, OpKind.VERIFY])
 def test_memory_that_runs_out_beside_the_old_model_is_tried_once_in_its_place(code, kind):
