@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import stat
 import threading
@@ -21,9 +22,12 @@ from typing import Any, Final
 from swapd.worker.gently import go_last
 from swapd.worker.progress import Progress
 
+log = logging.getLogger("swapd.worker.page_cache")
+
 PIECE_BYTES: Final = 4 << 20
 GRAIN_BYTES: Final = 64 << 10  # asked about one byte in so many: the kernel reads ahead by more
 SPARE_BYTES: Final = 512 << 20  # of the host's memory, left for what others may want to read or allocate meanwhile
+LATE_S: Final = 10.0  # for a piece under way at the end; one that takes longer is left: the disk is all others'
 
 
 @dataclass(slots=True)
@@ -35,14 +39,10 @@ class Brought:
     read_bytes: int = 0
     no_room_bytes: int = 0  # left out: memory for them would be missing elsewhere
 
-    @property
-    def left_bytes(self) -> int:
-        """Neither: no time, or not readable."""
-        return self.bytes - self.cached_bytes - self.read_bytes - self.no_room_bytes
-
 
 async def bring(files: Sequence[str], limit_s: float, progress: Progress) -> dict[str, Any]:
-    """Bring the files in, for `limit_s` at most. The figures of `Brought`. Given up when cancelled."""
+    """Bring the files in, for `limit_s` at most. The figures of `Brought`; of a thread that hangs in the kernel, or has
+    failed, none. Given up when cancelled."""
     loop, stop = asyncio.get_running_loop(), threading.Event()
     done: asyncio.Future[Brought] = loop.create_future()
 
@@ -51,14 +51,21 @@ async def bring(files: Sequence[str], limit_s: float, progress: Progress) -> dic
             done.set_result(brought)
 
     def work() -> None:
-        go_last()
-        brought = bring_now(files, time.monotonic() + limit_s, progress, stop.is_set)
+        brought = Brought()
+        try:
+            go_last()
+            brought = bring_now(files, time.monotonic() + limit_s, progress, stop.is_set)
+        except Exception:
+            log.exception("page_cache.failed")
         with contextlib.suppress(RuntimeError):  # the loop is closed: the worker has ended
             loop.call_soon_threadsafe(finish, brought)
 
     threading.Thread(target=work, name="page-cache", daemon=True).start()
     try:
-        return asdict(await done)
+        await asyncio.wait({done}, timeout=limit_s + LATE_S)
+        if not done.done():
+            log.warning("page_cache.late limit_s=%g", limit_s)
+        return asdict(done.result() if done.done() else Brought())
     finally:
         stop.set()
 

@@ -4,6 +4,7 @@ import asyncio
 import mmap
 import os
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,23 @@ def test_it_goes_last_on_a_thread_of_its_own(cold, monkeypatch):
     asyncio.run(bring([str(cold)], 60.0, no_progress))
     assert {nice for nice, _ in seen} == {19}
     assert threading.get_ident() not in {thread for _, thread in seen}
+
+
+def test_what_fails_or_hangs_there_fails_nothing(cold, monkeypatch):
+    def fails(*arguments):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(page_cache, "_bring_piece", fails)
+    assert asyncio.run(bring([str(cold)], 60.0, no_progress)) == asdict(Brought())
+    go_on = threading.Event()
+
+    def hangs(*arguments):  # a file server that is gone
+        go_on.wait(30)
+
+    monkeypatch.setattr(page_cache, "_open", hangs)
+    monkeypatch.setattr(page_cache, "LATE_S", 0.05)
+    assert asyncio.run(bring([str(cold)], 0.0, no_progress)) == asdict(Brought())
+    go_on.set()
 
 
 def test_cancelling_ends_the_thread(cold, monkeypatch):
