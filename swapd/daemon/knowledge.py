@@ -183,7 +183,7 @@ class Knowledge:
         proof_s = times.get("warm", 0.0) + times.get("verify", 0.0)
         expected = ExpectedTimes(drain_s=drain_s, release_s=release_s, load_s=times.get("load"), warm_s=proof_s)
         can_stage = kind is DeviceKind.NVML and model.stage
-        reads = bool(await asyncio.to_thread(files_loaded, model))
+        reads = await asyncio.to_thread(_file_bytes, model) > 0
         room = (
             await self._host_room(service, model if can_stage else None) if kind is DeviceKind.NVML else HostRoom(None)
         )

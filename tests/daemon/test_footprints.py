@@ -129,8 +129,9 @@ def test_what_the_hosts_memory_cannot_hold_is_neither_staged_nor_parked_and_the_
         assert "staged" not in why
 
 
-def test_a_declared_model_beside_which_a_damaged_file_lies_serves(gpus, tmp_path):
-    damaged = tmp_path / "other.safetensors"
+@pytest.mark.parametrize("name", ["other.safetensors", "other.safetensors.index.json"])
+def test_a_declared_model_beside_which_a_damaged_file_lies_serves(gpus, tmp_path, name):
+    damaged = tmp_path / name
     damaged.write_bytes(bytes(100))
     with gpus.daemon([gpus.model("a"), gpus.model("b", extra=f'weights = ["{damaged}"]')]) as daemon:
         assert daemon.swap("b")["phase"] == "Soaking"
