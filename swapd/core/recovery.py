@@ -13,6 +13,7 @@ from typing import Any, Final
 from swapd.core import commands, errors, events, results
 from swapd.core.behind import (
     ENDED,
+    NOT_UP,
     UNDER_WAY,
     UP,
     Seen,
@@ -43,6 +44,8 @@ MAX_RECOVERIES: Final = 3
 _AGAIN: Final = frozenset({OpKind.STOP, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})  # `advance` waits for their end
 # These may come to pass yet, in a front whose loop is blocked, and nobody would know: one that is newer ends them.
 _LATE: Final = frozenset({OpKind.ADOPT, OpKind.POINT})
+# Right before these the memory was measured, by a daemon that ended: somebody else may have taken it since.
+_MEASURED_FOR: Final = frozenset({OpKind.LOAD, OpKind.WAKE})
 
 
 def recovered(d: Draft, event: events.Recovered) -> None:
@@ -210,7 +213,8 @@ def _conclude(d: Draft, worker: Worker, seen: Seen) -> None:
         d.run(op.kind, worker, step=op.step, target=op.target, epoch=epoch, turn_away=op.turn_away)
     else:
         d.end_step(op.service, op.step, "canceled", ENDED)
-        d.set_worker(worker.id, op=None)
+        not_begun = op.kind in _MEASURED_FOR and seen[worker.id].state in NOT_UP
+        d.set_worker(worker.id, op=None, confirmed=worker.confirmed and not not_begun)
 
 
 def _end_of(worker: Worker, op: Op, seen: Seen) -> Mapping[str, Any] | None:

@@ -106,7 +106,6 @@ def test_a_step_whose_end_is_seen_is_done_and_not_taken_again(kind, settings, to
     [
         (OpKind.STAGE, IN_PLACE),
         (OpKind.CONFIRM, DUAL),
-        (OpKind.LOAD, DUAL),
         (OpKind.WARM, DUAL),
         (OpKind.VERIFY, DUAL),
         (OpKind.DRAIN, IN_PLACE),
@@ -575,7 +574,7 @@ def test_a_service_in_the_middle_of_which_daemons_die_is_paused_until_somebody_r
     for _ in range(MAX_RECOVERIES):
         host.dies()
         assert chat(host).paused is None
-        assert host.begins(OpKind.LOAD)
+        assert host.until(OpKind.LOAD), "once the memory is confirmed anew"
     host.dies()
     assert chat(host).paused.code == errors.SERVICE_PAUSED
     assert host.begins(OpKind.LOAD) is None, "nothing is begun"
@@ -602,6 +601,16 @@ def test_a_load_that_is_under_way_is_waited_for_also_where_nothing_is_begun():
     assert chat(host).paused is not None
     host.finish(host.begins(OpKind.LOAD, load.worker).id)
     assert not host.pending, "no warm-up"
+
+
+@pytest.mark.parametrize("settings", [DUAL, IN_PLACE])
+def test_memory_that_another_daemon_has_confirmed_is_measured_again_before_a_load_that_has_not_begun(settings):
+    host, load = in_flight(OpKind.LOAD, **settings)
+    host.dies()
+    assert host.begins(OpKind.LOAD, load.worker) is None
+    host.finish(host.begins(OpKind.CONFIRM, load.worker).id)
+    assert host.begins(OpKind.LOAD, load.worker)
+    assert steps(host, "load") == ["canceled", "running"]
 
 
 def test_a_service_that_has_come_to_rest_counts_anew():
