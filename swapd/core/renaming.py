@@ -61,5 +61,8 @@ def _worker(worker: Worker, name: str) -> Worker:
 
 
 def _reservation(reservation: Reservation, name: str) -> Reservation:
-    worker_id = return_of(name) if reservation.for_return else reservation.worker_id
+    """There may be two for the way back, of different devices."""
+    worker_id = reservation.worker_id
+    if reservation.for_return:
+        worker_id = return_of(name) + worker_id.removeprefix(return_of(reservation.service))
     return replace(reservation, service=name, worker_id=worker_id)

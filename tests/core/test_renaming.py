@@ -52,11 +52,12 @@ def test_everything_of_it_has_the_new_name_and_what_is_another_services_is_left_
     busy = replace(state.workers[0], op=Op(99, OpKind.DRAIN, "chat", state.workers[0].id))
     paused = replace(state.services[0], paused=Problem("SERVICE_PAUSED", "chat is paused"), recoveries=3)
     kept = replace(state.reservations[0], worker_id="return of chat")
+    alone = replace(kept, worker_id="return of chat on gpu1", device="gpu1")
     state = replace(
         state,
         services=(paused,),
         workers=(busy, *state.workers[1:]),
-        reservations=(kept, *state.reservations[1:]),
+        reservations=(kept, *state.reservations[1:], alone),
     )
     new = rename(state, {"chat": "talk"})
     (service,) = new.services
@@ -64,6 +65,7 @@ def test_everything_of_it_has_the_new_name_and_what_is_another_services_is_left_
     named = [*service.revisions, service.swap, service.swap.source, service.swap.target, *new.workers]
     assert {each.service for each in (*named, *new.reservations, new.workers[0].op)} == {"talk"}
     assert [w.id for w in new.workers] == [w.id for w in state.workers], "a worker keeps its id"
-    assert new.reservations[0].worker_id == "return of talk"
+    returns = [r.worker_id for r in new.reservations if r.for_return]
+    assert returns == ["return of talk", "return of talk on gpu1"], "both of them"
     assert rename(state, {"other": "talk"}) == state
     assert step(new, Host().swap_request("talk", "a")).reply.target.model == "b", "a return to what the soak keeps"
