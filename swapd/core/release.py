@@ -42,8 +42,8 @@ def not_back(befores: Mapping[str, DeviceReading], now: DeviceReading) -> NotBac
     """`befores`: of each worker that has let go, its device as it was last seen while it had not. None: all came back,
     or it cannot be told."""
     known = {w: r for w, r in befores.items() if r.name == now.name and r.free_bytes is not None}
-    if not known or now.free_bytes is None or now.state is DeviceState.UNMEASURED:
-        return None
+    if not known or now.free_bytes is None or now.state is DeviceState.UNMEASURED or not now.holders_known:
+        return None  # without holders, what others have taken or given back meanwhile would count as this
     before = next(iter(known.values()))
     expected_bytes, whose = 0, []
     for worker in known:

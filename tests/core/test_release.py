@@ -1,5 +1,7 @@
 """What did not come back after a worker has gone or parked, by two readings."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +22,13 @@ BEFORE = reading(4 * GIB, [("a-1", 20 * GIB)])
 
 def test_all_came_back():
     assert not_back({"a-1": BEFORE}, reading(TOTAL)) is None
+
+
+def test_where_it_cannot_be_told_who_holds_what_nothing_is_said():
+    """Everybody else would look as if they had let go, and that had not come back either."""
+    before = reading(1 * GIB, [("a-1", 3 * GIB), ("c-3", 20 * GIB)])
+    now = replace(reading(4 * GIB, [("a-1", None), ("c-3", None)]), holders_known=False)
+    assert not_back({"a-1": before}, now) is None
 
 
 def test_a_holder_that_was_gone_already_is_not_waited_for():
