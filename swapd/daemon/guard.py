@@ -40,17 +40,17 @@ class Guard:
         op, slot = effect.op, effect.slot
         if op.kind not in GUARDED or slot is None:
             return await work
+        before = self._why_condemned(op)  # by an earlier guard, of a worker that has outlived it
         working = asyncio.ensure_future(work)
         guarding = asyncio.ensure_future(self._watch(op, slot))
         try:
             await asyncio.wait({working, guarding}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise SwapdError.of(guarding.result())
+            if not working.done() or self._why_condemned(op) is not before:
+                raise SwapdError.of(await guarding)  # half killed it would be frozen, and may have answered well
             return working.result()
         except SwapdError as error:
-            live = self._workers.live.get(op.worker)
-            if live is not None and live.condemned is not None:  # whatever else was seen of its end
-                raise SwapdError.of(live.condemned) from None
+            if (why := self._why_condemned(op)) is not None:  # whatever else was seen of its end
+                raise SwapdError.of(why) from None
             if error.code == OUT_OF_MEMORY:
                 raise SwapdError.of(await self._with_its_use(op, slot, error.problem)) from None
             raise
@@ -58,6 +58,10 @@ class Guard:
             for task in (working, guarding):
                 task.cancel()
             await asyncio.gather(working, guarding, return_exceptions=True)
+
+    def _why_condemned(self, op: Op) -> Problem | None:
+        live = self._workers.live.get(op.worker)
+        return live.condemned if live is not None else None
 
     async def _watch(self, op: Op, slot: Slot) -> Problem:
         """Returns once the worker has been killed, and never otherwise."""

@@ -3,10 +3,17 @@
 Real processes that really take memory, on the host's own with a budget.
 """
 
+import asyncio
 import os
+from types import SimpleNamespace
 
 import pytest
 from support.daemon_host import Crowd, Daemon, Refused, model, server, until
+
+from swapd.core.errors import GUARD_KILLED, WORKER_EXITED, Problem, SwapdError
+from swapd.core.events import Run
+from swapd.core.model import DeviceKind, DeviceReading, Op, OpKind, Reservation, Slot, State
+from swapd.daemon.guard import Guard
 
 MIB = 1 << 20
 A = model("a", memory="150MiB", HOLD_MB="60")
@@ -99,3 +106,66 @@ def test_a_server_that_says_so_in_its_log_has_run_out_of_memory():
         assert (record["fell_back"]["code"], record["error"]["code"]) == ("OUT_OF_MEMORY", "OUT_OF_MEMORY")
         assert said in record["error"]["message"]
         assert daemon.model() == "a"
+
+
+class Guarded:
+    """A worker that holds more than it was promised, beside another; of its device so much is free."""
+
+    def __init__(self, free_bytes, condemned=None):
+        self.free_bytes = free_bytes
+        self.live = SimpleNamespace(condemned=condemned)
+        self.begun = asyncio.Event()
+        self.killed = []
+        devices = SimpleNamespace(
+            floor_bytes=lambda device: 256 * MIB, free_at_least=self.free_at_least, read=self.read
+        )
+        workers = SimpleNamespace(live={"chat-2": self.live}, condemn=self.condemn)
+        others = Reservation("chat-1", "chat", "gpu0", 3000 * MIB, settled=True)
+        state = State(reservations=(others, Reservation("chat-2", "chat", "gpu0", 4000 * MIB)))
+        self.guard = Guard(lambda: state, devices, workers)
+
+    async def free_at_least(self, device):
+        return self.free_bytes
+
+    async def read(self, devices):
+        held = (("chat-2", 5000 * MIB),)
+        return [DeviceReading("gpu0", DeviceKind.NVML, 512 * MIB, 8000 * MIB, self.free_bytes, held)]
+
+    async def condemn(self, worker, problem):
+        self.live.condemned = problem
+        self.begun.set()
+        await asyncio.sleep(0.05)
+        self.killed.append(worker)
+
+    async def fails_with(self, work):
+        op = Op(1, OpKind.VERIFY, "chat", "chat-2")
+        with pytest.raises(SwapdError) as error:
+            await asyncio.wait_for(self.guard.beside(Run(op, Slot("gpu0", 4000 * MIB)), work), 30)
+        return error.value.code
+
+
+def test_a_worker_that_answers_well_while_it_is_being_killed_has_not_proved_itself():
+    """Its last answer was on its way. Taken for good, the kill was given up and clients were sent to it, frozen."""
+
+    async def scenario():
+        guarded = Guarded(0)
+
+        async def probes():
+            await guarded.begun.wait()
+            return {"detail": "1 answer"}
+
+        return await guarded.fails_with(probes()), guarded.killed
+
+    assert asyncio.run(scenario()) == (GUARD_KILLED, ["chat-2"])
+
+
+def test_one_that_has_outlived_an_earlier_guard_is_not_waited_for():
+    async def scenario():
+        guarded = Guarded(1000 * MIB, condemned=Problem(GUARD_KILLED, "x"))
+
+        async def gone():
+            raise SwapdError(WORKER_EXITED, "its channel is closed")
+
+        return await guarded.fails_with(gone()), guarded.killed
+
+    assert asyncio.run(scenario()) == (GUARD_KILLED, [])
