@@ -129,19 +129,17 @@ class Devices:
             return await self._read(names)
 
     async def _read(self, names: Sequence[str]) -> list[DeviceReading]:
-        for name in names:
-            self._config(name)
+        configs = {name: self._config(name) for name in names}  # a reload may take one away meanwhile
         placed = self._placed()
         pids = await self._workers.pids()
         ours = {os.getpid()}.union(*pids.values())
         readings: dict[str, DeviceReading] = {}
-        for name in names:
-            config = self._configs[name]
+        for name, config in configs.items():
             if config.kind is DeviceKind.HOST:
                 here = {worker: pids.get(worker, set()) for worker, devices in placed.items() if name in devices}
                 reading = await self._host.read_async(name, config.memory_bytes, config.headroom_bytes, here, ours)
                 readings[name] = reading
-        gpus = [self._configs[n] for n in names if self._configs[n].kind is DeviceKind.NVML]
+        gpus = [config for config in configs.values() if config.kind is DeviceKind.NVML]
         for reading in await self._nvml.read_all(gpus, pids) if gpus else ():
             readings[reading.name] = reading
         for reading in readings.values():

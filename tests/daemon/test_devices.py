@@ -97,3 +97,17 @@ def test_who_asks_while_a_reading_is_under_way_shares_the_next_one():
     assert len(began) == 2
     assert isinstance(found.pop(3), asyncio.CancelledError)
     assert [reading.name for [reading] in found] == ["gpu0"] * 9
+
+
+def test_a_device_that_a_reload_takes_away_while_it_is_read_is_read():
+    async def scenario():
+        watched = Watched(Gpu("GPU-0"), Gpu("GPU-1"))
+
+        async def reloads():
+            watched.devices.configure({})
+            return {}
+
+        watched.devices._workers.pids = reloads
+        return await watched.devices.read_all()
+
+    assert [reading.name for reading in asyncio.run(scenario())] == ["gpu0", "gpu1"]
