@@ -186,7 +186,8 @@ class Devices:
         self._publish("device.changed", body)
 
     def _placed(self) -> dict[str, tuple[str, ...]]:
-        """Which worker stands on which devices."""
+        """Which worker stands on which devices: as it was promised, since its revision's slot may be another's by now,
+        or forgotten. One that is staged is promised nothing yet."""
         state = self._state()
         placed: dict[str, tuple[str, ...]] = {}
         for worker in state.workers:
@@ -194,4 +195,4 @@ class Devices:
             slot = service.slot(worker.revision) if service is not None else None
             if slot is not None:
                 placed[worker.id] = slot.devices
-        return placed
+        return placed | {r.worker_id: r.devices for r in state.reservations if not r.for_return}

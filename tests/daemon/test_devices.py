@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pynvml
@@ -10,7 +11,8 @@ from support import fake_nvml
 from support.fake_nvml import Gpu
 
 from swapd.core.config import DeviceConfig
-from swapd.core.model import DeviceKind, State
+from swapd.core.model import DeviceKind, Kind, Reservation, Service, ServiceSettings, Slot, State, Worker
+from swapd.core.states import WorkerState
 from swapd.daemon.devices import Devices
 from swapd.host.nvml import Nvml
 
@@ -97,6 +99,17 @@ def test_who_asks_while_a_reading_is_under_way_shares_the_next_one():
     assert len(began) == 2
     assert isinstance(found.pop(3), asyncio.CancelledError)
     assert [reading.name for [reading] in found] == ["gpu0"] * 9
+
+
+def test_a_worker_that_ends_is_counted_where_it_was_promised_room_whatever_its_revision_has_now():
+    """The try in its place stands elsewhere, and the first one has not let go yet."""
+    service = Service("chat", ServiceSettings(), "b", slots=((2, Slot("there", 5)),))
+    ending = Worker("chat-2", "chat", Kind.DIRECT, 2, WorkerState.STOPPING)
+    staged = replace(ending, id="chat-3", state=WorkerState.STAGED)
+    kept = Reservation("return of chat", "chat", "there", 5)
+    state = State((service,), (ending, staged), (Reservation("chat-2", "chat", "here", 5), kept))
+    devices = Devices({}, SimpleNamespace(pids=no_pids), lambda: state, lambda event, body: None)
+    assert devices._placed() == {"chat-2": ("here",), "chat-3": ("there",)}
 
 
 def test_a_device_that_a_reload_takes_away_while_it_is_read_is_read():
