@@ -279,12 +279,14 @@ class Journal:
         return rows[0][0] if rows else None
 
     def save_footprint(self, content: str, settings: str, device: str, body: str, at: float) -> None:
-        """Those of the contents that were served last are kept."""
-        self._run("INSERT OR REPLACE INTO footprint VALUES (?, ?, ?, ?, ?)", (content, settings, device, body, at))
-        self._run(
-            "DELETE FROM footprint WHERE rowid IN (SELECT rowid FROM footprint ORDER BY at DESC LIMIT -1 OFFSET ?)",
-            (KEPT_FOOTPRINTS,),
-        )
+        """Those of the contents that were served last are kept. Within a transaction, so that somebody's lock is waited
+        for once: a model that grows is told of many times a second, and the guard's looks would wait with it."""
+        with self.transaction():
+            self._run("INSERT OR REPLACE INTO footprint VALUES (?, ?, ?, ?, ?)", (content, settings, device, body, at))
+            self._run(
+                "DELETE FROM footprint WHERE rowid IN (SELECT rowid FROM footprint ORDER BY at DESC LIMIT -1 OFFSET ?)",
+                (KEPT_FOOTPRINTS,),
+            )
 
     def timing(self, model: str, settings: str) -> dict[str, float]:
         rows = self._run("SELECT step, seconds FROM timing WHERE model = ? AND settings = ?", (model, settings))
