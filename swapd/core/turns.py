@@ -91,8 +91,14 @@ def _rank(d: Draft, worker: Worker) -> tuple[int, int]:
 
 
 def _is_between(d: Draft, worker: Worker) -> bool:
-    """Two operations of its way to being warm: the next is begun in a moment."""
+    """Two operations of its way to being warm: the next is begun in a moment. Not of what a soak keeps: an old model
+    that had died, and was on its way back when its successor took over, is left as it is until somebody returns to it.
+    """
     service = d.services[worker.service]
+    swap = service.swap
+    kept = swap.source if swap is not None and swap.phase is Phase.SOAKING else None
+    if kept is not None and kept.number == worker.revision:
+        return False
     parked = worker.state is WorkerState.PARKED
     on_its_way = worker.confirmed and (parked or (worker.state in _ON_ITS_WAY and not worker.warmed))
     return on_its_way and worker.op is None and service.paused is None and not d.shuts_down(service.name)

@@ -175,3 +175,20 @@ def test_on_the_hosts_memory_nobody_waits():
     host.swap("embed", "c")
     go_on(host, load)
     assert host.state.service("embed").swap.phase is Phase.SOAKING
+
+
+@pytest.mark.parametrize("on_its_way", [OpKind.CONFIRM, OpKind.LOAD])
+def test_an_old_model_that_was_on_its_way_back_holds_nobody_up_while_its_successor_soaks(on_its_way):
+    host = two(total=60)
+    host.swap("chat", "b")
+    verify = until(host, "chat", OpKind.VERIFY)
+    host.exit(host.state.server_of("chat").id)
+    its = until(host, "chat", on_its_way, but=(verify,))
+    go_on(host, its)
+    go_on(host)
+    swap = host.state.service("chat").swap
+    old = next(w for w in host.state.workers_of("chat") if w.revision == swap.source.number)
+    assert (swap.phase, old.confirmed, old.warmed, old.op) == (Phase.SOAKING, True, False, None)
+    host.swap("embed", "c")
+    go_on(host)
+    assert host.state.service("embed").swap.phase is Phase.SOAKING
