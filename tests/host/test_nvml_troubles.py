@@ -17,6 +17,7 @@ from swapd.core.device_states import is_integrated
 from swapd.core.model import DeviceState
 from swapd.host.nvml import MAX_FOREIGN, Nvml
 from swapd.host.nvml.health import MEMORY_HEALTH_FOR_S
+from swapd.host.nvml.readings import AFRESH_S
 
 Library = partial(fake_nvml.Library, pynvml)
 
@@ -139,6 +140,36 @@ def test_an_xid_error_of_the_gpu_itself_stays_told_and_one_of_an_application_is_
     assert states == [[fine, fine], [fine, told], [fine, told]]
     assert reading.known
     assert "Xid 48, a double-bit memory error" in reading.trouble
+
+
+def test_a_lost_gpu_does_not_have_the_errors_of_others_forgotten(monkeypatch):
+    """NVML is initialised afresh for it, and not at every reading."""
+    before, lost, after = Gpu("GPU-0"), Gpu("GPU-1"), Gpu("GPU-2")
+    library = Library(before, lost, after)
+    nvml = Nvml(library=library, deadline_s=30)
+
+    devices = [SimpleNamespace(**vars(device(str(n))) | {"name": f"gpu{n}"}) for n in range(3)]
+
+    async def states():
+        return [r.state.value for r in await read_all(nvml, *devices)]
+
+    async def scenario():
+        lost.xids.append(79)
+        assert await states() == ["ok", "xid", "ok"]
+        lost.error = pynvml.NVML_ERROR_GPU_IS_LOST
+        assert await states() == ["ok", "lost", "ok"]
+        calls = library.calls
+        before.xids.append(48)
+        after.xids.append(48)
+        await states()
+        assert [await states() for _ in range(2)] == [["xid", "lost", "xid"]] * 2
+        assert library.calls == calls
+        clock = time.monotonic() + AFRESH_S
+        monkeypatch.setattr(time, "monotonic", lambda: clock)
+        lost.error = None
+        return await states(), await states()
+
+    assert asyncio.run(scenario()) == (["xid", "ok", "xid"],) * 2
 
 
 def test_a_slice_has_the_troubles_of_its_card():

@@ -18,13 +18,14 @@ MAX_EVENTS: Final = 64  # kept of a card, and taken at a time
 
 
 class Health:
-    """Of all cards, since NVML was initialised: it is forgotten with that."""
+    """Of all cards, since NVML was initialised. What they have told of Xid errors outlives that: it is the owner's."""
 
-    def __init__(self, nvml: Any) -> None:
-        """`nvml`: the module pynvml, initialised."""
+    def __init__(self, nvml: Any, xids: dict[str, list[int]]) -> None:
+        """`nvml`: the module pynvml, initialised. `xids`: what is known by the UUID of a card, and is added to."""
         self._nvml = nvml
         self._events: Any = None  # NVML's set of them
-        self._xids: dict[str, list[int]] = {}  # by the UUID of a card whose events are listened to
+        self._listened: set[str] = set()  # the UUIDs of cards whose events these are
+        self._xids = xids
         self._memory_health: dict[str, tuple[float, tuple[DeviceState, str] | None]] = {}  # by UUID: until when, what
 
     def trouble(self, handle: Any, uuid: str) -> tuple[DeviceState, str]:
@@ -52,16 +53,16 @@ class Health:
         return found
 
     def _xids_of(self, handle: Any) -> Sequence[int]:
-        """The Xid errors of this card since NVML was initialised."""
+        """The Xid errors that this card is known to have had."""
         with contextlib.suppress(Exception):
             uuid = str(self._nvml.nvmlDeviceGetUUID(handle))
             if self._events is None:
                 self._events = self._nvml.nvmlEventSetCreate()
-            if uuid not in self._xids:
+            if uuid not in self._listened:
                 self._nvml.nvmlDeviceRegisterEvents(handle, self._nvml.nvmlEventTypeXidCriticalError, self._events)
-                self._xids[uuid] = []
+                self._listened.add(uuid)
             self._collect_xids()
-            return self._xids[uuid]
+            return self._xids.get(uuid, ())
         return ()
 
     def _collect_xids(self) -> None:

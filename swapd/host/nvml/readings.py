@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ T = TypeVar("T")
 # Longer than any healthy call (milliseconds; up to a second with persistence mode off, when the driver initialises
 # the card for each), shorter than anybody's patience with `swapd-cli devices`.
 DEFAULT_DEADLINE_S: Final = 2.0
+# A GPU in trouble has NVML initialised afresh at most so often: that takes up to seconds for all of them, and what an
+# Xid error tells meanwhile is lost.
+AFRESH_S: Final = 60.0
 MAX_FOREIGN: Final = 16  # processes of others that a reading names: those that hold most
 
 # No GPU at all, as opposed to one in trouble.
@@ -87,6 +91,9 @@ class Nvml:
         self._initialised = False
         self._driver = ""
         self._health: Health
+        self._xids: dict[str, list[int]] = {}  # of each card, by its UUID
+        self._uuids: dict[str, str] = {}  # by the name of a device: as it was last seen
+        self._afresh_from_s = 0.0
 
     async def list_devices(self) -> list[SeenGpu]:
         """GPUs, and instead of one that is divided by MIG its slices. Empty without a driver or a GPU.
@@ -164,7 +171,7 @@ class Nvml:
 
             self._nvml = pynvml
         self._nvml.nvmlInit()
-        self._health = Health(self._nvml)
+        self._health = Health(self._nvml, self._xids)
         self._initialised = True
         self._driver = ""
         with contextlib.suppress(Exception):
@@ -231,7 +238,7 @@ class Nvml:
                 slices = ", ".join(s.uuid for s in self._slices(handle, 0)) or "none yet"
                 why = f"it is divided by MIG: match a slice ({slices})"
                 return _unknown(device, workers, DeviceState.DIVIDED, why)
-            uuid = str(self._nvml.nvmlDeviceGetUUID(handle))
+            uuid = self._uuids[device.name] = str(self._nvml.nvmlDeviceGetUUID(handle))
             state, trouble = self._health.trouble(handle, uuid)
             try:
                 memory = self._memory(handle)
@@ -241,9 +248,8 @@ class Nvml:
                     raise
                 memory, state, trouble = other
         except Exception as error:
-            # A lost card or an upgraded driver can come back, and NVML then wants to be initialised afresh.
             if not isinstance(error, ValueError) and not self._is(error, _ANSWERS):
-                self._shut_down()
+                self._begin_afresh(self._uuids.get(device.name, ""))
             return _unknown(device, workers, *self._say(error))
         product = self._product(handle)
         details = [product]
@@ -274,6 +280,14 @@ class Nvml:
             product=product,
             names_all=sizes_told and in_initial_namespace(self._proc),
         )
+
+    def _begin_afresh(self, uuid: str) -> None:
+        """A lost card or an upgraded driver can come back, and NVML then wants to be initialised afresh. What the card
+        had told before is of no use any more."""
+        self._xids.pop(uuid, None)
+        if time.monotonic() >= self._afresh_from_s:
+            self._afresh_from_s = time.monotonic() + AFRESH_S
+            self._shut_down()
 
     def _other_memory(
         self, device: NvmlDeviceConfig, handle: Any, error: Exception
