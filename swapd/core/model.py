@@ -262,6 +262,7 @@ class Worker:
     points_to: str | None = None  # a gate's: the worker that its table names; None: it holds
     made_of: str = ""  # a gate's: `ServiceSettings.gate` when it was started
     turns_away: bool = False  # a gate's, where it points to nobody: clients are not held
+    outlived_kill: bool = False  # the kernel keeps something of it, nobody knows for how long
 
     @property
     def ending(self) -> bool:

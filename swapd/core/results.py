@@ -175,7 +175,7 @@ def op_failed(d: Draft, event: events.OpFailed) -> None:
         case OpKind.STOP:
             # Something of the tree cannot be ended (a process in the kernel): its memory stays reserved, and it is
             # asked again at the next step.
-            d.set_worker(worker.id, state=WorkerState.QUIESCED, drained=True, verified=False)
+            d.set_worker(worker.id, state=WorkerState.QUIESCED, drained=True, verified=False, outlived_kill=True)
             d.set_service(op.service, problem=event.problem)
         case OpKind.DRAIN:
             _drained(d, worker, 0)

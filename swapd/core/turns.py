@@ -8,7 +8,8 @@ meanwhile (vllm#56830); and what the daemon measures itself would mix. So on an 
   they shall not wait for another service's load as well,
 - who is to give memory back without haste waits for its turn too.
 
-What fails, crashes or shuts down is ended at once. It is a pure rule over the state: nobody can forget to give a turn
+What fails, crashes or shuts down is ended at once. Nobody waits for what has outlived a kill: that may be for ever, and
+what it was promised stays promised. It is a pure rule over the state: nobody can forget to give a turn
 back.
 """
 
@@ -74,7 +75,7 @@ def _claims(d: Draft) -> Iterator[_Claim]:
             candidate = d.worker_of(name, swap.target.number)
             yield _Claim((_IN_PLACE, swap.id), name, candidate.id if candidate is not None else name, devices)
     for number, worker in enumerate(d.workers.values()):
-        op = worker.op.kind if worker.op is not None else None
+        op = worker.op.kind if worker.op is not None and not worker.outlived_kill else None
         promised = d.reservations.get(worker.id)
         if promised is not None and (op in TAKES | GIVES or _is_between(d, worker)):
             rank = (_UNDER_WAY, 0) if op is not None else (_BETWEEN, number)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from support.rollout_host import GIB, Host
 
-from swapd.core import events
+from swapd.core import errors, events
+from swapd.core.errors import Problem
 from swapd.core.model import RESTORE, DeviceKind, OpKind
 from swapd.core.states import Phase, WorkerState
 
@@ -192,3 +193,21 @@ def test_an_old_model_that_was_on_its_way_back_holds_nobody_up_while_its_success
     host.swap("embed", "c")
     go_on(host)
     assert host.state.service("embed").swap.phase is Phase.SOAKING
+
+
+def test_nobody_waits_for_what_has_outlived_a_kill():
+    """A process that hangs in the driver; its memory stays promised, and there is room beside it."""
+    host = two(total=60)
+    host.swap("chat", "b")
+    load = until(host, "chat", OpKind.LOAD)
+    host.fail(load)
+    stop = until(host, "chat", OpKind.STOP)
+    worker = host.pending.pop(stop).op.worker
+    host.send(events.OpFailed(host.now, stop, Problem(errors.TIMEOUT, "still alive, state D")))
+    again = until(host, "chat", OpKind.STOP)
+    host.swap("embed", "c")
+    go_on(host, again)
+    assert host.state.service("embed").swap.phase is Phase.SOAKING
+    assert worker in {r.worker_id for r in host.state.reservations}
+    go_on(host)
+    assert host.state.worker(worker) is None

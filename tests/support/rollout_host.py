@@ -163,7 +163,8 @@ class Host:
         ending = {s.name for s in self.state.services if s.leaving or self.state.stopping}
         if op.worker not in promised or op.service in ending:
             return
-        others = [run.op for run in self.pending.values() if run.op.worker in promised - {op.worker}]
+        beyond = {w.id for w in self.state.workers if w.outlived_kill}  # that may take for ever
+        others = [run.op for run in self.pending.values() if run.op.worker in promised - beyond - {op.worker}]
         waits = op.kind in GIVES  # its own service's next worker may wait for just that
         moving = [o for o in others if o.kind in TAKES | GIVES and not (waits and o.service == op.service)]
         assert not moving, f"{op} beside {moving}"
