@@ -37,8 +37,12 @@ _CGROUP_ROOTS: Final = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 _CGROUP_V1_ROOT: Final = Path("/sys/fs/cgroup/memory")
 
 
+PROCESSES: Final = 20  # for so many more, the deadline is once as long again: 3 ms each, and 100 ms on a starved host
+
+
 class HostMemory:
-    """`read_async` answers within its deadline whatever /proc does; `read` is the same on the caller's own thread."""
+    """`read_async` answers within its deadline (longer for more processes), whatever /proc does; `read` is the same on
+    the caller's own thread."""
 
     def __init__(self, *, deadline_s: float = 2.0, proc: Path = Path("/proc")) -> None:
         self._deadline_s = deadline_s
@@ -61,27 +65,28 @@ class HostMemory:
         swapd, so that the largest others can be named; None: they are not."""
         trees = {worker: frozenset(pids) for worker, pids in workers.items()}
         known = frozenset(ours) if ours is not None else None
-        reading = await self._call(lambda: self.read(name, budget_bytes, headroom_bytes, trees, known))
+        deadline_s = self._deadline_s * (1 + sum(map(len, trees.values())) / PROCESSES)
+        reading = await self._call(lambda: self.read(name, budget_bytes, headroom_bytes, trees, known), deadline_s)
         if isinstance(reading, DeviceReading):
             return reading
         state, why = DeviceState.FAILED, f"/proc: {reading}"
         if reading is None:
-            state, why = DeviceState.NO_ANSWER, f"/proc did not answer in {self._deadline_s:g} s"
+            state, why = DeviceState.NO_ANSWER, f"/proc did not answer in {deadline_s:.3g} s"
         unknown = tuple((worker, None) for worker in sorted(trees))
         kind = DeviceKind.HOST
         return DeviceReading(
             name, kind, headroom_bytes, None, None, unknown, detail=why, state=state, trouble=why, holders_known=False
         )
 
-    async def _call(self, read: Callable[[], DeviceReading]) -> DeviceReading | Exception | None:
+    async def _call(self, read: Callable[[], DeviceReading], deadline_s: float) -> DeviceReading | Exception | None:
         """On a thread, with the deadline (None: it is over), and never on a second one while the last has not come
         back: a process whose mmap lock is held for good costs one thread, not one a reading."""
         loop = asyncio.get_running_loop()
         async with self._lock:
-            give_up_at = loop.time() + self._deadline_s
+            give_up_at = loop.time() + deadline_s
             if self._pending is not None and not self._pending.done():
                 if not self._late:  # a caller was cancelled; its call may well come back
-                    await asyncio.wait({self._pending}, timeout=self._deadline_s)
+                    await asyncio.wait({self._pending}, timeout=deadline_s)
                 if not self._pending.done():
                     self._late = True
                     return None
