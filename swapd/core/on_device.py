@@ -18,6 +18,12 @@ FAR_BELOW: Final = 5  # a fifth: quantised to 4 bits while it is loaded, a model
 LEAST_BYTES: Final = 256 << 20  # what is smaller cannot be told from a context
 
 
+def expected_of_declared(declared_bytes: int) -> int:
+    """What to expect of a model of which nothing but its declaration is known. It may grow to that, and begin with a
+    small part of it: so no more than what a model on the processor does not hold, either."""
+    return min(declared_bytes, FAR_BELOW * LEAST_BYTES)
+
+
 def not_on_device(
     readings: Sequence[DeviceReading], worker_id: str, should_hold_bytes: int | None, free_before: Mapping[str, int]
 ) -> Problem | None:

@@ -60,13 +60,9 @@ def _note_kept(draft: Draft) -> None:
         if swap is None or swap.phase is not Phase.SOAKING or swap.source is None:
             continue
         worker = draft.worker_of(service.name, swap.source.number)
-        kept = (
-            "stopped"
-            if worker is None or not worker.connected
-            else "parked"
-            if worker.state is WorkerState.PARKED
-            else "resident"
-        )
+        kept = "stopped"
+        if worker is not None and worker.connected:
+            kept = "parked" if worker.state is WorkerState.PARKED else "resident" if worker.verified else "stopped"
         if swap.kept != kept:
             draft.set_swap(service.name, kept=kept)
 

@@ -152,8 +152,12 @@ class Executor:
             self.loop.take(OpDone(now(), op.id, result))
 
     def _will_be_told(self, op: Op, error: SwapdError) -> bool:
-        """The worker is gone: WorkerExited says so in a moment, with its exit code and its last words."""
-        return error.code == errors.WORKER_EXITED and op.worker in self._workers.live
+        """The worker is gone: WorkerExited says so in a moment, with its exit code and its last words. (A model's own
+        error may have that code as well.)"""
+        live = self._workers.live.get(op.worker)
+        if error.code != errors.WORKER_EXITED or live is None:
+            return False
+        return live.channel is None or live.channel.closed.is_set() or not live.alive()
 
     def _live(self, worker_id: str) -> Live:
         live = self._workers.live.get(worker_id)

@@ -22,6 +22,7 @@ from swapd.core.footprint import Learned, WeightsSummary, estimate, follow, lear
 from swapd.core.host_room import HostRoom
 from swapd.core.ledger import most_used
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, Revision, Service, Slot, State, Worker
+from swapd.core.on_device import expected_of_declared
 from swapd.core.outage import ExpectedTimes
 from swapd.core.presets import cache_need, has_front, said_need
 from swapd.core.redact import secrets_of_model
@@ -212,7 +213,8 @@ class Knowledge:
             weights = await asyncio.to_thread(_weights, model)
         said = [learned.peak_bytes * model.gpus] if learned is not None and learned.runs else []
         said += [weights.bytes] if weights is not None and weights.bytes else []
-        said += [model.device_memory_bytes * model.gpus] if model.device_memory_bytes is not None else []
+        if not said and model.device_memory_bytes is not None:
+            return expected_of_declared(model.device_memory_bytes * model.gpus)
         return min(said, default=None)
 
     async def _host_room(self, service: str, staged: ModelConfig | None) -> HostRoom:
@@ -297,7 +299,11 @@ class Knowledge:
 
     def _learned(self, key: _Key, device_type: str) -> Learned | None:
         text = self._known(lambda: self._journal.footprint(*key, device_type))
-        return saved.load(Learned, text) if text is not None else None
+        try:
+            return saved.load(Learned, text) if text is not None else None
+        except ValueError as error:  # a row that somebody has changed: it is learned anew
+            log.warning("knowledge.not_known %s", error)
+            return None
 
     def _key_of(self, worker: Worker) -> _Key | None:
         return self._key(worker.service, worker.revision) if worker.kind is not Kind.GATE else None

@@ -6,7 +6,7 @@ import pytest
 
 from swapd.core.errors import NOT_ON_DEVICE
 from swapd.core.model import DeviceKind, DeviceReading
-from swapd.core.on_device import not_on_device
+from swapd.core.on_device import expected_of_declared, not_on_device
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -58,3 +58,10 @@ def test_of_several_gpus_all_count_together():
     two = reading(6 * GIB), reading(0, name="gpu1")
     assert judged(*two, should=12 * GIB) is None
     assert judged(reading(0), reading(100 * MIB, name="gpu1"), should=12 * GIB) is not None
+
+
+def test_a_model_may_begin_with_a_small_part_of_what_it_declares():
+    declared = expected_of_declared(20 * GIB)
+    assert judged(reading(3 * GIB), should=declared) is None
+    assert judged(reading(100 * MIB), should=declared) is not None
+    assert expected_of_declared(512 * MIB) == 512 * MIB

@@ -1,6 +1,7 @@
 """What is learned of a model's need: from what it is made of, as long as it lives, and how right the plan was."""
 
 import os
+import sqlite3
 import subprocess
 
 import pytest
@@ -39,6 +40,15 @@ def test_a_new_file_under_an_old_name_is_not_judged_by_the_old_one(gpus, tmp_pat
         assert (planned["need_source"], planned["last_forecast"]) == ("estimated", None)
         weights.write_bytes(b"first")
         assert plan(daemon, "b")["need_source"] == "learned"
+
+
+def test_a_row_that_somebody_has_changed_is_learned_anew(gpus):
+    with gpus.daemon([gpus.model("a"), gpus.model("b", holds=8, needs=0)]) as daemon:
+        daemon.swap("b")
+        daemon.swap("a")
+        with sqlite3.connect(f"{daemon.dir}/s/journal.db", timeout=30) as journal:
+            journal.execute("UPDATE footprint SET body = '[]'")
+        assert plan(daemon, "b")["need_source"] == "unknown"
 
 
 def test_a_plan_tells_how_wrong_the_last_one_was(gpus):

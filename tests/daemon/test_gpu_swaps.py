@@ -61,6 +61,13 @@ def test_the_old_model_is_parked_for_an_in_place_swap_and_woken_for_the_way_back
     assert gpus.hooks() == ["a import", "a load", "a park", "big import", "big load", "a wake"]
 
 
+def test_a_model_that_says_of_itself_that_it_has_ended_is_not_waited_for(gpus):
+    with gpus.daemon([gpus.model("a"), gpus.model("b", FAIL="load")]) as daemon:
+        record = daemon.swap("b")
+        assert (record["phase"], record["error"]["step"]) == ("Failed", "load"), record["error"]
+        assert "I am not there." in record["error"]["message"]
+
+
 def test_a_swap_to_what_the_soak_keeps_parked_is_the_return(gpus):
     with gpus.daemon([gpus.model("a", "Parks"), gpus.model("big", holds=16)]) as daemon:
         daemon.swap("big")

@@ -10,7 +10,7 @@ def gpus(tmp_path):
 
 
 def test_a_model_that_holds_next_to_nothing_of_its_gpu_does_not_get_the_clients(gpus):
-    with gpus.daemon([gpus.model("a"), gpus.model("b", holds=1, needs=10)]) as daemon:
+    with gpus.daemon([gpus.model("a"), gpus.model("b", holds=0, needs=10)]) as daemon:
         record = daemon.swap("b")
         assert (record["phase"], record["error"]["code"]) == ("Failed", "NOT_ON_DEVICE"), record["error"]
         assert "runs on the processor" in record["error"]["message"]

@@ -1,8 +1,9 @@
 """Engines that hold memory of a fake GPU (support/fake_gpu), and write down which of their hooks ran.
 
 HOLD_GIB: what they take at load and wake; more than is free fails, as on a real GPU. KEEP_GIB: what they keep while
-parked, 1 if not set. LEAVES: "PID:GIB", what another process holds once this one has ended. FAIL: park or wake, which
-then raises. $FAKE_GPUS/GPU-0/hooks has a line "NAME HOOK" a call.
+parked, 1 if not set. LEAVES: "PID:GIB", what another process holds once this one has ended. FAIL: load, park or wake,
+which then raises (load: an error that says that the worker has ended). $FAKE_GPUS/GPU-0/hooks has a line "NAME HOOK" a
+call.
 """
 
 import os
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 from model_app import NAME, app
+
+from swapd.core.errors import WORKER_EXITED, SwapdError
 
 GIB = 1 << 30
 GPUS = [
@@ -58,6 +61,8 @@ class Plain:
 
     def load(self):
         note("load")
+        if os.environ.get("FAIL") == "load":
+            raise SwapdError(WORKER_EXITED, "I am not there.")
         time.sleep(float(os.environ.get("LOAD_S", "0")))
         hold(os.environ["HOLD_GIB"])
 
