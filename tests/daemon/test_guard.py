@@ -124,7 +124,7 @@ class Guarded:
         state = State(reservations=(others, Reservation("chat-2", "chat", "gpu0", 4000 * MIB)))
         self.guard = Guard(lambda: state, devices, workers)
 
-    async def free_at_least(self, device):
+    async def free_at_least(self, device, enough_bytes):
         return self.free_bytes
 
     async def read(self, devices):
