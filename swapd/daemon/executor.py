@@ -19,7 +19,7 @@ from swapd.core import errors
 from swapd.core.advance import stages
 from swapd.core.config import Config, ModelConfig
 from swapd.core.errors import Problem, SwapdError
-from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, PeakSeen, Run, TimerFired, WakeAt
+from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, Run, TimerFired, WakeAt
 from swapd.core.ledger import most_used, overdrawn
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, OpKind, Worker
 from swapd.core.on_device import not_on_device
@@ -32,6 +32,7 @@ from swapd.daemon.guard import Guard
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.live import Live
 from swapd.daemon.loop import Loop
+from swapd.daemon.peaks import Peaks
 from swapd.daemon.release import Release
 from swapd.daemon.staging import bring_files
 from swapd.daemon.transfers import HELLO, REQUEST_S, Transfers
@@ -41,7 +42,6 @@ from swapd.host.probes import run_probes, run_warmup, wait_ready
 
 log = logging.getLogger("swapd.executor")
 
-SAMPLE_S: Final = 0.25
 
 _Then = Callable[[Live, ModelConfig, Mapping[str, Any]], Awaitable[None]]
 
@@ -64,13 +64,13 @@ class Executor:
         self._knowledge = knowledge
         self._guard = Guard(lambda: self.loop.state, devices, workers)
         self._release = Release(lambda: self.loop.state, devices, knowledge)
+        self._peaks = Peaks(lambda: self.loop.state, lambda seen: self.loop.take(seen), devices, self._release)
         self._transfers = Transfers(self._live, listeners, lambda: self.config.daemon.hand_over_timeout_s)
         self._publish = publish
         self._on_exit = on_exit
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by worker: what it is doing now
         self._owned: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._sampler: asyncio.Task[None] | None = None
 
     # --- what the loop asks for ------------------------------------------------------------------------------------
 
@@ -84,9 +84,9 @@ class Executor:
             self._tasks[op.worker] = task
             task.add_done_callback(lambda done: self._forget(op.worker, done))
         self._own(task)
-        if self._sampler is None and op.step is not None:
-            self._sampler = asyncio.get_running_loop().create_task(self._sample_peaks())
-            self._own(self._sampler)
+        sampling = self._peaks.sample() if op.step is not None else None
+        if sampling is not None:
+            self._own(sampling)
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._owned.add(task)
@@ -334,28 +334,6 @@ class Executor:
             log.exception("executor.bug measuring service=%s", effect.service)
             result = Problem(errors.INTERNAL, f"measuring failed: {type(error).__name__}: {error}")
         self.loop.take(Measured(now(), effect.service, effect.revision, result))
-
-    async def _sample_peaks(self) -> None:
-        """While a swap is under way: the most that each device held."""
-        peaks: dict[tuple[int, str], int] = {}
-        try:
-            while active := [s for s in self.loop.state.services if s.swap is not None and s.swap.soak_until is None]:
-                readings = await self._devices.read_all()
-                self._release.see(readings)
-                for service in active:
-                    if service.swap is None:
-                        continue
-                    devices = {name for _, slot in service.slots for name in slot.devices}
-                    for r in readings:
-                        if r.name in devices and r.known and r.total_bytes is not None and r.free_bytes is not None:
-                            used, key = r.total_bytes - r.free_bytes, (service.swap.id, r.name)
-                            if used > peaks.get(key, -1):
-                                peaks[key] = used
-                                self.loop.take(PeakSeen(now(), service.name, r.name, used))
-                await asyncio.sleep(SAMPLE_S)
-        finally:
-            self._sampler = None
-            self._release.forget()
 
     def _progress(self, op: Op, unit: str) -> Callable[[int, int], None]:
         def tell(done: int, total: int) -> None:
