@@ -112,6 +112,31 @@ def test_a_worker_that_ends_is_counted_where_it_was_promised_room_whatever_its_r
     assert devices._placed() == {"chat-2": ("here",), "chat-3": ("there",)}
 
 
+def test_quick_looks_at_once_are_one_look():
+    async def scenario():
+        gate, looks = asyncio.Event(), []
+
+        async def look(config, enough_bytes):
+            looks.append(config.name)
+            await gate.wait()
+            return 5
+
+        watched = Watched(Gpu("GPU-0"))
+        watched.devices._look = look
+        asked = [asyncio.create_task(watched.devices.free_at_least("gpu0", 1)) for _ in range(9)]
+        await asyncio.sleep(0)
+        asked[0].cancel()  # who gives up does not take it from the others
+        gate.set()
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        await watched.devices.close()
+        return looks, found
+
+    looks, found = asyncio.run(scenario())
+    assert looks == ["gpu0"]
+    assert isinstance(found[0], asyncio.CancelledError)
+    assert found[1:] == [5] * 8
+
+
 def test_a_device_that_a_reload_takes_away_while_it_is_read_is_read():
     async def scenario():
         watched = Watched(Gpu("GPU-0"), Gpu("GPU-1"))

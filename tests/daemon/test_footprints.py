@@ -2,24 +2,10 @@
 
 import os
 import sqlite3
-import subprocess
 
 import pytest
 from support.daemon_host import Daemon, model
-from support.gpu_host import GIB, Gpus
-
-
-@pytest.fixture
-def gpus(tmp_path):
-    return Gpus(tmp_path, 24)
-
-
-@pytest.fixture
-def other():
-    """A process that is not swapd's."""
-    with subprocess.Popen(["sleep", "600"]) as process:
-        yield process
-        process.kill()
+from support.gpu_host import GIB
 
 
 def plan(daemon, to):

@@ -6,25 +6,11 @@ The real daemon and real workers; only the memory of the GPUs is made up.
 import http.client
 import os
 import signal
-import subprocess
 import threading
 
 import pytest
 from support.daemon_host import Crowd, Refused, free_port, until
 from support.gpu_host import GIB, Gpus
-
-
-@pytest.fixture
-def gpus(tmp_path):
-    return Gpus(tmp_path, 24)
-
-
-@pytest.fixture
-def other():
-    """A process that is not swapd's."""
-    with subprocess.Popen(["sleep", "600"]) as process:
-        yield process
-        process.kill()
 
 
 def services(daemon, **models):

@@ -4,16 +4,10 @@ import os
 import signal
 import subprocess
 
-import pytest
 from support.daemon_host import Crowd, until
-from support.gpu_host import GIB, Gpus
+from support.gpu_host import GIB
 
 STAGE = "stage = true"
-
-
-@pytest.fixture
-def gpus(tmp_path):
-    return Gpus(tmp_path, 24)
 
 
 def steps(record, status=None):

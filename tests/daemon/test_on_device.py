@@ -1,13 +1,5 @@
 """A model that fell back to the processor in silence is caught before clients reach it."""
 
-import pytest
-from support.gpu_host import Gpus
-
-
-@pytest.fixture
-def gpus(tmp_path):
-    return Gpus(tmp_path, 24)
-
 
 def test_a_model_that_holds_next_to_nothing_of_its_gpu_does_not_get_the_clients(gpus):
     with gpus.daemon([gpus.model("a"), gpus.model("b", holds=0, needs=10)]) as daemon:

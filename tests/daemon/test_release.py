@@ -1,24 +1,9 @@
 """Memory that is given back late, or not, is measured before anything loads into it, and told with who holds it."""
 
-import subprocess
 import threading
 
-import pytest
 from support.daemon_host import until
-from support.gpu_host import GIB, Gpus
-
-
-@pytest.fixture
-def gpus(tmp_path):
-    return Gpus(tmp_path, 24)
-
-
-@pytest.fixture
-def other():
-    """A process that is not swapd's."""
-    with subprocess.Popen(["sleep", "600"]) as process:
-        yield process
-        process.kill()
+from support.gpu_host import GIB
 
 
 def confirmed(record):
