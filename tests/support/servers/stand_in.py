@@ -53,7 +53,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path == "/die":
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)  # in this very thread: another one's death would leave time to answer
         if path == "/exit":
             os._exit(9)
         if ("never" in HABITS and path == "/health") or ("loading" in HABITS and STATE["asked"] < 5):
