@@ -13,10 +13,15 @@ a first start all run through the same few rules, and being called once too ofte
 
 from __future__ import annotations
 
+from swapd.core import errors
+from swapd.core.commands import begin_return
+from swapd.core.delivery import Then, Verdict
 from swapd.core.draft import TRANSFERS, Draft
+from swapd.core.errors import Problem
 from swapd.core.events import Exit, Measure
 from swapd.core.model import RESTORE, Kind, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
 from swapd.core.routing import hold, is_pointed_to, is_target, release_gates, route, step_of
+from swapd.core.stages import answering, proceed
 from swapd.core.states import FORWARD, Phase, WorkerState
 from swapd.core.turns import may_give, may_hold, may_take
 
@@ -28,6 +33,7 @@ def advance(d: Draft, name: str) -> None:
         return
     if d.services[name].paused is not None:
         return
+    proceed(d, name)
     _end_soak(d, d.services[name])
     _end_rollback(d, d.services[name])
     service = d.services[name]
@@ -41,9 +47,10 @@ def advance(d: Draft, name: str) -> None:
             _make_room(d, service, worker, leaving)
     if leaving is not None and _both_resident(d, service, leaving):
         _make_ready(d, leaving)  # a stable revision that died while its successor was being prepared
-    route(d, name, goal)
+    answers = answering(d.services[name], goal)
+    route(d, name, answers)
     _retire(d, name, goal)
-    release_gates(d, name, goal)
+    release_gates(d, name, answers)
 
 
 def _goal(service: Service) -> Revision | None:
@@ -179,8 +186,8 @@ def _make_room(d: Draft, service: Service, worker: Worker, leaving: Worker | Non
         _make_ready(d, d.workers[worker.id])
         return
     forward = service.swap is not None and service.swap.phase in FORWARD
-    if forward and not _prepared(d, worker, slot):
-        return
+    if forward and (not _prepared(d, worker, slot) or answering(service, None) is not None):
+        return  # before clients wait there is something to be done, or the swap is paused
     if d.server_of(service.name) == leaving:
         prefix = "" if forward else RESTORE
         if d.transferring(service.name) or not _waits(
@@ -268,7 +275,12 @@ def _end_soak(d: Draft, service: Service) -> None:
     swap = service.swap
     if swap is None or swap.phase is not Phase.SOAKING or swap.soak_until is None:
         return
-    if d.at >= swap.soak_until:
+    delivery, finding = swap.delivery, swap.finding
+    fails = finding is not None and finding.verdict is Verdict.FAIL
+    if fails and finding is not None and delivery is not None and swap.source and delivery.on_fail is Then.ABORT:
+        d.set_swap(service.name, error=Problem(errors.ANALYSIS_FAILED, finding.text))
+        begin_return(d, service, Phase.FAILED, f"in its soak: {finding.text}")
+    elif d.at >= swap.soak_until:
         d.end_step(service.name, "soak", "done")
         d.finish_swap(service.name, Phase.SUCCEEDED, reason=f"{swap.target.model} serves")
     else:
@@ -280,8 +292,9 @@ def _end_rollback(d: Draft, service: Service) -> None:
     swap = service.swap
     if swap is None or swap.phase is not Phase.ROLLING_BACK or d.transferring(service.name):
         return
-    server = d.server_of(service.name)
-    served = server is not None and swap.source is not None and server.revision == swap.source.number
+    server, owner = d.server_of(service.name), d.owner_of(service.name)
+    alone = owner is None or owner.split is None
+    served = alone and server is not None and swap.source is not None and server.revision == swap.source.number
     gone = not any(w.revision == swap.target.number for w in d.workers_of(service.name))
     if served or (gone and _hopeless(service, swap)):
         assert swap.end_phase is not None

@@ -89,6 +89,7 @@ def take_in(d: Draft, o: Observed) -> None:
         confirmed=up,
         hooks=o.hooks,
         points_to=o.points_to,
+        split=o.split,
         made_of=o.made_of,
     )
     d.workers[worker.id] = worker

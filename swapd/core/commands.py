@@ -89,6 +89,7 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
         reason=f"{target.model} is being prepared",
         parks=bool(planned.parks),
         fallback=fallback_of(planned, event.strategy or service.settings.strategy, event.measurement),
+        delivery=event.delivery if source is not None else None,
     )
     d.next_swap += 1
     d.set_service(

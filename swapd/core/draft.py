@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
+from swapd.core.delivery import Split
 from swapd.core.errors import Problem
 from swapd.core.events import Effect, Outcome, Publish, Run, WakeAt
 from swapd.core.ledger import return_of
@@ -102,7 +103,13 @@ class Draft:
         """Who owns the listeners, and who answers behind a gate, serves; who did so before has what is in flight to
         finish."""
         server = self.server_of(service)
-        serving = {self.services[service].owner, server.id if server is not None else None}
+        owner = self.owner_of(service)
+        split = owner.split if owner is not None else None
+        serving = {
+            self.services[service].owner,
+            server.id if server is not None else None,
+            split.worker if split is not None and not split.shadow else None,
+        }
         for worker in self.workers_of(service):
             if worker.id in serving and worker.state in (WorkerState.LOADED, WorkerState.QUIESCED):
                 self.set_worker(worker.id, state=WorkerState.SERVING, drained=False)
@@ -142,9 +149,10 @@ class Draft:
         deadline_s: float = 0.0,
         force: bool = False,
         turn_away: bool = False,
+        split: Split | None = None,
     ) -> None:
         """Begin an operation on a worker; what it was doing before is void."""
-        op = Op(self.next_op, kind, worker.service, worker.id, target, epoch, deadline_s, force, step, turn_away)
+        op = Op(self.next_op, kind, worker.service, worker.id, target, epoch, deadline_s, force, step, turn_away, split)
         self.next_op += 1
         service = self.services[worker.service]
         self.effects.append(Run(op, service.slot(worker.revision)))
@@ -219,11 +227,13 @@ class Draft:
         )
 
     def end_candidate(self, service: str) -> None:
-        """Kill a candidate that clients have not reached; one that answers them is retired by `advance`."""
+        """Kill a candidate that clients do not reach; one that answers them is retired by `advance`."""
         swap = self.services[service].swap
         candidate = self.worker_of(service, swap.target.number) if swap is not None else None
         server = self.server_of(service)
-        if candidate is not None and candidate != server and not self.transferring(service):
+        if candidate is None or candidate == server or self.transferring(service):
+            return
+        if not any(g.split is not None and g.split.worker == candidate.id for g in self.gates_of(service)):
             self.stop(candidate, force=True)
 
     def finish_swap(self, service: str, phase: Phase, **changes: Any) -> None:

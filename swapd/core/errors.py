@@ -26,6 +26,7 @@ ALREADY_SERVING: Final = "ALREADY_SERVING"
 NOTHING_TO_ROLL_BACK: Final = "NOTHING_TO_ROLL_BACK"
 NOTHING_TO_CANCEL: Final = "NOTHING_TO_CANCEL"
 NOTHING_TO_RESUME: Final = "NOTHING_TO_RESUME"
+NOT_POSSIBLE_NOW: Final = "NOT_POSSIBLE_NOW"  # a control that makes no sense where the swap stands
 SERVICE_PAUSED: Final = "SERVICE_PAUSED"  # the daemon has ended again and again in the middle of something of it
 NOT_SUPPORTED: Final = "NOT_SUPPORTED"
 SHUTTING_DOWN: Final = "SHUTTING_DOWN"
@@ -58,6 +59,7 @@ PROBE_TOO_SLOW: Final = "PROBE_TOO_SLOW"
 HAND_OVER_FAILED: Final = "HAND_OVER_FAILED"
 HOOK_FAILED: Final = "HOOK_FAILED"  # an Engine's stage, park or wake raised
 CANCELED: Final = "CANCELED"
+ANALYSIS_FAILED: Final = "ANALYSIS_FAILED"  # the candidate answers, and does worse than its rules allow
 TIMEOUT: Final = "TIMEOUT"
 # --- the host ----------------------------------------------------------------------------------------------
 LISTEN_FAILED: Final = "LISTEN_FAILED"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swapd.core.caps import cap_of
+from swapd.core.delivery import Delivery, Finding, Split
 from swapd.core.errors import Problem
 from swapd.core.model import (
     DeviceKind,
@@ -109,6 +110,7 @@ class SwapRequested:
     names: tuple[str, ...] = ()  # what clients may call the candidate by in their requests
     stable_names: tuple[str, ...] = ()  # and what serves
     allow_name_mismatch: bool = False
+    delivery: Delivery | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +131,32 @@ class ShutdownRequested:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """An operator has a paused service go on."""
+    """An operator has a paused swap, or a paused service, go on."""
 
     at: float
     service: str
     actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRequested:
+    """The swap shall go no further by itself."""
+
+    at: float
+    service: str
+    actor: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PromoteRequested:
+    """On to the next stage at once, whatever was measured; `full`: to all clients, and to the end of a soak."""
+
+    at: float
+    service: str
+    actor: str
+    full: bool = False
+    reason: str = ""
 
 
 # --- what a daemon finds at its start -----------------------------------------------------------------------
@@ -153,6 +176,7 @@ class Observed:
     epoch: int = 0  # of the last transfer that its front took part in
     table_epoch: int = 0  # a gate's
     points_to: str | None = None  # a gate's
+    split: Split | None = None  # a gate's
     listeners: tuple[str, ...] | None = None  # by their addresses; None: it does not say
     hooks: frozenset[str] = frozenset()
     quiesced_at: float | None = None  # when it last let go of the clients
@@ -269,6 +293,17 @@ class PeakSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """What has been measured of a swap's candidate was judged. `stage` None: in its soak."""
+
+    at: float
+    service: str
+    swap: int
+    stage: int | None
+    finding: Finding
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     at: float
     service: str
@@ -282,6 +317,8 @@ Event = (
     | ReturnRequested
     | ShutdownRequested
     | Resumed
+    | PauseRequested
+    | PromoteRequested
     | Recovered
     | JournalFound
     | Measured
@@ -292,6 +329,7 @@ Event = (
     | ContentChanged
     | SuccessorNeeded
     | PeakSeen
+    | Judged
     | TimerFired
 )
 

@@ -42,7 +42,7 @@ def try_in_place(d: Draft, service: Service, worker: Worker, problem: Problem) -
     if problem.code not in MEMORY_RAN_OUT or worker.revision != swap.target.number:
         return problem
     fallback = swap.fallback
-    if fallback is None or swap.phase is not Phase.PREPARING:  # later it has answered clients, perhaps
+    if fallback is None or swap.phase not in (Phase.PREPARING, Phase.PAUSED):  # later it has answered clients, perhaps
         return problem
     used = problem.details.get("used_bytes")  # a model's own code may have written it: anything
     needs = [n for n in (fallback.slot.need_bytes, used) if type(n) is int]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from swapd.core.delivery import Delivery, Finding, Pause, Split
 from swapd.core.errors import Problem
 from swapd.core.states import Phase, WorkerState
 
@@ -205,6 +206,7 @@ class Op:
     force: bool = False  # STOP: without asking. DRAIN: stop accepting first (the front is an owner)
     step: str | None = None  # the step of the service's swap that this belongs to
     turn_away: bool = False  # POINT to nobody: clients get 503 at once instead of waiting
+    split: Split | None = None  # POINT: who answers beside the target
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +264,7 @@ class Worker:
     points_to: str | None = None  # a gate's: the worker that its table names; None: it holds
     made_of: str = ""  # a gate's: `ServiceSettings.gate` when it was started
     turns_away: bool = False  # a gate's, where it points to nobody: clients are not held
+    split: Split | None = None  # a gate's: who its table names beside the one that it points to
     outlived_kill: bool = False  # the kernel keeps something of it, nobody knows for how long
 
     @property
@@ -312,6 +315,11 @@ class Swap:
     parks: bool = False  # in-place: parking the old revision makes room enough, as far as is known
     fallback: Fallback | None = None  # dual: what is tried once if the candidate does not find the memory
     fell_back: Problem | None = None  # in-place: why it is no dual swap any more
+    delivery: Delivery | None = None  # how the candidate proves itself on clients' requests; None: not
+    stage: int = 0  # of its stages; past the last: clients may be switched
+    stage_at: float | None = None  # since when the stage counts; None: its table is not in force yet
+    finding: Finding | None = None  # the newest verdict on the stage, or on the soak
+    paused: Pause | None = None
     finished_at: float | None = None
     soak_until: float | None = None
     kept: str | None = None  # what the soak has for the way back: resident, parked, or stopped (nothing)
@@ -370,8 +378,10 @@ class Service:
         return next((slot for n, slot in self.slots if n == number), None)
 
     def gated(self, kind: Kind) -> bool:
-        """Whether a worker of this kind answers the clients through a gate."""
-        return self.settings.gated or kind is Kind.ENGINE
+        """Whether a worker of this kind answers the clients through a gate: it splits and measures, while a swap's
+        candidate is to prove itself."""
+        proves = self.swap is not None and self.swap.delivery is not None
+        return self.settings.gated or kind is Kind.ENGINE or proves
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,6 +187,7 @@ def _see(d: Draft, worker: Worker, o: Observed) -> None:
     changes: dict[str, Any] = {"connected": True}
     if worker.kind is Kind.GATE:
         changes["points_to"] = o.points_to
+        changes["split"] = o.split
     elif o.hooks:
         changes["hooks"] = o.hooks
     d.set_worker(worker.id, **changes)
@@ -210,7 +211,7 @@ def _conclude(d: Draft, worker: Worker, seen: Seen) -> None:
     elif op.kind in _LATE:
         d.end_step(op.service, op.step, "canceled", ENDED)
         epoch = next_epoch(d, op.service)
-        d.run(op.kind, worker, step=op.step, target=op.target, epoch=epoch, turn_away=op.turn_away)
+        d.run(op.kind, worker, step=op.step, target=op.target, epoch=epoch, turn_away=op.turn_away, split=op.split)
     else:
         d.end_step(op.service, op.step, "canceled", ENDED)
         not_begun = op.kind in _MEASURED_FOR and seen[worker.id].state in NOT_UP

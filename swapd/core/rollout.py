@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from swapd.core import commands, events, recovery, results
+from swapd.core import commands, controls, events, recovery, results
 from swapd.core.advance import advance
 from swapd.core.commands import can_park, plan
 from swapd.core.draft import Draft
@@ -74,7 +74,9 @@ _HANDLERS: Final[dict[type, Callable[[Draft, Any], Any]]] = {
     events.SwapRequested: commands.swap_requested,
     events.ReturnRequested: commands.return_requested,
     events.ShutdownRequested: commands.shutdown_requested,
-    events.Resumed: recovery.resumed,
+    events.Resumed: controls.resumed,
+    events.PauseRequested: controls.pause_requested,
+    events.PromoteRequested: controls.promote_requested,
     events.Recovered: recovery.recovered,
     events.JournalFound: recovery.journal_found,
     events.Measured: results.measured,
@@ -85,5 +87,6 @@ _HANDLERS: Final[dict[type, Callable[[Draft, Any], Any]]] = {
     events.ContentChanged: results.content_changed,
     events.SuccessorNeeded: results.successor_needed,
     events.PeakSeen: results.peak_seen,
+    events.Judged: controls.judged,
     events.TimerFired: results.timer_fired,
 }

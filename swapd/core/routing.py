@@ -11,8 +11,10 @@ A gate that has handed over relays what is in flight until it is drained, and is
 from __future__ import annotations
 
 from swapd.core.crash_loop import crash_loops
+from swapd.core.delivery import Split
 from swapd.core.draft import Draft
 from swapd.core.model import RESTORE, Kind, OpKind, Revision, Service, Worker
+from swapd.core.stages import split_for
 from swapd.core.states import FORWARD, Phase, WorkerState
 
 
@@ -66,16 +68,20 @@ def hold(d: Draft, service: Service, step: str | None, *, turn_away: bool = Fals
 
 def _serve_by(d: Draft, service: Service, worker: Worker, step: str | None) -> None:
     """The next operation towards `worker` answering the clients; none if it does."""
-    owner = d.owner_of(service.name)
+    owner, split = d.owner_of(service.name), split_for(d, service, worker)
     if owner is not None and owner.kind is Kind.GATE and service.gated(worker.kind):
         if owner.points_to != worker.id:
-            _progress(d, service, "clients are switched")
-            _point(d, service, owner, worker.id, step)
+            _progress_to(d, service, worker)
+            _point(d, service, owner, worker.id, step, split=split)
+        elif owner.split != split:
+            if split is not None:
+                _progress(d, service, "the candidate proves itself on requests of clients")
+            _point(d, service, owner, worker.id, None, split=split)
         return
     front: Worker | None = worker
     if service.gated(worker.kind):
         front = _gate_for(d, service)
-        if front is not None and front.points_to != worker.id:
+        if front is not None and (front.points_to, front.split) != (worker.id, None):
             _point(d, service, front, worker.id, None)  # it owns nothing yet: its hand-over is the switch
             return
     if front is None:
@@ -83,7 +89,7 @@ def _serve_by(d: Draft, service: Service, worker: Worker, step: str | None) -> N
     if owner is None:
         _adopt(d, service, front, step)
     elif owner.id != front.id:
-        _progress(d, service, "clients are switched")
+        _progress_to(d, service, worker)
         _hand_over(d, service, owner, front, step)
 
 
@@ -109,8 +115,8 @@ def _renew(d: Draft, service: Service) -> None:
     gate = _gate_for(d, service)
     if gate is None:
         return
-    if (gate.points_to, gate.turns_away) != (owner.points_to, owner.turns_away):
-        _point(d, service, gate, owner.points_to, None, turn_away=owner.turns_away)
+    if (gate.points_to, gate.turns_away, gate.split) != (owner.points_to, owner.turns_away, owner.split):
+        _point(d, service, gate, owner.points_to, None, turn_away=owner.turns_away, split=owner.split)
     else:
         _hand_over(d, service, owner, gate, None)
 
@@ -128,7 +134,7 @@ def _follow(d: Draft, name: str) -> None:
     wanted = server.id if server is not None and not server.ending else None
     for gate in d.gates_of(name):
         relays = gate.state is WorkerState.QUIESCED and not gate.drained and gate.points_to is not None
-        if relays and gate.points_to != wanted:
+        if relays and (gate.points_to, gate.split) != (wanted, None):
             _point(d, d.services[name], gate, wanted, None)
             return
 
@@ -190,9 +196,13 @@ def is_pointed_to(d: Draft, worker: Worker) -> bool:
     service = d.services[worker.service]
     relaying = (WorkerState.QUIESCED, WorkerState.STOPPING)
     return any(
-        g.points_to == worker.id and not g.drained and (g.id == service.owner or g.state in relaying)
+        _names(g.points_to, g.split, worker) and not g.drained and (g.id == service.owner or g.state in relaying)
         for g in d.workers_of(worker.service)
     )
+
+
+def _names(main: str | None, split: Split | None, worker: Worker) -> bool:
+    return worker.id == main or (split is not None and worker.id == split.worker)
 
 
 def is_target(d: Draft, worker: Worker) -> bool:
@@ -201,7 +211,11 @@ def is_target(d: Draft, worker: Worker) -> bool:
         if other.op is None or other.op.kind not in (OpKind.HAND_OVER, OpKind.POINT, OpKind.ADOPT):
             continue
         front = d.workers.get(other.op.target or "") if other.op.kind is OpKind.HAND_OVER else other
-        if front is not None and worker.id in (front.id, front.points_to, other.op.target):
+        if front is None:
+            continue
+        if worker.id == front.id or _names(front.points_to, front.split, worker):
+            return True
+        if _names(other.op.target, other.op.split, worker):
             return True
     return False
 
@@ -225,6 +239,12 @@ def _progress(d: Draft, service: Service, reason: str) -> None:
         d.set_phase(service.name, Phase.PROGRESSING, reason=reason)
 
 
+def _progress_to(d: Draft, service: Service, worker: Worker) -> None:
+    """A gate that comes before the old model changes nothing for its clients."""
+    if service.swap is not None and worker.revision == service.swap.target.number:
+        _progress(d, service, "clients are switched")
+
+
 def next_epoch(d: Draft, service: str) -> int:
     return d.set_service(service, epoch=d.services[service].epoch + 1).epoch
 
@@ -238,6 +258,14 @@ def _hand_over(d: Draft, service: Service, source: Worker, target: Worker, step:
 
 
 def _point(
-    d: Draft, service: Service, gate: Worker, target: str | None, step: str | None, *, turn_away: bool = False
+    d: Draft,
+    service: Service,
+    gate: Worker,
+    target: str | None,
+    step: str | None,
+    *,
+    turn_away: bool = False,
+    split: Split | None = None,
 ) -> None:
-    d.run(OpKind.POINT, gate, target=target, epoch=next_epoch(d, service.name), step=step, turn_away=turn_away)
+    epoch = next_epoch(d, service.name)
+    d.run(OpKind.POINT, gate, target=target, epoch=epoch, step=step, turn_away=turn_away, split=split)

@@ -155,7 +155,7 @@ class Phase(str, Enum):
     PENDING = "Pending"
     PREPARING = "Preparing"  # the candidate is made ready; clients notice nothing
     PROGRESSING = "Progressing"  # clients are being held or switched
-    PAUSED = "Paused"
+    PAUSED = "Paused"  # it goes no further by itself; what serves goes on
     SOAKING = "Soaking"  # clients are served by the new revision; the old one is kept for an instant return
     ROLLING_BACK = "RollingBack"
     SUCCEEDED = "Succeeded"
@@ -168,7 +168,7 @@ _P = Phase
 SWAP_TABLE: Final[Mapping[Phase, frozenset[Phase]]] = {
     _P.PENDING: frozenset({_P.PREPARING, _P.ROLLING_BACK}),
     _P.PREPARING: frozenset({_P.PROGRESSING, _P.PAUSED, _P.ROLLING_BACK}),
-    _P.PROGRESSING: frozenset({_P.SOAKING, _P.PAUSED, _P.ROLLING_BACK}),
+    _P.PROGRESSING: frozenset({_P.SOAKING, _P.PAUSED, _P.ROLLING_BACK, _P.SUCCEEDED}),  # the last: a rehearsal
     _P.PAUSED: frozenset({_P.PREPARING, _P.PROGRESSING, _P.ROLLING_BACK}),
     _P.SOAKING: frozenset({_P.SUCCEEDED, _P.ROLLING_BACK}),
     _P.ROLLING_BACK: frozenset({_P.CANCELED, _P.FAILED}),
@@ -177,4 +177,4 @@ SWAP_TABLE: Final[Mapping[Phase, frozenset[Phase]]] = {
     _P.FAILED: frozenset(),
 }
 TERMINAL: Final = frozenset(phase for phase, following in SWAP_TABLE.items() if not following)
-FORWARD: Final = frozenset({_P.PENDING, _P.PREPARING, _P.PROGRESSING})  # on the way to the new revision
+FORWARD: Final = frozenset({_P.PENDING, _P.PREPARING, _P.PROGRESSING, _P.PAUSED})  # on the way to the new revision

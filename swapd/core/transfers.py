@@ -9,6 +9,7 @@ from swapd.core import events
 from swapd.core.draft import Draft
 from swapd.core.model import Op, OpKind, Swap, Worker
 from swapd.core.outage import waits_ms
+from swapd.core.stages import begin_stage
 from swapd.core.states import FORWARD, Phase
 
 
@@ -18,10 +19,11 @@ def owns(d: Draft, worker: Worker, epoch: int) -> None:
 
 
 def pointed(d: Draft, gate: Worker, op: Op, result: Mapping[str, Any]) -> None:
-    d.set_worker(gate.id, points_to=op.target, turns_away=op.turn_away)
+    d.set_worker(gate.id, points_to=op.target, turns_away=op.turn_away, split=op.split)
     if d.services[op.service].owner == gate.id:
         d.settle_roles(op.service)
         switched(d, op.service, result)
+        begin_stage(d, op.service, op.split)
 
 
 def transferred(d: Draft, worker: Worker, op: Op, event: events.OpDone) -> None:

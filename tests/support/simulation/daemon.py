@@ -121,7 +121,7 @@ class Daemon:
         elif op.kind is OpKind.DRAIN:
             self._drain(op_id, process, stage)
         elif stage == "":
-            params = {"epoch": op.epoch, "target": op.target}
+            params = {"epoch": op.epoch, "target": op.target, "split": op.split}
             self._ask(process, VERBS[op.kind], op_id, params)
 
     def _ask(self, process: Process, verb: str, op_id: int, params: dict[str, Any]) -> None:

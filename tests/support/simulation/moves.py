@@ -15,10 +15,12 @@ from support.simulation.processes import GIB
 from support.simulation.world import World
 
 from swapd.core import errors, events
+from swapd.core.delivery import Delivery, Ends, Finding, Stage, StageKind, Then, Verdict
 from swapd.core.draft import TRANSFERS
 from swapd.core.handover import Kind as Front
 from swapd.core.handover import Phase
 from swapd.core.model import OpKind
+from swapd.core.states import Phase as SwapPhase
 from swapd.core.states import WorkerState
 
 MODELS = ("a", "b", "big", "bad")
@@ -187,6 +189,48 @@ def swap(w: World, pick: int) -> None:
         service = choose(w.config, pick)
         if service is not None:
             ask(w, w.swap_request(service, MODELS[pick // 7 % len(MODELS)], again=pick % 5 == 0))
+
+
+def proved_swap(w: World, pick: int) -> None:
+    """A swap whose candidate proves itself in stages."""
+    if w.daemon is not None and w.daemon.ready and w.journal.works and not w.daemon.lost:
+        service = choose(w.config, pick)
+        if service is not None:
+            ask(w, w.swap_request(service, MODELS[pick // 7 % len(MODELS)], again=True, delivery=delivery(pick // 3)))
+
+
+def delivery(pick: int) -> Delivery:
+    ends = list(Ends)[pick % 3]
+    stages = (Stage(StageKind.SHADOW, 20, 5, 30, ends), Stage(StageKind.CANARY, 5, 0, 30, ends))
+    return Delivery(
+        "guarded",
+        (stages, stages[1:], (*stages, Stage(StageKind.CANARY, 50, 5, 5, Ends.TIME)))[pick // 3 % 3],
+        rules=("error_rate < 1%",) if pick // 9 % 4 else (),
+        on_fail=(Then.ABORT, Then.PAUSE)[pick // 36 % 2],
+        on_inconclusive=list(Then)[pick // 72 % 3],
+        session_key="header:x" if pick // 216 % 2 else "",
+        rehearsal=pick // 432 % 4 == 0,
+    )
+
+
+def judge(w: World, pick: int) -> None:
+    if (service := choose(w.config, pick)) is None:
+        return
+    found = w.state.service(service)
+    if found is not None and found.swap is not None:
+        stage = None if found.swap.phase is SwapPhase.SOAKING else found.swap.stage
+        verdict = (Verdict.PASS, Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL)[pick // 7 % 4]
+        ask(w, events.Judged(w.now, service, found.swap.id, stage, Finding(verdict, "seen", w.now)))
+
+
+def pause(w: World, pick: int) -> None:
+    if (service := choose(w.config, pick)) is not None:
+        ask(w, events.PauseRequested(w.now, service, "t"))
+
+
+def promote(w: World, pick: int) -> None:
+    if (service := choose(w.config, pick)) is not None:
+        ask(w, events.PromoteRequested(w.now, service, "t", full=pick // 7 % 2 == 0))
 
 
 def cancel(w: World, pick: int) -> None:
@@ -406,6 +450,10 @@ MOVES: dict[str, tuple[int, Move]] = {
     "connect": (1, connect),
     "client": (3, client),
     "swap": (5, swap),
+    "proved swap": (3, proved_swap),
+    "judge": (2, judge),
+    "pause": (1, pause),
+    "promote": (1, promote),
     "cancel": (1, cancel),
     "roll back": (1, roll_back),
     "resume": (1, resume),
@@ -447,6 +495,8 @@ def calm(w: World) -> None:
             for service in w.daemon.state.services:
                 if service.paused is not None:
                     ask(w, events.Resumed(w.now, service.name, "t"))
+                if service.swap is not None and service.swap.phase is SwapPhase.PAUSED:
+                    ask(w, events.PromoteRequested(w.now, service.name, "t", full=turn % 2 == 0))
         went_on = [move(w, turn) for name, move in NORMAL.items() if name != "measure"]
         w.books.check()
         if any(went_on) or no_room(w, turn) or deadline(w, turn):

@@ -12,6 +12,7 @@ from typing import Any
 
 from support.front_world import LISTENER, Broken, Front, World
 
+from swapd.core.delivery import Split
 from swapd.core.errors import BAD_REQUEST, HAND_OVER_FAILED, LOAD_FAILED, Problem
 from swapd.core.events import Observed
 from swapd.core.handover import Kind as Event
@@ -117,6 +118,7 @@ class Process:
     state: WorkerState = WorkerState.SPAWNED
     front: SimFront | None = None
     table: str | None = None  # a gate's
+    split: Split | None = None  # a gate's
     table_epoch: int = 0
     pointed_at: float | None = None
     held: int = 0
@@ -149,6 +151,7 @@ class Process:
             epoch=front.state.epoch if front is not None else 0,
             table_epoch=self.table_epoch,
             points_to=self.table,
+            split=self.split,
             hooks=self.hooks if self.kind is not Kind.GATE else frozenset(),
             quiesced_at=front.quiesced_at if front is not None else None,
             started_at=front.started_at if front is not None else None,
@@ -298,6 +301,7 @@ class Processes:
             self.refused.append(f"a table of epoch {request.params['epoch']} for {process.worker}")
             return Problem(BAD_REQUEST, "not newer")
         process.table, process.table_epoch = request.params["target"], request.params["epoch"]
+        process.split = request.params["split"]
         process.pointed_at = self.clock()
         return {"quiesced_at": self.clock(), "started_at": self.clock()}
 

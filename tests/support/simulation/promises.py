@@ -10,6 +10,7 @@ from support.simulation.processes import UP, Broken, Process
 from swapd.core.events import Event, Outcome, Recovered, Run
 from swapd.core.model import DeviceKind, Kind, Op, OpKind, Service, State, Swap
 from swapd.core.recovery import MAX_RECOVERIES
+from swapd.core.stages import stage_of
 from swapd.core.states import SWAP_TABLE, TERMINAL, Phase, WorkerState
 
 MOVES = frozenset({WorkerState.LOADING, WorkerState.WAKING})  # what a worker takes is measured by the difference
@@ -144,7 +145,7 @@ class Books:
         fit = world.living.keys() - self.failed
         alive = [way for way in self.ways if worker in way and fit.issuperset(way)]
         self.demand(5, not alive, f"{op.kind.value} of {worker} with requests in flight: {alive}")
-        relaying = [g for g in fit & self.undrained if world.living[g].table == worker]
+        relaying = [g for g in fit & self.undrained if worker in names(world.living[g])]
         self.demand(5, not relaying, f"{op.kind.value} of {worker}, to which {relaying} point")
 
     # --- at every instant -----------------------------------------------------------------------------------------
@@ -184,6 +185,11 @@ class Books:
         self.ways.add((front.worker, process.worker))
         self.undrained.add(front.worker)
         self.demand(3, process.verified, f"{process.worker} answers unverified")
+        beside = self.world.living.get(front.split.worker) if front.split is not None else None
+        if beside is not None:
+            self.demand(3, beside.verified, f"{beside.worker} is asked beside {process.worker}, unverified")
+            if not front.split.shadow:
+                self.ways.add((front.worker, beside.worker))
         ending = process is front and process.state is WorkerState.STOPPING  # it answers to the end
         able = ending or process.look() in UP or not self.failed.isdisjoint((front.worker, process.worker))
         self.demand(1, able, f"{process.worker} is to answer, and is {process.state.value}")
@@ -191,6 +197,8 @@ class Books:
         swap = service.swap if service is not None else None
         if swap is None or process.revision is None:
             return
+        early = process.revision.number == swap.target.number and stage_of(swap) is not None
+        self.demand(2, not early, f"{process.worker} has all clients before its stages are over")
         if process.revision.number == swap.target.number:
             self.reached[name] = swap.id
         elif self.reached.get(name) == swap.id and swap.phase is not Phase.ROLLING_BACK:
@@ -240,6 +248,11 @@ class Books:
     def demand(self, promise: int, so: bool, text: str) -> None:
         if not so:
             raise Broken(f"promise {promise}: {text}")
+
+
+def names(gate: Process) -> tuple[str | None, ...]:
+    """Whom its table names."""
+    return (gate.table, gate.split.worker if gate.split is not None else None)
 
 
 def _under_way(service: Service) -> bool:

@@ -14,6 +14,7 @@ from support.simulation.processes import GIB, Process, Processes, Request
 from support.simulation.promises import Books
 
 from swapd.core import errors, events
+from swapd.core.delivery import Delivery
 from swapd.core.errors import Problem
 from swapd.core.events import Event, Measurement, Outcome
 from swapd.core.model import (
@@ -28,6 +29,7 @@ from swapd.core.model import (
     ServiceSettings,
     Slot,
     State,
+    Strategy,
     Swap,
     Worker,
 )
@@ -213,10 +215,13 @@ class World:
             if isinstance(self.send(added), Problem):
                 del self.config[service]
 
-    def swap_request(self, service: str, model: str, *, again: bool = False) -> events.SwapRequested:
+    def swap_request(
+        self, service: str, model: str, *, again: bool = False, delivery: Delivery | None = None
+    ) -> events.SwapRequested:
         measured = self.measurement(model)
+        wish = Strategy.DUAL if delivery is not None else None
         return events.SwapRequested(
-            self.now, service, self.revision(service, model), measured, None, None, "t", again=again
+            self.now, service, self.revision(service, model), measured, wish, None, "t", again=again, delivery=delivery
         )
 
     def pass_time(self, seconds: float) -> None:

@@ -1,0 +1,306 @@
+"""A swap whose candidate proves itself in stages: who answers meanwhile, what follows a verdict, what operators may."""
+
+import pytest
+from support.rollout_host import GIB, Host
+
+from swapd.core import errors, events
+from swapd.core.controls import possible
+from swapd.core.delivery import Delivery, Ends, Finding, Split, Stage, StageKind, Then, Verdict
+from swapd.core.errors import Problem
+from swapd.core.model import Kind, OpKind, Strategy
+from swapd.core.states import Phase, WorkerState
+
+SHADOW = Stage(StageKind.SHADOW, 20, 60, 300)
+SLICE = Stage(StageKind.CANARY, 5, 60, 300)
+HALF = Stage(StageKind.CANARY, 50, 60, 300)
+GUARDED = Delivery("guarded", (SHADOW, SLICE, HALF), rules=("error_rate < 1%",))
+
+
+def swapping(delivery=GUARDED, kinds=None, **settings):
+    """A swap whose candidate is ready, and whose first stage has begun."""
+    host = Host(total=24 * GIB, kinds=kinds or {})
+    host.add("chat", "a", **settings)
+    host.settle(until_idle=False)
+    reply = ask(host, "b", delivery)
+    assert not isinstance(reply, Problem), reply
+    host.settle(until_idle=False)
+    return host
+
+
+def ask(host, model, delivery):
+    request = host.swap_request("chat", model)
+    fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
+    return host.send(events.SwapRequested(**{**fields, "strategy": Strategy.DUAL, "delivery": delivery}))
+
+
+def swap(host):
+    return host.state.service("chat").swap
+
+
+def gate(host):
+    owner = host.state.worker(host.state.service("chat").owner)
+    assert owner.kind is Kind.GATE
+    return owner
+
+
+def judge(host, verdict, text="as measured"):
+    now = swap(host)
+    stage = None if now.phase is Phase.SOAKING else now.stage
+    host.send(events.Judged(host.now, "chat", now.id, stage, Finding(verdict, text, host.now)))
+    host.settle(until_idle=False)
+
+
+def steps(host):
+    return [(s.name, s.status) for s in swap(host).steps if "%" in s.name]
+
+
+def worker_of(host, revision):
+    return next(w for w in host.state.workers if w.revision == revision)
+
+
+def test_a_direct_service_goes_through_a_gate_and_out_again():
+    host = swapping(soak_s=100)
+    assert gate(host).points_to == worker_of(host, 1).id
+    assert gate(host).split == Split(worker_of(host, 2).id, shadow=True)
+    for _ in range(3):
+        host.pass_time(61)
+        judge(host, Verdict.PASS)
+    assert swap(host).phase is Phase.SOAKING
+    assert (gate(host).points_to, gate(host).split) == (worker_of(host, 2).id, None)
+    host.settle()
+    assert swap(host) is None
+    assert [w.revision for w in host.state.workers] == [2], "neither gate nor old model is left"
+    assert host.state.service("chat").owner == worker_of(host, 2).id
+
+
+def test_stages_follow_each_other_each_with_its_share_and_its_verdict():
+    host = swapping()
+    seen = []
+    for _ in range(3):
+        seen.append(gate(host).split.percent)
+        host.pass_time(61)
+        judge(host, Verdict.PASS, f"good at {seen[-1]}")
+    assert seen == [0, 5, 50]
+    names = ["shadow 20%", "canary 5%", "canary 50%"]
+    assert steps(host) == [(name, "done") for name in names]
+    assert [s.detail for s in swap(host).steps if "%" in s.name] == ["good at 0.0", "good at 5", "good at 50"]
+
+
+def test_a_stage_lasts_its_time_whatever_the_verdict_and_no_longer_than_its_deadline():
+    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",)))
+    judge(host, Verdict.PASS)
+    assert swap(host).stage == 0
+    host.pass_time(61)
+    host.settle(until_idle=False)
+    assert swap(host).phase is Phase.SOAKING
+    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",)))
+    judge(host, Verdict.INCONCLUSIVE, "12 of 50 requests")
+    host.pass_time(299)
+    assert swap(host).phase is Phase.PROGRESSING
+    host.pass_time(2)
+    assert (swap(host).phase, swap(host).reason) == (Phase.PAUSED, "12 of 50 requests")
+
+
+@pytest.mark.parametrize(
+    ("then", "phase"), [(Then.ABORT, None), (Then.PAUSE, Phase.PAUSED), (Then.PROMOTE, Phase.SOAKING)]
+)
+def test_what_follows_a_failed_stage_is_a_setting_and_follows_at_once(then, phase):
+    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",), on_fail=then))
+    candidate = worker_of(host, 2).id
+    judge(host, Verdict.FAIL, "4 of 31 failed")
+    host.settle(until_idle=False)
+    assert (swap(host).phase if swap(host) else None) is phase
+    if then is Then.ABORT:
+        ended = host.finished[-1]
+        assert (ended.phase, ended.error.code) == (Phase.FAILED, errors.ANALYSIS_FAILED)
+        assert "4 of 31 failed" in ended.reason
+        assert candidate not in host.processes
+        assert host.answering("chat") == worker_of(host, 1).id
+
+
+def test_a_candidate_that_clients_reach_is_drained_before_it_is_ended():
+    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",)))
+    candidate = worker_of(host, 2).id
+    assert host.state.worker(candidate).state is WorkerState.SERVING
+    begun = len(host.begun)
+    judge(host, Verdict.FAIL)
+    host.settle(until_idle=False)
+    kinds = [op.kind for op in host.begun[begun:] if candidate in (op.worker, op.target) or op.kind is OpKind.POINT]
+    assert kinds == [OpKind.POINT, OpKind.DRAIN, OpKind.STOP]
+
+
+def test_a_swap_ends_as_rolled_back_only_when_no_table_names_the_candidate():
+    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",)))
+    now = swap(host)
+    host.send(events.Judged(host.now, "chat", now.id, 0, Finding(Verdict.FAIL, "bad", host.now)))
+    assert swap(host).phase is Phase.ROLLING_BACK
+    host.settle(until_idle=False)
+    assert swap(host) is None
+
+
+@pytest.mark.parametrize("ends", [Ends.TIME, Ends.MANUAL])
+def test_a_stage_may_end_by_time_or_wait_for_somebody(ends):
+    stage = Stage(StageKind.CANARY, 5, 60, 300, ends)
+    host = swapping(Delivery("canary", (stage,)))
+    host.pass_time(61)
+    host.settle(until_idle=False)
+    if ends is Ends.TIME:
+        assert swap(host).phase is Phase.SOAKING
+        return
+    assert (swap(host).phase, swap(host).reason) == (Phase.PAUSED, "canary 5% waits for a `promote`")
+    host.send(events.PromoteRequested(host.now, "chat", "ana"))
+    host.settle(until_idle=False)
+    assert swap(host).phase is Phase.SOAKING
+    assert [s.detail for s in swap(host).steps if "%" in s.name] == ["promoted by ana"]
+
+
+def test_a_pause_keeps_the_stage_as_it_is_and_its_time_does_not_count():
+    host = swapping()
+    host.pass_time(50)
+    host.send(events.PauseRequested(host.now, "chat", "ana", "lunch"))
+    assert (swap(host).phase, swap(host).reason) == (Phase.PAUSED, "paused by ana: lunch")
+    split = gate(host).split
+    host.pass_time(3600)
+    judge(host, Verdict.PASS)
+    assert (swap(host).stage, gate(host).split) == (0, split)
+    host.send(events.Resumed(host.now, "chat", "ana"))
+    judge(host, Verdict.PASS)
+    assert (swap(host).phase, swap(host).stage) == (Phase.PROGRESSING, 0)
+    host.pass_time(11)
+    host.settle(until_idle=False)
+    assert swap(host).stage == 1
+
+
+def test_after_a_verdict_paused_it_a_resume_looks_anew():
+    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",), on_fail=Then.PAUSE))
+    judge(host, Verdict.FAIL)
+    host.pass_time(100)
+    host.send(events.Resumed(host.now, "chat", "ana"))
+    host.settle(until_idle=False)
+    assert (swap(host).phase, swap(host).finding, swap(host).stage_at) == (Phase.PROGRESSING, None, host.now)
+
+
+def test_a_plain_swap_that_is_paused_gets_ready_and_switches_nobody():
+    host = Host(total=24 * GIB)
+    host.add("chat", "a")
+    host.settle(until_idle=False)
+    host.swap("chat", "b")
+    host.send(events.PauseRequested(host.now, "chat", "ana"))
+    host.settle()
+    assert worker_of(host, 2).verified
+    assert host.answering("chat") == worker_of(host, 1).id
+    host.send(events.Resumed(host.now, "chat", "ana"))
+    host.settle(until_idle=False)
+    assert host.answering("chat") == worker_of(host, 2).id
+
+
+def test_in_place_a_pause_holds_nobody():
+    host = Host(total=24 * GIB)
+    host.add("chat", "a")
+    host.settle(until_idle=False)
+    assert host.swap("chat", "big").strategy is Strategy.IN_PLACE
+    host.send(events.PauseRequested(host.now, "chat", "ana"))
+    host.settle()
+    assert host.answering("chat") == worker_of(host, 1).id
+    host.send(events.Resumed(host.now, "chat", "ana"))
+    host.settle(until_idle=False)
+    assert swap(host).phase is Phase.SOAKING
+
+
+def test_promote_full_goes_to_all_clients_past_every_stage():
+    host = swapping()
+    host.send(events.PromoteRequested(host.now, "chat", "ana", full=True))
+    host.settle(until_idle=False)
+    assert swap(host).phase is Phase.SOAKING
+    host.send(events.PromoteRequested(host.now, "chat", "ana", full=True))
+    assert (swap(host), host.finished[-1].phase) == (None, Phase.SUCCEEDED)
+
+
+@pytest.mark.parametrize(
+    ("delivery", "phase", "controls"),
+    [
+        (GUARDED, Phase.PROGRESSING, ("pause", "promote", "promote --full", "cancel")),
+        (Delivery("canary", ()), Phase.SOAKING, ("promote --full", "cancel", "rollback")),
+    ],
+)
+def test_controls_that_make_no_sense_are_refused_and_the_legal_ones_named(delivery, phase, controls):
+    host = swapping(delivery)
+    assert swap(host).phase is phase
+    assert possible(swap(host)) == controls
+    refused = host.send(events.Resumed(host.now, "chat", "ana"))
+    assert refused.code == errors.NOT_POSSIBLE_NOW
+    assert refused.details["possible"] == list(controls)
+    assert all(control in refused.message for control in controls)
+
+
+def test_without_a_swap_there_is_nothing_to_pause():
+    host = Host(total=24 * GIB)
+    host.add("chat", "a")
+    host.settle(until_idle=False)
+    for event in (events.PauseRequested(1.0, "chat", "ana"), events.PromoteRequested(1.0, "chat", "ana")):
+        assert host.send(event).code == errors.NOT_POSSIBLE_NOW
+    assert host.send(events.PauseRequested(1.0, "caht", "ana")).code == errors.UNKNOWN_SERVICE
+
+
+def test_a_rehearsal_ends_before_the_cutover_and_leaves_nothing():
+    host = swapping(Delivery("rehearsal", (SHADOW,), rules=("agreement >= 0.98",), rehearsal=True))
+    host.pass_time(61)
+    judge(host, Verdict.PASS, "all agreed")
+    host.settle()
+    ended = host.finished[-1]
+    assert (ended.phase, ended.reason) == (Phase.SUCCEEDED, "rehearsed, and nothing was changed: all agreed")
+    assert [w.revision for w in host.state.workers] == [1]
+    assert host.state.service("chat").stable == 1
+    assert host.state.service("chat").owner == worker_of(host, 1).id
+
+
+def test_in_the_soak_a_failed_rule_returns_to_the_old_revision():
+    host = swapping(Delivery("canary", (), rules=("error_rate < 1%",)))
+    judge(host, Verdict.INCONCLUSIVE)
+    assert swap(host).phase is Phase.SOAKING
+    judge(host, Verdict.FAIL, "40 of 900 failed")
+    host.settle(until_idle=False)
+    ended = host.finished[-1]
+    assert (ended.phase, ended.error.code) == (Phase.FAILED, errors.ANALYSIS_FAILED)
+    assert "40 of 900 failed" in ended.reason
+    assert host.answering("chat") == worker_of(host, 1).id
+
+
+def test_sessions_of_the_old_revision_stay_with_it_until_the_soak_ends():
+    host = swapping(Delivery("canary", (), session_key="header:x-user"), soak_s=100)
+    old = worker_of(host, 1).id
+    assert gate(host).split == Split(old, sessions=True)
+    assert host.state.worker(old).state is WorkerState.SERVING
+    host.settle()
+    assert old not in host.processes
+
+
+def test_a_candidate_that_dies_in_a_stage_costs_the_clients_nothing_more():
+    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",)))
+    host.exit(worker_of(host, 2).id)
+    host.settle(until_idle=False)
+    assert host.finished[-1].phase is Phase.FAILED
+    assert host.answering("chat") == worker_of(host, 1).id
+
+
+def test_where_the_old_model_dies_in_a_stage_the_candidate_that_is_ready_answers():
+    host = swapping()
+    host.exit(worker_of(host, 1).id)
+    host.settle(until_idle=False)
+    assert swap(host).phase is Phase.SOAKING
+    assert host.answering("chat") == worker_of(host, 2).id
+
+
+def test_a_late_verdict_on_another_stage_or_swap_changes_nothing():
+    host = swapping()
+    now = swap(host)
+    for stage, number in ((1, now.id), (None, now.id), (0, now.id + 1)):
+        host.send(events.Judged(host.now, "chat", number, stage, Finding(Verdict.FAIL, "bad", host.now)))
+    assert swap(host) == now
+
+
+def test_a_split_survives_as_its_label():
+    for split in (Split("chat-7", 5.5), Split("chat-7", shadow=True), Split("chat-8", sessions=True)):
+        assert Split.parse(split.label) == split
+    for label in ("", "chat-7", "chat-7 x 0 0", "chat-7 5"):
+        assert Split.parse(label) is None
