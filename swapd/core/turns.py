@@ -51,9 +51,11 @@ def may_take(d: Draft, worker: Worker) -> str | None:
 
 def may_give(d: Draft, worker: Worker) -> str | None:
     """Whom a worker has to wait for before it gives memory back that nobody is in haste for; None: it may at once. Its
-    own service's next worker may be waiting for just that."""
-    claims = (c for c in _claims(d) if c.service != worker.service or c.op in _MEASURES)
-    return _first(claims, _devices(d, worker), worker.id, _rank(d, worker))
+    own service's next worker may be waiting for just that, and others for that one: they are not waited for."""
+    claims = list(_claims(d))
+    awaited = any(c.service == worker.service and c.op is OpKind.CONFIRM for c in claims)
+    ahead = (c for c in claims if c.op in _MEASURES or (c.service != worker.service and (c.op or not awaited)))
+    return _first(ahead, _devices(d, worker), worker.id, _rank(d, worker))
 
 
 def may_hold(d: Draft, service: Service, incoming: Slot, leaving: Worker) -> str | None:

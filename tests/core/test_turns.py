@@ -211,3 +211,25 @@ def test_nobody_waits_for_what_has_outlived_a_kill():
     assert worker in {r.worker_id for r in host.state.reservations}
     go_on(host)
     assert host.state.worker(worker) is None
+
+
+def test_what_a_candidate_waits_for_does_not_wait_for_whom_that_holds_up():
+    """A way back waits for the candidate's confirmation, and that for its own service's old model to be gone: had this
+    waited for its turn, after the way back, clients would have been held until the confirmation gave up."""
+    host = two()
+    host.needs["d"] = 3 * GIB
+    host.swap("embed", "c")
+    go_on(host)
+    host.swap("chat", "big")
+    verify = until(host, "chat", OpKind.VERIFY)
+    host.swap("embed", "d")  # which ends the soak
+    drain = until(host, "embed", OpKind.DRAIN, but=(verify,))  # a long answer
+    confirm = until(host, "embed", OpKind.CONFIRM, but=(drain, verify))
+    host.fail(verify)
+    go_on(host, drain, confirm)
+    assert not begun(host, "chat"), "its old model waits for its turn"
+    host.finish(drain)
+    assert sorted(begun(host, "embed")) == [OpKind.CONFIRM, OpKind.STOP]
+    go_on(host)
+    assert host.state.server_of("chat").revision == 1
+    assert host.state.service("embed").swap.phase is Phase.SOAKING
