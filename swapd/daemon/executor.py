@@ -36,7 +36,7 @@ from swapd.daemon.peaks import Peaks
 from swapd.daemon.release import Release
 from swapd.daemon.staging import bring_files
 from swapd.daemon.transfers import HELLO, REQUEST_S, Transfers
-from swapd.daemon.workers import LOG_TAIL_LINES, SEARCHED_LINES, Workers
+from swapd.daemon.workers import Workers
 from swapd.host.clock import wall_s as now
 from swapd.host.probes import run_probes, run_warmup, wait_ready
 
@@ -139,9 +139,7 @@ class Executor:
         except SwapdError as error:
             if self._will_be_told(op, error):
                 return
-            lines = self._workers.last_lines(op.worker, SEARCHED_LINES) if op.kind in _BY_THE_MODEL else ()
-            problem = told_by_its_log(error.problem, lines)
-            self.loop.take(OpFailed(now(), op.id, problem, lines[-LOG_TAIL_LINES:]))
+            self.loop.take(await asyncio.to_thread(self._failure, op, error.problem))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # a bug of ours: the swap fails, the daemon goes on
@@ -150,6 +148,13 @@ class Executor:
             self.loop.take(OpFailed(now(), op.id, problem))
         else:
             self.loop.take(OpDone(now(), op.id, result))
+
+    def _failure(self, op: Op, problem: Problem) -> OpFailed:
+        """With what the model's log says of it, where it may be the model's own. Blocks."""
+        if op.kind not in _BY_THE_MODEL:
+            return OpFailed(now(), op.id, problem)
+        told = told_by_its_log(problem, self._workers.reasons(op.worker))
+        return OpFailed(now(), op.id, told, self._workers.last_lines(op.worker))
 
     def _will_be_told(self, op: Op, error: SwapdError) -> bool:
         """The worker is gone: WorkerExited says so in a moment, with its exit code and its last words. (A model's own
@@ -228,6 +233,7 @@ class Executor:
     async def _ready(self, live: Live, model: ModelConfig) -> None:
         if (path := ready_path(model)) is not None:
             await wait_ready(live.address, path, deadline_s=model.ready.timeout_s, alive=live.alive)
+            await self._workers.note_ready(live.id)
 
     async def _wake(self, effect: Run) -> Mapping[str, Any]:
         return await self._timed(effect.op, "wake")

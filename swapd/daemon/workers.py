@@ -276,12 +276,13 @@ class Workers:
         if live.channel is not None:
             live.channel.close()
         forget(live.directory)
-        lines = await asyncio.to_thread(self.last_lines, live.id, SEARCHED_LINES)
+        lines = await asyncio.to_thread(self.last_lines, live.id)
+        reasons = await asyncio.to_thread(self.reasons, live.id)
         # Not earlier: until the core is told, an operation that finds it gone must wait for that, not fail by itself.
         self.live.pop(live.id, None)
         if not live.reported:
-            problem = live.condemned or exit_problem(live.id, live.process, lines)
-            self._on_exit(live.id, problem, lines[-LOG_TAIL_LINES:])
+            problem = live.condemned or exit_problem(live.id, live.process, reasons)
+            self._on_exit(live.id, problem, lines)
 
     def tidy_logs(self, keep_per_service: int) -> None:
         """Forget the oldest logs of workers that have ended, and bound those of the running ones. Blocks."""
@@ -289,11 +290,23 @@ class Workers:
         for live in list(self.live.values()):
             cap(Path(live.facts.log_path), self.config.daemon.log_max_bytes, self.config.daemon.log_rotate)
 
-    def last_lines(self, worker_id: str, count: int = LOG_TAIL_LINES) -> tuple[str, ...]:
-        """The end of its log; empty when that cannot be read. Blocks."""
+    def last_lines(self, worker_id: str, count: int = LOG_TAIL_LINES, since: int = 0) -> tuple[str, ...]:
+        """The end of its log, after an offset; empty when that cannot be read. Blocks."""
         with contextlib.suppress(OSError):
-            return tuple(tail(self.log_path(worker_id), count))
+            return tuple(tail(self.log_path(worker_id), count, since=since))
         return ()
+
+    def reasons(self, worker_id: str) -> tuple[str, ...]:
+        """Lines of its log that may say why it fails: those since it was seen ready, if it was. Blocks."""
+        live = self.live.get(worker_id)
+        return self.last_lines(worker_id, SEARCHED_LINES, live.ready_in_log if live is not None else 0)
+
+    async def note_ready(self, worker_id: str) -> None:
+        """It is ready now, whatever it has complained of."""
+        live = self.live.get(worker_id)
+        if live is not None:
+            with contextlib.suppress(OSError):
+                live.ready_in_log = (await asyncio.to_thread(self.log_path(worker_id).stat)).st_size
 
 
 def marker_of(worker_id: str, nonce: str) -> str:

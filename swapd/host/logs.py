@@ -35,16 +35,19 @@ class LogChunk:
     restarted: bool = False
 
 
-def tail(path: Path, lines: int, max_bytes: int = MAX_TAIL_BYTES) -> list[str]:
-    """The last lines, at most `lines` and `max_bytes`, oldest first. Empty if there is no log.
+def tail(path: Path, lines: int, max_bytes: int = MAX_TAIL_BYTES, *, since: int = 0) -> list[str]:
+    """The last lines, at most `lines` and `max_bytes`, oldest first, of those begun after the offset `since`. Empty if
+    there is no log.
 
     Bytes that are not UTF-8 are replaced. A line of which the limit leaves only the end is not shown, unless there is
-    no other.
+    no other. Of a log that is shorter than `since`, so was rotated, all counts.
     """
-    return read_end(path, lines, max_bytes=max_bytes).text.split("\n")[:-1]
+    return read_end(path, lines, max_bytes=max_bytes, since=since).text.split("\n")[:-1]
 
 
-def read_end(path: Path, lines: int, *, ended: bool = False, max_bytes: int = MAX_TAIL_BYTES) -> LogChunk:
+def read_end(
+    path: Path, lines: int, *, ended: bool = False, max_bytes: int = MAX_TAIL_BYTES, since: int = 0
+) -> LogChunk:
     """As `tail`; from its offset `read_from` goes on without a gap.
 
     A line that is still being written is in it as far as it is there, and `read_from` gives it again, whole: in two
@@ -52,7 +55,7 @@ def read_end(path: Path, lines: int, *, ended: bool = False, max_bytes: int = MA
     lines before come from the former file.
     """
     try:
-        data, start, size = _end_of(path, lines, max_bytes)
+        data, start, size = _end_of(path, lines, max_bytes, since)
     except FileNotFoundError:
         return LogChunk("", 0)
     former_size = 0
@@ -62,18 +65,19 @@ def read_end(path: Path, lines: int, *, ended: bool = False, max_bytes: int = MA
             data = before + data
     if start > 0:
         whole = data.partition(b"\n")[2]
-        data = whole or data
+        data = whole if since else whole or data
     unfinished = 0 if ended else len(data) - (data.rfind(b"\n") + 1)
     shown = data.decode(errors="replace").splitlines()[-lines:] if lines > 0 else []
     offset = size - unfinished if unfinished <= size else former_size + size - unfinished  # as `read_from` takes it
     return LogChunk("".join(f"{line}\n" for line in shown), offset)
 
 
-def _end_of(path: Path, lines: int, max_bytes: int) -> tuple[bytes, int, int]:
-    """The file's end, with more line ends than `lines` if that is not over `max_bytes`; where it starts; the size."""
+def _end_of(path: Path, lines: int, max_bytes: int, since: int = 0) -> tuple[bytes, int, int]:
+    """The file's end, with more line ends than `lines` if that is not over `max_bytes`; where it starts, which is not
+    before the last byte of what came before `since`; the size."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        floor = max(0, size - max_bytes)
+        floor = max(0, size - max_bytes, since - 1 if since <= size else 0)
         start, data = size, b""
         while start > floor and data.count(b"\n") <= lines:
             block = min(_BLOCK_BYTES, start - floor)

@@ -108,6 +108,16 @@ def test_a_server_that_says_so_in_its_log_has_run_out_of_memory():
         assert daemon.model() == "a"
 
 
+def test_memory_that_had_run_out_before_a_server_was_ready_is_not_why_it_fails_later():
+    """It has loaded all the same, with less: its wrong answer is no reason to have clients wait for a second try."""
+    b = server("b", FAIL="probe", LEAK="cudaMalloc failed: out of memory, going on with a smaller batch")
+    with Daemon([server("a"), b], service='drain_timeout = "1s"', patience_s=60) as daemon:
+        record = daemon.swap("b")
+        assert (record["phase"], record["strategy"], record["fell_back"]) == ("Failed", "dual", None)
+        assert record["error"]["code"] == "PROBE_FAILED"
+        assert any("out of memory" in line for line in record["error"]["log_tail"]), "for a person to see"
+
+
 class Guarded:
     """A worker that holds more than it was promised, beside another; of its device so much is free."""
 

@@ -84,7 +84,7 @@ def test_a_worker_is_known_until_its_end_is_told(run):
 
     async def test(world):
         known = []
-        world.workers.last_lines = lambda worker, count: known.append(worker in world.workers.live) or ()
+        world.workers.reasons = lambda worker: known.append(worker in world.workers.live) or ()
         world.process.ended.set()
         await world.workers._watch(world.live)
         assert known == [True]

@@ -57,6 +57,16 @@ def test_tail_is_bounded_and_shows_no_half_line(log):
     assert logs.tail(log, 100, max_bytes=100) == ["y" * 80, "end"]
 
 
+def test_tail_since_an_offset_has_what_was_begun_after_it(log):
+    write(log, b"before\nhal")
+    at = log.stat().st_size
+    assert logs.tail(log, 10, since=at) == []
+    write(log, b"f\nafter\n")
+    assert logs.tail(log, 10, since=at) == ["after"]
+    assert logs.tail(log, 10, since=len(b"before\n")) == ["half", "after"]
+    assert logs.tail(log, 10, since=1000) == ["before", "half", "after"], "it was rotated since"
+
+
 def test_tail_shows_the_end_of_a_line_longer_than_the_bound(log):
     write(log, b"x" * 1_000_000)
     assert logs.tail(log, 3, max_bytes=100) == ["x" * 100]
