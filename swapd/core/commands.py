@@ -75,6 +75,7 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
     number = service.last_revision + 1
     target = replace(event.candidate, number=number)
     slot = event.measurement.slot(planned.devices, planned.need_bytes)
+    wish = event.strategy or service.settings.strategy
     swap = Swap(
         d.next_swap,
         service.name,
@@ -88,7 +89,8 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
         d.at,
         reason=f"{target.model} is being prepared",
         parks=bool(planned.parks),
-        fallback=fallback_of(planned, event.strategy or service.settings.strategy, event.measurement),
+        may_stop=event.way_back or wish.value == Strategy.IN_PLACE.value,
+        fallback=fallback_of(planned, wish, event.measurement),
         delivery=event.delivery if source is not None else None,
     )
     d.next_swap += 1

@@ -313,6 +313,7 @@ class Swap:
     log_tail: tuple[str, ...] = ()
     end_phase: Phase | None = None  # where RollingBack leads: Canceled or Failed
     parks: bool = False  # in-place: parking the old revision makes room enough, as far as is known
+    may_stop: bool = True  # in-place: the old revision may be stopped for it, as it can be loaded again, or by wish
     fallback: Fallback | None = None  # dual: what is tried once if the candidate does not find the memory
     fell_back: Problem | None = None  # in-place: why it is no dual swap any more
     delivery: Delivery | None = None  # how the candidate proves itself on clients' requests; None: not

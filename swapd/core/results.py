@@ -190,7 +190,11 @@ def op_failed(d: Draft, event: events.OpFailed) -> None:
 
 
 def _stop_parked(d: Draft, worker: Worker) -> bool:
-    """Parking freed too little: stop what is parked, and measure again."""
+    """Parking freed too little: stop what is parked, and measure again. Unless it could not come back: then the swap
+    fails, and it is woken."""
+    swap = d.services[worker.service].swap
+    if swap is not None and swap.phase in FORWARD and not swap.may_stop:
+        return False
     parked = [w for w in d.workers_of(worker.service) if w.state is WorkerState.PARKED and w.id != worker.id]
     for other in parked:
         d.stop(other, force=False, step="stop")

@@ -1,5 +1,7 @@
 """What `core.rollout` decides, case by case, on the simulated host."""
 
+from dataclasses import replace
+
 import pytest
 from support.rollout_host import GIB, Host
 
@@ -452,6 +454,25 @@ def test_a_target_that_hangs_is_killed_before_the_source_may_read_again():
     assert kinds(host) == [OpKind.STOP]
     host.settle(until_idle=False)
     assert chat(host).owner == stable
+
+
+@pytest.mark.parametrize(
+    ("way_back", "wish", "then"),
+    [(True, None, OpKind.CONFIRM), (False, None, OpKind.WAKE), (False, Strategy.IN_PLACE, OpKind.CONFIRM)],
+)
+def test_what_parking_freed_too_little_of_is_stopped_if_it_can_come_back_or_that_is_not_asked_for(way_back, wish, then):
+    host = serving(hooks={"park", "wake"})
+    stable = chat(host).owner
+    asked = replace(host.swap_request("chat", "big"), way_back=way_back, strategy=wish)
+    assert host.send(asked).parks
+    confirm = finish_until(host, OpKind.CONFIRM)
+    host.pending.pop(confirm)
+    host.send(events.OpFailed(host.now, confirm, Problem(errors.MEMORY_NOT_RELEASED, "3 GiB are kept")))
+    finish_until(host, then)
+    assert (host.state.worker(stable) is None) == (then is OpKind.CONFIRM)
+    host.settle(until_idle=False)
+    assert (chat(host).owner == stable) == (then is OpKind.WAKE)
+    assert chat(host).swap is None or chat(host).swap.phase is Phase.SOAKING
 
 
 def test_the_way_back_keeps_its_memory_promised_after_an_in_place_swap_to_a_smaller_model():
