@@ -66,10 +66,17 @@ class Guard:
     async def _watch(self, op: Op, slot: Slot) -> Problem:
         """Returns once the worker has been killed, and never otherwise."""
         clock = asyncio.get_running_loop().time
+        failed = False
         while True:
             looked_at = clock()
             for device in slot.devices:
-                problem = await self._look(op, device)
+                problem = None
+                try:
+                    problem = await self._look(op, device)
+                except Exception:  # a bug of ours, which the model shall not be ended for; told once
+                    if not failed:
+                        log.exception("guard.bug worker=%s device=%s", op.worker, device)
+                    failed = True
                 if problem is not None:
                     log.warning("guard.killed worker=%s device=%s details=%s", op.worker, device, dict(problem.details))
                     await self._workers.condemn(op.worker, problem)

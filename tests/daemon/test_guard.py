@@ -126,13 +126,13 @@ class Guarded:
         self.live = SimpleNamespace(condemned=condemned)
         self.begun = asyncio.Event()
         self.killed = []
-        devices = SimpleNamespace(
+        self.devices = SimpleNamespace(
             floor_bytes=lambda device: 256 * MIB, free_at_least=self.free_at_least, read=self.read
         )
         workers = SimpleNamespace(live={"chat-2": self.live}, condemn=self.condemn)
         others = Reservation("chat-1", "chat", "gpu0", 3000 * MIB, settled=True)
         state = State(reservations=(others, Reservation("chat-2", "chat", "gpu0", 4000 * MIB)))
-        self.guard = Guard(lambda: state, devices, workers)
+        self.guard = Guard(lambda: state, self.devices, workers)
 
     async def free_at_least(self, device, enough_bytes):
         return self.free_bytes
@@ -179,3 +179,22 @@ def test_one_that_has_outlived_an_earlier_guard_is_not_waited_for():
         return await guarded.fails_with(gone()), guarded.killed
 
     assert asyncio.run(scenario()) == (GUARD_KILLED, [])
+
+
+def test_a_guard_that_cannot_look_ends_nobody_and_looks_again():
+    """By a bug of ours: what loads is not to blame."""
+
+    async def scenario():
+        guarded = Guarded(0)
+        looks = []
+
+        async def look(device, enough_bytes):
+            looks.append(device)
+            if len(looks) < 3:
+                raise RuntimeError("a bug")
+            return guarded.free_bytes
+
+        guarded.devices.free_at_least = look
+        return await guarded.fails_with(asyncio.Event().wait()), guarded.killed
+
+    assert asyncio.run(scenario()) == (GUARD_KILLED, ["chat-2"])
