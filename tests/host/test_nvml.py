@@ -176,8 +176,8 @@ def test_a_process_that_computes_and_draws_counts_once(read):
     assert read(library, {"a": {11, 12}}).used_by == (("a", 3 * GIB),)
 
 
-def test_use_that_is_absent_or_the_sentinel_is_unknown_and_never_summed(read):
-    for absent in (None, NOT_AVAILABLE):
+def test_use_that_is_absent_the_sentinel_or_more_than_there_is_is_unknown_and_never_summed(read):
+    for absent in (None, NOT_AVAILABLE, 25 * GIB):
         library = Library(Gpu("GPU-1", compute=[(11, 2 * GIB), (12, absent)]))
         reading = read(library, {"a": {11, 12}, "b": {11}})
         assert reading.used_by == (("a", None), ("b", 2 * GIB))

@@ -13,15 +13,16 @@ from typing import Any, Final
 _INITIAL_PID_NAMESPACE: Final = "pid:[4026531836]"
 
 
-def processes_on(nvml: Any, handle: Any) -> dict[int, int | None] | None:
-    """pid -> bytes or None (not told). None: the list itself cannot be read."""
+def processes_on(nvml: Any, handle: Any, total_bytes: int) -> dict[int, int | None] | None:
+    """pid -> bytes or None (not told, or more than there is: it would be learned for good). None: the list itself
+    cannot be read."""
     compute = _listed(nvml, handle, "nvmlDeviceGetComputeRunningProcesses")
     if compute is None:
         return None
     found: dict[int, int | None] = {}
     for process in [*compute, *(_listed(nvml, handle, "nvmlDeviceGetGraphicsRunningProcesses") or ())]:
         used = process.usedGpuMemory
-        if used is None or not 0 <= used < 1 << 63:  # absent, or the sentinel 2^64 - 1
+        if used is None or not 0 <= used <= total_bytes:  # absent, the sentinel 2^64 - 1, or nonsense
             used = None
         pid = int(process.pid)
         # A process that computes and draws is on both lists, with the same figure.

@@ -257,7 +257,7 @@ class Nvml:
             details.append(f"driver {self._driver}")
         if memory.reserved_bytes is not None:
             details.append(f"{human_bytes(memory.reserved_bytes)} reserved by it")
-        processes = processes_on(self._nvml, handle)
+        processes = processes_on(self._nvml, handle, memory.total_bytes)
         if processes is None:
             details.append("who holds its memory cannot be read")
         used_by, foreign = shares_of(self._nvml, self._proc, processes or {}, workers)
