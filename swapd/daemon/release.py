@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from swapd.core.errors import SwapdError
+from swapd.core.errors import WORKER_EXITED, SwapdError
 from swapd.core.ledger import room_for
 from swapd.core.model import DeviceReading, Op, Slot, State
 from swapd.core.release import not_back, not_released
@@ -50,12 +50,14 @@ class Release:
 
     async def confirm(self, op: Op, slot: Slot, limit_s: float) -> Mapping[str, Any]:
         """Both the ledger and the measurement must allow the load, right before it. Raises SwapdError at the limit,
-        which says who is in its way."""
+        which says who is in its way, or WORKER_EXITED where the worker has ended meanwhile."""
         clock = asyncio.get_running_loop().time
         started_s = clock()
         while True:
             readings = await self._devices.read(slot.devices)
             problems = [room_for(reading, self._state().reservations, op.worker) for reading in readings]
+            if self._state().worker(op.worker) is None:
+                raise SwapdError(WORKER_EXITED, f"{op.worker} is not running.")
             waited_s = clock() - started_s
             if not any(problems) or waited_s >= limit_s:
                 break

@@ -1,9 +1,17 @@
 """Memory that is given back late, or not, is measured before anything loads into it, and told with who holds it."""
 
+import asyncio
 import threading
+from types import SimpleNamespace
 
+import pytest
 from support.daemon_host import until
 from support.gpu_host import GIB
+
+from swapd.core.errors import WORKER_EXITED, SwapdError
+from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, OpKind, Reservation, Slot, State, Worker
+from swapd.core.states import WorkerState
+from swapd.daemon.release import Release
 
 
 def confirmed(record):
@@ -49,3 +57,24 @@ def test_memory_that_comes_back_late_is_waited_for(gpus, other):
         late.join(30)
         assert (record["phase"], record["strategy"]) == ("Soaking", "in-place"), record["error"]
         assert confirmed(record)["detail"] == "24.0 GiB free"
+
+
+def test_for_a_worker_that_has_ended_meanwhile_nobody_looks_any_more():
+    """Its limit may be a minute away, and each look holds up who serves; what it told would be of another's release."""
+    worker = Worker("chat-2", "chat", Kind.DIRECT, 2, WorkerState.SPAWNED)
+    full = DeviceReading("gpu0", DeviceKind.NVML, 0, 24 * GIB, GIB)
+    known = State(workers=(worker,), reservations=(Reservation("chat-2", "chat", "gpu0", 8 * GIB),))
+    states = [known, known, State()]
+
+    async def read(devices):
+        if len(states) > 1:
+            states.pop(0)
+        return [full]
+
+    async def scenario():
+        release = Release(lambda: states[0], SimpleNamespace(read=read), SimpleNamespace())
+        await asyncio.wait_for(release.confirm(Op(1, OpKind.CONFIRM, "chat", "chat-2"), Slot("gpu0", 0), 60.0), 20)
+
+    with pytest.raises(SwapdError) as error:
+        asyncio.run(scenario())
+    assert error.value.code == WORKER_EXITED
