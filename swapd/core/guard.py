@@ -10,10 +10,15 @@ from typing import Final
 
 from swapd.core.errors import GUARD_KILLED, Problem
 from swapd.core.ledger import MIB, measured_use, on_device
-from swapd.core.model import DeviceReading, OpKind, Reservation
+from swapd.core.model import DeviceReading, OpKind, Reservation, Slot
 from swapd.core.sizes import human_bytes
 
 GUARDED: Final = frozenset({OpKind.LOAD, OpKind.WAKE, OpKind.WARM, OpKind.VERIFY})  # what may take device memory
+
+
+def is_guarded(kind: OpKind, slot: Slot) -> bool:
+    """A model's own `stage` hook, and its import, are to take none but its CUDA context; they may all the same."""
+    return kind in GUARDED or (kind is OpKind.STAGE and slot.can_stage)
 
 
 def floor_of(headroom_bytes: int, floor_bytes: int | None) -> int:
@@ -39,32 +44,38 @@ def breach(
     reading: DeviceReading, reservations: Sequence[Reservation], worker_id: str, floor_bytes: int
 ) -> Problem | None:
     """Why the worker must go, now; None: it need not. Of two that load at once, one that keeps to what it was promised
-    is spared while the other is over."""
+    is spared while the other is over. One that stages is promised nothing, and goes once it has taken more than the
+    headroom."""
     left = left_bytes(reading)
     here = on_device(reading, reservations)
     mine = next((r for r in here if r.worker_id == worker_id), None)
-    if left is None or left >= floor_bytes or mine is None or not is_beside_others(reading.name, here, worker_id):
+    if left is None or left >= floor_bytes or not is_beside_others(reading.name, here, worker_id):
         return None
-    over = [r.worker_id for r in here if not r.settled and _is_over(reading, r)]
-    if over and worker_id not in over:
+    stages = mine is None
+    if mine is None:
+        mine = Reservation(worker_id, "", reading.name, reading.headroom_bytes)
+    over = [r.worker_id for r in (*here, mine) if not r.settled and _is_over(reading, r)]
+    if worker_id not in over and (over or stages):
         return None
     used = measured_use(reading, worker_id)
     left_text = f"{human_bytes(max(0, left), down=True)} of {reading.name} was free, below its floor of"
     left_text += f" {human_bytes(floor_bytes)}" if floor_bytes else " nothing: its workers hold more than its budget"
     took = "" if used is None else f" had taken {human_bytes(used, up=True)}"
-    took += "" if mine.bytes is None else f"{' and' if took else ''} was promised {human_bytes(mine.bytes)}"
-    cure = (
-        f' Declare device_memory = "{-(-used // MIB)}MiB" or more for its model, or make it take less.'
-        if used is not None and worker_id in over
-        else " Somebody else has taken the memory: see swapd-cli devices."
-    )
-    text = f"{worker_id}{took}, and was killed while it loaded beside others: {left_text}.{cure}"
+    if not stages and mine.bytes is not None:
+        took += f"{' and' if took else ''} was promised {human_bytes(mine.bytes)}"
+    cure = " Somebody else has taken the memory: see swapd-cli devices."
+    if stages:
+        cure = " Its import and its `stage` hook must need no memory of the device: see `stage` of its model."
+    elif used is not None and worker_id in over:
+        cure = f' Declare device_memory = "{-(-used // MIB)}MiB" or more for its model, or make it take less.'
+    did = "staged while others served" if stages else "loaded beside others"
+    text = f"{worker_id}{took}, and was killed while it {did}: {left_text}.{cure}"
     details = {
         "device": reading.name,
         "free_bytes": reading.free_bytes,
         "floor_bytes": floor_bytes,
         "used_bytes": used,
-        "reserved_bytes": mine.bytes,
+        "reserved_bytes": None if stages else mine.bytes,
     }
     return Problem(GUARD_KILLED, text, details)
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from swapd.core.errors import OUT_OF_MEMORY, Problem, SwapdError
 from swapd.core.events import Run
-from swapd.core.guard import GUARDED, breach, is_beside_others
+from swapd.core.guard import breach, is_beside_others, is_guarded
 from swapd.core.ledger import most_used
 from swapd.core.model import Op, Slot, State
 from swapd.daemon.devices import Devices
@@ -38,7 +38,7 @@ class Guard:
         """Have `work` done, and its worker killed if that would be at the cost of others. Raises SwapdError: its own,
         or GUARD_KILLED."""
         op, slot = effect.op, effect.slot
-        if op.kind not in GUARDED or slot is None:
+        if slot is None or not is_guarded(op.kind, slot):
             return await work
         before = self._why_condemned(op)  # by an earlier guard, of a worker that has outlived it
         working = asyncio.ensure_future(work)

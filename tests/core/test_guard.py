@@ -56,6 +56,15 @@ def test_of_two_that_load_the_one_that_takes_too_much_goes():
     assert breach(now, both, "c-3", FLOOR) is not None
 
 
+def test_one_that_stages_is_let_take_its_context_and_no_more():
+    for took, goes in ((500 * MIB, False), (None, False), (513 * MIB, True)):
+        now = reading(free=0, used=[("a-1", 10 * GIB), ("b-2", took)])
+        problem = breach(now, (STABLE,), "b-2", FLOOR)
+        assert (problem is not None) == goes
+    assert problem.details["reserved_bytes"] is None
+    assert "staged while others served" in problem.message
+
+
 def test_nobody_is_killed_where_nobody_else_could_lose():
     alone = (reserved("b-2", 8 * GIB), reserved("a-1", GIB, device="gpu1"), reserved(f"{RETURN}b", GIB, settled=True))
     assert not is_beside_others("gpu0", alone, "b-2")

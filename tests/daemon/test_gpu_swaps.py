@@ -210,6 +210,18 @@ def test_a_candidate_that_declares_it_is_staged_while_the_old_model_serves(gpus)
     assert gpus.hooks() == ["a import", "a load", "big import", "big stage", "big load"]
 
 
+def test_a_stage_hook_that_takes_the_gpu_is_ended_before_the_old_model_notices(gpus):
+    """It is promised nothing there, and the old model's next allocation may be the one that fails."""
+    models = [gpus.model("a"), gpus.model("big", "StagesOnTheGpu", holds=16, extra=STAGE, STAGED_GIB="13.9")]
+    with gpus.daemon(models) as daemon, Crowd(daemon.port) as crowd:
+        record = daemon.swap("big")
+        crowd.more(30)
+        assert (record["phase"], record["error"]["code"]) == ("Failed", "GUARD_KILLED")
+        assert "`stage` hook must need no memory of the device" in record["error"]["message"]
+        assert " ".join(steps(record)) == "spawn stage"
+    crowd.check()
+
+
 def test_a_candidate_that_does_not_declare_it_is_not_imported_before_its_memory_is_free(gpus):
     """A process that keeps the memory which the old model gave back keeps the candidate's code from running at all."""
     models = [gpus.model("a"), gpus.model("big", "Stages", holds=16)]

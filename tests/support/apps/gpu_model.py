@@ -72,6 +72,15 @@ class Stages(Plain):
         note("stage")
 
 
+class StagesOnTheGpu(Plain):
+    """STAGED_GIB: what its stage hook takes, for long."""
+
+    def stage(self):
+        note("stage")
+        hold(os.environ["STAGED_GIB"])
+        time.sleep(60)
+
+
 class Leaves(Plain):
     def unload(self):
         leave(*os.environ["LEAVES"].split(":"))
