@@ -417,6 +417,25 @@ def test_what_shares_nothing_but_the_session_is_found_though_the_root_is_reaped(
     on_host(tmp_path, test)
 
 
+def test_what_was_seen_once_is_counted_and_ended_though_it_has_lost_every_tie(tmp_path):
+    """Its memory would be nobody's, and stay so for good."""
+
+    async def test(host):
+        process = await host.spawn_tree("loses-helper")
+        roots = {process.marker: process.pid}
+        [helper] = await host.names("helper")
+        seen = await host.supervisor.pids(roots)
+        assert helper in seen[process.marker]
+        (host.notes / "lose").touch()
+        await host.names("root")
+        seen = await host.supervisor.pids(roots)
+        assert helper in seen[process.marker]
+        await process.kill_tree(0)
+        assert not is_running(helper)
+
+    on_host(tmp_path, test)
+
+
 def test_what_outlives_sigkill_is_named_with_its_state(tmp_path, monkeypatch):
     """A process in state D cannot be made at will; one that never gets its signals looks the same from here."""
 

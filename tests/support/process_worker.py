@@ -53,6 +53,17 @@ def main(shape: str, directory: Path) -> None:
         _note(directory, "scrubbed")
         os.execve("/bin/sleep", ["sleep", "3600"], {})
 
+    def helper():
+        os.setsid()
+        _note(directory, "helper")
+        os.execve("/bin/sleep", ["sleep", "3600"], {})
+
+    def loser():
+        # Its helper shares nothing with anybody once it has ended, at the sight of the file "lose".
+        _fork(helper)
+        while not (directory / "lose").exists():
+            time.sleep(0.01)
+
     def respawner():
         _note(directory, "respawner")
         while True:
@@ -101,6 +112,8 @@ def main(shape: str, directory: Path) -> None:
         while not any(name.isdigit() for name in os.listdir(directory)):
             time.sleep(0.01)
         os._exit(3)
+    elif shape == "loses-helper":
+        os.waitpid(_fork(loser), 0)
     elif shape == "respawns":
         for _ in range(3):
             _fork(respawner)

@@ -44,7 +44,7 @@ class Process:
         self.exit_code: int | None = None
         self._popen = popen
         self._pidfd = pidfd
-        self._tree = Tree(identity.pid, marker, read_row(identity.pid))
+        self.tree = Tree(identity.pid, marker, read_row(identity.pid))
         self._signalled = False
         self._oom_kills_before = oom_kills()
         self._oom_kills: int | None = None
@@ -87,7 +87,7 @@ class Process:
         Raises SwapdError(TIMEOUT), naming them, if processes outlive SIGKILL by `KILL_DEADLINE_S`.
         """
         self._signalled = self._signalled or self.alive
-        await end_tree(self._tree, grace_s)
+        await end_tree(self.tree, grace_s)
         await self.wait()
         if self._settling is not None:
             await asyncio.shield(self._settling)
@@ -117,7 +117,7 @@ class Process:
         try:
             if self.exit_code is None:
                 self._ended(await self._foreign_exit())
-            await asyncio.to_thread(self._tree.scan)
+            await asyncio.to_thread(self.tree.scan)
         finally:
             os.close(self._pidfd)
             if self._popen is not None:
@@ -210,8 +210,9 @@ class Supervisor:
         return found
 
     async def pids(self, roots: Mapping[str, int]) -> dict[str, set[int]]:
-        """Every process of each tree; `roots` and result by marker."""
-        return await asyncio.to_thread(trees_pids, roots)
+        """Every process of each tree; `roots` and result by marker. What is seen now is known later, too."""
+        trees = {process.marker: process.tree for process in self._children.values()}
+        return await asyncio.to_thread(trees_pids, roots, trees)
 
     async def set_limits(
         self, name: str, *, cpu_weight: int | None = None, memory_max_bytes: int | None = None

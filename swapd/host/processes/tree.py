@@ -56,14 +56,13 @@ def tree_pids(root: int, marker: str) -> set[int]:
     return trees_pids({marker: root})[marker]
 
 
-def trees_pids(roots: Mapping[str, int]) -> dict[str, set[int]]:
-    """`tree_pids` of many workers (marker to root pid) in one pass over the process table."""
+def trees_pids(roots: Mapping[str, int], known: Mapping[str, Tree] | None = None) -> dict[str, set[int]]:
+    """`tree_pids` of many workers (marker to root pid) in one pass over the process table. `known`: the trees of some,
+    which remember what is seen now."""
     rows = _read_table()
     markers = _read_markers(rows.values())
-    return {
-        marker: {pid for pid, row in Tree(root, marker, rows.get(root)).members(rows, markers).items() if row.alive}
-        for marker, root in roots.items()
-    }
+    trees = {marker: Tree(root, marker, rows.get(root)) for marker, root in roots.items()} | dict(known or {})
+    return {marker: set(trees[marker].living(rows, markers)) for marker in roots}
 
 
 def roots_of(markers: Collection[str]) -> dict[str, int]:
@@ -87,7 +86,7 @@ class Tree:
         self.root = root
         self._marker = marker.encode()
         self._known = {} if row is None else {root: row.start_time}
-        self._lock = threading.Lock()  # scans run in threads: one after an exit may meet one of kill_tree
+        self._lock = threading.RLock()  # scans run in threads: one after an exit may meet one of kill_tree
 
     def members(self, rows: Mapping[int, ProcessRow], markers: Mapping[int, bytes]) -> dict[int, ProcessRow]:
         members = find_members(
@@ -100,11 +99,15 @@ class Tree:
         self._known = {pid: row.start_time for pid, row in members.items()}
         return members
 
+    def living(self, rows: Mapping[int, ProcessRow], markers: Mapping[int, bytes]) -> dict[int, ProcessRow]:
+        with self._lock:
+            return {pid: row for pid, row in self.members(rows, markers).items() if row.alive}
+
     def scan(self) -> dict[int, ProcessRow]:
         """The living members now."""
         with self._lock:
             rows = _read_table()
-            return {pid: row for pid, row in self.members(rows, _read_markers(rows.values())).items() if row.alive}
+            return self.living(rows, _read_markers(rows.values()))
 
 
 # --- ending a tree -----------------------------------------------------------------------------------------
