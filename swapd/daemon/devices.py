@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from swapd.core.config import DeviceConfig
-from swapd.core.devices import default_devices
+from swapd.core.devices import default_devices, names_of_one, without_twins
 from swapd.core.errors import UNKNOWN_DEVICE, SwapdError
 from swapd.core.guard import floor_of
 from swapd.core.model import DeviceKind, DeviceReading, DeviceState, State
@@ -130,6 +130,7 @@ class Devices:
 
     async def _read(self, names: Sequence[str]) -> list[DeviceReading]:
         configs = {name: self._config(name) for name in names}  # a reload may take one away meanwhile
+        all_gpus = [self._configs[name] for name in names_of_one(self._configs)]
         placed = self._placed()
         pids = await self._workers.pids()
         ours = {os.getpid()}.union(*pids.values())
@@ -140,8 +141,9 @@ class Devices:
                 reading = await self._host.read_async(name, config.memory_bytes, config.headroom_bytes, here, ours)
                 readings[name] = reading
         gpus = [config for config in configs.values() if config.kind is DeviceKind.NVML]
-        for reading in await self._nvml.read_all(gpus, pids) if gpus else ():
-            readings[reading.name] = reading
+        if gpus:
+            seen = without_twins(await self._nvml.read_all(all_gpus or gpus, pids))
+            readings |= {reading.name: reading for reading in seen if reading.name in configs}
         for reading in readings.values():
             self._note(reading)
             self.on_reading(reading)

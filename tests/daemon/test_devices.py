@@ -11,7 +11,7 @@ from support import fake_nvml
 from support.fake_nvml import Gpu
 
 from swapd.core.config import DeviceConfig
-from swapd.core.model import DeviceKind, Kind, Reservation, Service, ServiceSettings, Slot, State, Worker
+from swapd.core.model import DeviceKind, DeviceState, Kind, Reservation, Service, ServiceSettings, Slot, State, Worker
 from swapd.core.states import WorkerState
 from swapd.daemon.devices import Devices
 from swapd.host.nvml import Nvml
@@ -149,3 +149,21 @@ def test_a_device_that_a_reload_takes_away_while_it_is_read_is_read():
         return await watched.devices.read_all()
 
     assert [reading.name for reading in asyncio.run(scenario())] == ["gpu0", "gpu1"]
+
+
+def test_of_two_names_of_one_gpu_only_the_first_is_planned_on():
+    """By index and by UUID: each would have been promised to the last byte, and their loads counted the same memory."""
+
+    async def scenario():
+        watched = Watched(Gpu("GPU-0"), Gpu("GPU-1"))
+        by_index = DeviceConfig(name="card", kind=DeviceKind.NVML, match="1")
+        watched.devices.configure({**watched.devices._configs, "card": by_index})
+        [twin] = await watched.devices.read(("card",))
+        [first] = await watched.devices.read(("gpu1",))
+        await watched.devices.close()
+        return twin, first
+
+    twin, first = asyncio.run(scenario())
+    assert (twin.known, twin.state) == (False, DeviceState.FAILED)
+    assert twin.trouble == "it is the same GPU as gpu1: leave one of them out"
+    assert first.known
