@@ -156,7 +156,7 @@ def _gate_for(d: Draft, service: Service) -> Worker | None:
 
 def _spare_gate(d: Draft, service: Service) -> Worker | None:
     """One that is up before one that has yet to be started."""
-    gates = [g for g in d.gates_of(service.name) if g.id != service.owner]
+    gates = [g for g in d.gates_of(service.name) if g.id != service.owner and not g.outlived_kill]
     fit = [g for g in gates if (g.op is None and not g.connected) or g.made_of == service.settings.gate]
     return min(fit, key=lambda g: not g.connected, default=None)
 
@@ -250,7 +250,11 @@ def next_epoch(d: Draft, service: str) -> int:
 
 
 def _adopt(d: Draft, service: Service, front: Worker, step: str | None) -> None:
-    d.run(OpKind.ADOPT, front, epoch=next_epoch(d, service.name), step=step)
+    """Once nobody else can: one that is being killed may have been told to, and do it yet."""
+    ops = [w.op for w in d.workers_of(service.name) if w.kind is not Kind.ENGINE]
+    killed = any(op.kind is OpKind.STOP and op.force for op in ops if op is not None)
+    if service.owner is not None or not killed:
+        d.run(OpKind.ADOPT, front, epoch=next_epoch(d, service.name), step=step)
 
 
 def _hand_over(d: Draft, service: Service, source: Worker, target: Worker, step: str | None) -> None:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from support.rollout_host import GIB, Host
 
-from swapd.core import events
+from swapd.core import errors, events
+from swapd.core.errors import Problem
 from swapd.core.model import DeviceKind, Health, Kind, OpKind
 from swapd.core.placement import Placement
 from swapd.core.report import health, service_record, swap_record
@@ -192,6 +193,26 @@ def test_a_gate_that_cannot_be_pointed_is_of_no_use_and_fails_the_swap():
     assert not [t for t in transfers(host) if t[1] != gate]
     host.settle()
     assert (server(host).id, host.finished[-1].phase) == (model, Phase.FAILED)
+
+
+@pytest.mark.parametrize("outlives", [False, True])
+def test_nobody_else_is_told_to_adopt_while_a_gate_that_may_do_so_yet_is_being_killed(outlives):
+    """It did not answer, and its loop may come to the order before the kill comes to it."""
+    host = Host()
+    host.add("chat", "a", gated=True)
+    late = finish_until(host, OpKind.ADOPT)
+    gate = host.pending[late].op.worker
+    host.fail(late, errors.TIMEOUT)
+    kill = pending(host, OpKind.STOP)[0]
+    host.pass_time(1.0)
+    host.finish(next(i for i in pending(host, OpKind.SPAWN) if "gate" in host.pending[i].op.worker))
+    assert not pending(host, OpKind.ADOPT)
+    if outlives:  # nothing of it runs any more, whatever the kernel keeps
+        host.send(events.OpFailed(host.now, kill, Problem(errors.TIMEOUT, "it does not end")))
+    else:
+        host.finish(kill)
+    [adopt] = pending(host, OpKind.ADOPT)
+    assert host.pending[adopt].op.worker != gate
 
 
 def test_a_candidate_is_not_ended_while_a_gate_that_points_to_it_is_being_given_the_clients():
