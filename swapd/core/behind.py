@@ -192,7 +192,9 @@ def catch_up(d: Draft, worker: Worker, o: Observed) -> None:
         d.set_worker(worker.id, state=WorkerState.QUIESCED)
     elif o.state in {WorkerState.STAGED, *UP} and worker.state is WorkerState.SPAWNED:
         d.set_worker(worker.id, state=WorkerState.STAGED)
-    elif o.state is WorkerState.PARKED and worker.state is not WorkerState.PARKED:
+    elif o.state is WorkerState.PARKING:
+        d.run(OpKind.PARK, worker)
+    elif o.state in (WorkerState.PARKED, WorkerState.WAKING) and worker.state is not WorkerState.PARKED:
         results.parked(d, worker)
     elif worker.verified and _makes_room(d, worker):
         d.set_worker(worker.id, verified=False)

@@ -488,6 +488,26 @@ def test_what_may_have_been_parked_and_woken_since_proves_itself_again():
     assert not host.state.worker(leaving).verified
 
 
+def test_what_is_parking_is_waited_for_though_the_journal_has_not_heard_of_it():
+    host, drain = in_flight(OpKind.DRAIN, **IN_PLACE)
+    leaving = drain.worker
+    host.drain(drain)
+    host.dies(**{key(leaving): {"state": WorkerState.PARKING}})
+    assert [op.kind for op in host.begun if op.worker == leaving] == [OpKind.PARK]
+    host.settle(until_idle=False)
+    assert (chat(host).swap.phase, host.state.worker(leaving).state) == (Phase.SOAKING, WorkerState.PARKED)
+
+
+def test_what_is_waking_is_waited_for_and_not_asked_to_prove_itself_before():
+    """Its parking and its waking are news to the journal."""
+    host = serving(**IN_PLACE)
+    woken = chat(host).owner
+    host.owner.clear()
+    host.dies(**{key(woken): {"state": WorkerState.WAKING, "owner": False}})
+    assert host.until(OpKind.WAKE).worker == woken
+    assert {op.kind for op in host.begun if op.worker == woken} == {OpKind.CONFIRM, OpKind.WAKE}
+
+
 def test_what_a_gate_points_to_has_proved_itself():
     host = serving(gated=True)
     gate, served = host.state.worker(chat(host).owner), host.state.server_of("chat")
