@@ -333,7 +333,7 @@ class Daemon:
         written is behind until it is: another daemon would go by what it says."""
         while True:
             await asyncio.sleep(MEND_PERIOD_S)
-            found = self.records.find_again(self.loop.state, now())
+            found = self.records.find_again(now())
             if found is not None:
                 self.loop.take(found)
             else:

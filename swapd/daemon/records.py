@@ -32,6 +32,7 @@ class Records:
         self._journal = journal
         self.crashed = False  # the last daemon has not ended as it was meant to
         self._lost = False  # it could not even be read
+        self._found = False  # it has been read, and not been written since
         self._written = State()  # what the journal holds: older than the state while it cannot be written
         self._unwritten: list[Swap] = []  # swaps that ended meanwhile
 
@@ -40,14 +41,13 @@ class Records:
         try:
             state = self._stored()
             self.crashed = self._journal.boot > 1 and self._journal.number(CLEAN_END) != self._journal.boot - 1
-            self._close_strangers(state)
             self._journal.interrupt_ops(now())
         except SwapdError as error:
             log.error("journal.failed %s", error.message)
             self.problem = error.problem
             self._lost = True
             return State()
-        self._written = state
+        self._found, self._written = True, state
         return state
 
     def _stored(self) -> State:
@@ -79,9 +79,9 @@ class Records:
         with contextlib.suppress(SwapdError):  # the next one takes it for a crash, and counts it
             self._journal.save_number(CLEAN_END, self._journal.boot)
 
-    def find_again(self, state: State, at: float) -> JournalFound | None:
+    def find_again(self, at: float) -> JournalFound | None:
         """Try a journal that could not be read at the start, is damaged, or is gone from its place. Once there is one
-        again: which numbers have been given. What it says of before gives way to `state`."""
+        again: which numbers have been given. What it says of before gives way to the state at the next step."""
         if not self._lost and self._journal.is_current():
             return None
         self._lost = True
@@ -93,12 +93,11 @@ class Records:
                 self.problem = failed
                 return None
             stored = self._stored()
-            self._close_strangers(state)
             self._journal.interrupt_ops(at)
         except SwapdError as error:
             self.problem = error.problem
             return None
-        self._lost, self._written = False, stored  # so that what is gone since is taken out of it
+        self._lost, self._found, self._written = False, True, stored  # so that what is gone since is taken out of it
         last = tuple((service.name, service.last_revision) for service in stored.services)
         return JournalFound(at, stored.next_worker, stored.next_swap, last)
 
@@ -125,7 +124,7 @@ class Records:
             if self.problem is not None:
                 log.info("journal.works_again")
             self.problem = None
-            self._written, self._unwritten = state, []
+            self._found, self._written, self._unwritten = False, state, []
 
     def _write_step(self, outcome: Outcome, event: Event) -> None:
         if isinstance(event, OpDone):
@@ -149,6 +148,8 @@ class Records:
             self._journal.save_number("next_worker", state.next_worker)
         for swap in self._unwritten:
             self._journal.save_swap(swap_record(swap))
+        if self._found:
+            self._close_strangers(state)
 
     def _write_rows(self, kind: str, before: Mapping[str, Row], now: Mapping[str, Row]) -> None:
         for name, row in now.items():

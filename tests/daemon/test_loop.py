@@ -125,7 +125,28 @@ def test_what_is_gone_when_the_journal_can_be_read_at_last_is_taken_out_of_it(tm
         loop = Loop(later.read(), later, Recorder(journal), lambda event, body: None)
     revision = Revision(1, "embed", "b", "s", "b")
     loop.take(events.ServiceAdded(2.0, "embed", ServiceSettings(), "b", revision))
-    loop.take(later.find_again(loop.state, 3.0))
+    loop.take(later.find_again(3.0))
     assert Records(journal).read() == loop.state
     assert [service.name for service in loop.state.services] == ["embed"]
+    journal.close()
+
+
+def test_the_history_ends_what_nobody_carries_on_at_once_with_the_state_that_says_so(tmp_path, monkeypatch):
+    """A daemon that died between the two would leave a swap that goes on and has ended."""
+    journal = Journal(tmp_path / "journal.db")
+    loop = Loop(State(), Records(journal), Recorder(journal), lambda event, body: None)
+    add(loop)
+    loop.take(Host().swap_request("chat", "b"))
+    later = Records(journal)
+
+    def locked(*_, **__):
+        raise SwapdError(JOURNAL_FAILED, "database is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "rows", locked)
+        loop = Loop(later.read(), later, Recorder(journal), lambda event, body: None)
+    found = later.find_again(3.0)
+    assert [record["id"] for record in journal.unfinished_swaps()] == [1]
+    loop.take(found)
+    assert not journal.unfinished_swaps()
     journal.close()

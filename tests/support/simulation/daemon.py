@@ -345,7 +345,6 @@ class Daemon:
     def find_journal(self) -> None:
         journal: Journal = self.world.journal
         stored = journal.read()
-        journal.close_strangers(self.state)
         last = tuple((s.name, s.last_revision) for s in stored.services)
         found = events.JournalFound(self.world.now, stored.next_worker, stored.next_swap, last)
         self.lost = False

@@ -16,6 +16,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.works = True
+        self.found = False  # it has been read, and not been written since
         self.rows: dict[str, dict[str, object]] = {kind: {} for kind in KINDS}
         self.next_worker = 1
         self.history: dict[int, Swap] = {}  # as last saved: under way, or ended
@@ -40,8 +41,10 @@ class Journal:
                 self._save(service.swap)
         for swap in self._unwritten:
             self._save(swap)
+        if self.found:
+            self._close_strangers(state)
         self.next_worker = state.next_worker
-        self._written, self._unwritten = state, []
+        self.found, self._written, self._unwritten = False, state, []
 
     def _save(self, swap: Swap) -> None:
         old = self.history.get(swap.id)
@@ -54,7 +57,7 @@ class Journal:
     def read(self) -> State:
         """What a daemon that starts finds."""
         read = {kind: tuple(_again(KINDS[kind], row) for row in rows.values()) for kind, rows in self.rows.items()}
-        self._unwritten = []
+        self.found = True
         self._written = State(
             read["service"],
             read["worker"],
@@ -63,10 +66,9 @@ class Journal:
             next_worker=self.next_worker,
             next_swap=1 + max(self.history, default=0),
         )
-        self.close_strangers(self._written)
         return self._written
 
-    def close_strangers(self, state: State) -> None:
+    def _close_strangers(self, state: State) -> None:
         """What is under way by the history alone has ended."""
         under_way = {service.swap.id for service in state.services if service.swap is not None}
         for swap in list(self.history.values()):
@@ -75,7 +77,7 @@ class Journal:
                 self._save(replace(swap, phase=phase))
 
     def forget(self) -> None:
-        """It cannot be read: a daemon starts from nothing, and does not know what is in there."""
+        """A daemon has ended: the next one knows nothing of what is in there, nor of what is not."""
         self._unwritten = []
         self._written = State()
 

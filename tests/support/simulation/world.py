@@ -90,9 +90,9 @@ class World:
     def boot(self, *, lost: bool = False) -> None:
         self.boots += 1
         self.note(f"--- daemon {self.boots} starts{', its journal is lost' if lost else ''}")
+        self.journal.forget()
         state = State() if lost else self.journal.read()
         if lost:
-            self.journal.forget()
             self._carry_out_all()
         self.deaths = []
         self.daemon = Daemon(self, self.boots, state, lost=lost)
