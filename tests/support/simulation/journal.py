@@ -46,6 +46,9 @@ class Journal:
         self.next_worker = state.next_worker
         self.found, self._written, self._unwritten = False, state, []
 
+    def is_behind(self, state: State) -> bool:
+        return self._written is not state
+
     def _save(self, swap: Swap) -> None:
         old = self.history.get(swap.id)
         if swap.id in self.ended:

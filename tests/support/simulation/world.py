@@ -103,8 +103,9 @@ class World:
         self.note(f"--- daemon {self.daemon.boot} ends")
         self.books.last = self.state
         self.crashed = not self.daemon.exited
+        behind = self.journal.is_behind(self.daemon.state)
         self.daemon = None
-        if not self.journal.works:
+        if behind:
             self._carry_out_all()
         self.processes.abandon(self.boots)
 
