@@ -260,11 +260,12 @@ def _end_hand_over(d: Draft, source: Worker, op: Op, seen: Seen) -> None:
 
 
 def _find_owner(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
-    service = d.services[name]
+    """A source that was seen before its target may say that it owns, as the target does by now."""
     owners = [w for w in living if seen[w.id].owner]
-    if service.owner not in {w.id for w in owners}:
-        newest = max(owners, key=lambda w: seen[w.id].epoch, default=None)
-        d.set_service(name, owner=newest.id if newest is not None else None)
+    newest = max(
+        owners, key=lambda w: (seen[w.id].epoch, seen[w.id].state is not WorkerState.HANDING_OVER), default=None
+    )
+    d.set_service(name, owner=newest.id if newest is not None else None)
     bound = next((seen[w.id].listeners for w in owners if w.id == d.services[name].owner), None)
     if bound is not None:
         d.set_service(name, bound=bound)

@@ -418,6 +418,17 @@ def test_a_hand_over_that_the_journal_has_not_heard_of_ends_by_what_its_target_s
         assert host.begins(OpKind.STOP, op.target), "it does not decide, and is no more trusted"
 
 
+def test_a_source_that_was_seen_before_its_target_had_started_owns_no_more():
+    host = serving(total=36)
+    journal = host.state
+    host.swap("chat", "b")
+    op = host.until(OpKind.HAND_OVER)
+    host.start_target(op.id)
+    source = found(host, op.worker, state=WorkerState.HANDING_OVER, owner=True, epoch=op.epoch)
+    recovers(host, source, found(host, op.target, owner=True, epoch=op.epoch), journal=journal)
+    assert chat(host).owner == op.target
+
+
 def test_what_a_living_worker_says_of_its_number_counts():
     """Clients read it in its answers: the journal has given it another one, or the number to other files."""
     host = serving()
