@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from swapd.core.delivery import Ends, Shadow, Then
 from swapd.core.engine_flags import names_said
 from swapd.core.model import DeviceKind
+from swapd.core.rules import Rule
 
 MAX_SOCKET_PATH_BYTES: Final = 107  # sockaddr_un.sun_path holds 108 with the closing NUL: unix(7)
 HIDDEN_SUFFIX: Final = ".full"  # the daemon's own sockets are moved aside under it while they have too many clients
@@ -181,7 +183,7 @@ class ServiceConfig:
     listen: tuple[str, ...]  # "127.0.0.1:8000", "[::1]:8000", "unix:/path"
     model: str
     devices: tuple[str, ...] | None = None  # None: auto, every device
-    strategy: str = "auto"  # "auto" | "dual" | "in-place"
+    strategy: str = "auto"  # one of `core.strategies`, or the name of a [strategies.NAME]
     replicas: int = 1
     front: str = "direct"
     protocol: str = "http"
@@ -193,6 +195,28 @@ class ServiceConfig:
     keep_alive_s: float = 75.0
     queue_limit: int = 4096
     trust_forwarded: bool = False  # what stands before us may say where requests come from
+    session_key: str | None = (
+        None  # "header:NAME", "cookie:NAME" or "json:/pointer": requests with the same one stay together
+    )
+    rules: tuple[Rule, ...] = ()  # what a candidate has to keep, in its stages and in its soak
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyConfig:
+    """[strategies.NAME]"""
+
+    name: str
+    kind: str = "guarded"  # auto | dual | in-place | canary | shadow | guarded
+    steps: tuple[float, ...] = (5.0, 25.0, 50.0)  # percent of the requests
+    step_time_s: float = 120.0  # at least
+    step_deadline_s: float = 900.0  # then what there is is judged
+    min_requests: int = 50  # of each revision, for a verdict on latencies
+    ends: Ends = Ends.ANALYSIS
+    on_pass: Then = Then.PROMOTE
+    on_fail: Then = Then.ABORT
+    on_inconclusive: Then = Then.PAUSE
+    match: tuple[str, str, str] | None = None  # header or cookie, its name and value: whoever has it gets the candidate
+    shadow: Shadow = field(default_factory=Shadow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,3 +228,4 @@ class Config:
     devices: Mapping[str, DeviceConfig]  # empty: found at start (every NVIDIA GPU, or the host's memory)
     models: Mapping[str, ModelConfig]
     services: Mapping[str, ServiceConfig]
+    strategies: Mapping[str, StrategyConfig] = field(default_factory=dict)

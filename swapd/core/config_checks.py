@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
+from typing import Final
 
-from swapd.core.config import CONTROL_SOCKET, MAX_COUNTER_DIGITS, MAX_SOCKET_PATH_BYTES, Config, DeviceConfig
+from swapd.core.config import (
+    CONTROL_SOCKET,
+    MAX_COUNTER_DIGITS,
+    MAX_SOCKET_PATH_BYTES,
+    Config,
+    DeviceConfig,
+    ServiceConfig,
+)
 from swapd.core.config_addresses import clash
 from swapd.core.config_engines import check_models
 from swapd.core.config_readers import NAME, quoted, suggest
@@ -18,6 +26,8 @@ from swapd.core.units import format_size
 
 Fault = tuple[str, str]
 
+BUILT_IN: Final = ("auto", "dual", "in-place", "canary", "shadow", "guarded", "rolling", "rehearsal")
+
 
 def name_fault(kind: str, name: str) -> str | None:
     """Names become directories, sockets and topics. None when the name can be one."""
@@ -25,6 +35,8 @@ def name_fault(kind: str, name: str) -> str | None:
         return "is not a usable name: write at most 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit"
     if kind == "services" and name.endswith("-gate"):
         return "ends in -gate, which is how swapd names its own processes: choose another name"
+    if kind == "strategies" and name in BUILT_IN:
+        return "is the name of a strategy that swapd has already: choose another name"
     if kind == "devices" and name == "auto":
         return 'is taken, since devices = "auto" means every device: choose another name'
     return None
@@ -81,6 +93,7 @@ def _services(config: Config) -> Iterator[Fault]:
         if model is not None and service.devices is not None and len(service.devices) < model.gpus:
             cure = f'name as many, or write devices = "auto" (gpus = {model.gpus} of models.{quoted(model.name)})'
             yield f"{path}.devices", f'are too few for "{model.name}", which spans {model.gpus}: {cure}'
+        yield from _strategy(config, service, path)
         for index, name in enumerate(service.devices or ()):
             if name in config.devices:
                 continue
@@ -90,6 +103,17 @@ def _services(config: Config) -> Iterator[Fault]:
             elif not config.devices:
                 cure = f'write a table [devices.{name}], or devices = "auto"'
             yield f"{path}.devices[{index}]", f'there is no device "{name}": {cure}'
+
+
+def _strategy(config: Config, service: ServiceConfig, path: str) -> Iterator[Fault]:
+    if service.strategy == "rolling":
+        yield f"{path}.strategy", '"rolling" is not supported yet by this version of swapd: write another one'
+    elif service.strategy not in (*BUILT_IN[:-2], *config.strategies):
+        cure = suggest(service.strategy, (*BUILT_IN[:-2], *config.strategies))
+        yield f"{path}.strategy", f'there is no strategy "{service.strategy}": {cure}'
+    if service.protocol == "tcp" and (service.rules or service.session_key):
+        key = "rules" if service.rules else "session_key"
+        yield f"{path}.{key}", 'needs requests to look at, and protocol = "tcp" has only bytes: leave it out'
 
 
 def _listeners(config: Config) -> Iterator[Fault]:

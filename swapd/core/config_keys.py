@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from swapd.core import config_addresses as address
+from swapd.core import config_proofs as proof
 from swapd.core import config_readers as read
 from swapd.core import config_requests as request
 from swapd.core.config import MIB
@@ -144,7 +145,7 @@ SERVICE: Final = (
     Key("listen", address.listen, NOW, cure='write listen = "127.0.0.1:8000"', show=list),
     Key("model", read.text, SWAP, cure='write model = "NAME", the [models.NAME] to serve at first'),
     Key("devices", read.device_names, show=list),
-    Key("strategy", read.strategy, NOW),
+    Key("strategy", read.text, NOW),
     Key("replicas", read.integer(1, 256)),
     Key("front", read.choice("direct", "gate"), NOW),
     Key("protocol", read.choice("http", "tcp"), RESTART),
@@ -156,6 +157,38 @@ SERVICE: Final = (
     _timeout("keep_alive", NEXT_SWAP, 1.0, 86400.0),
     Key("queue_limit", read.integer(1, 100_000)),
     Key("trust_forwarded", read.flag, NOW),
+    Key("session_key", proof.session_key, NOW),
+    Key("rules", proof.rules, NOW, show=proof.show_rules),
+)
+STRATEGY: Final = (
+    Key("kind", read.choice("auto", "dual", "in-place", "canary", "shadow", "guarded"), NOW),
+    Key("steps", proof.percents, NOW, show=list),
+    _timeout("step_time", NOW),
+    _timeout("step_deadline", NOW),
+    Key("min_requests", read.integer(1, 1_000_000), NOW),
+    Key("ends", proof.ends, NOW),
+    Key("on_pass", proof.then, NOW),
+    Key("on_fail", proof.then, NOW),
+    Key("on_inconclusive", proof.then, NOW),
+    Key("match", proof.match, NOW, show=proof.show_match),
+    Key("shadow", None, NOW),
+)
+SHADOW: Final = (
+    Key("share", proof.percent(), NOW),
+    _timeout("time", NOW),
+    Key("methods", proof.methods, NOW, show=list),
+    Key("paths", proof.path_starts, NOW, show=list),
+    Key("max_body", read.size(1), NOW, "max_body_bytes", show=format_size),
+    Key("concurrency", read.integer(1, 256), NOW),
+    Key("noise", proof.percent(-1.0), NOW),
+    Key("keep", read.integer(0, 1000), NOW),
+    Key("redact", proof.pointers, NOW, show=list),
+    Key("compare", read.choice("exact", "json", "number", "label", "text"), NOW),
+    Key("ignore", proof.pointers, NOW, show=list),
+    Key("pointer", proof.pointer, NOW),
+    Key("rtol", proof.number(0.0, 1.0), NOW),
+    Key("atol", proof.number(0.0, 1e9), NOW),
+    Key("similar", proof.number(0.0, 1.0), NOW),
 )
 SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "daemon": DAEMON,
@@ -168,6 +201,8 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "expect": EXPECT,
     "warmup": WARMUP,
     "services": SERVICE,
+    "strategies": STRATEGY,
+    "shadow": SHADOW,
 }
 TABLES: Final = ("daemon", "devices", "models", "services", "strategies")  # at the top of the file
 
@@ -183,9 +218,7 @@ class NotYet:
 
 # Whoever builds one of these deletes its row, and nothing else here.
 NOT_YET: Final = (
-    NotYet("", "strategies"),
     NotYet("daemon", "metrics"),
-    NotYet("services", "strategy", ("auto", "dual", "in-place")),
     NotYet("services", "replicas", (1,)),
 )
 

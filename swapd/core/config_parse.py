@@ -25,11 +25,13 @@ from swapd.core.config import (
     ReadyConfig,
     RequestConfig,
     ServiceConfig,
+    StrategyConfig,
     WarmupConfig,
 )
 from swapd.core.config_checks import check_config, name_fault
 from swapd.core.config_keys import Key
 from swapd.core.config_readers import Wrong, kind_of, printable, quoted, suggest
+from swapd.core.delivery import Shadow
 from swapd.core.model import DeviceKind
 
 T = TypeVar("T")
@@ -55,6 +57,7 @@ def parse_tables(
         devices=_named(report, tables, "devices", _device),
         models=_named(report, tables, "models", _model),
         services=_named(report, tables, "services", _service),
+        strategies=_named(report, tables, "strategies", _strategy),
     )
     for name, content in tables.items():
         if name not in keys.TABLES:
@@ -225,6 +228,13 @@ def _request(report: _Report, path: str, content: object) -> RequestConfig:
 
 def _service(report: _Report, name: str, path: str, content: object) -> ServiceConfig:
     return _make(ServiceConfig, _read(report, "services", path, content), name=name, listen=(), model="")
+
+
+def _strategy(report: _Report, name: str, path: str, content: object) -> StrategyConfig:
+    values = _read(report, "strategies", path, content)
+    if "shadow" in values:
+        values["shadow"] = _make(Shadow, _read(report, "shadow", f"{path}.shadow", values["shadow"]))
+    return _make(StrategyConfig, values, name=name)
 
 
 def _has(content: object, name: str) -> bool:

@@ -234,11 +234,6 @@ def device_names(value: object, base: str) -> tuple[str, ...] | None:
     return names
 
 
-def strategy(value: object, base: str) -> str:
-    word = choice("auto", "dual", "in-place", "canary", "shadow", "guarded", "rolling")(value, base)
-    return str(word)
-
-
 def environment(value: object, base: str) -> dict[str, str]:
     """Names to values, integers as their digits. Faults never show a value."""
     faults: list[tuple[str, str]] = []

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from swapd.core.rules import Rule
+
 
 class StageKind(str, Enum):
     SHADOW = "shadow"  # copies of requests; clients get no answer of the candidate's
@@ -51,6 +53,7 @@ class Shadow:
     """Which requests are copied, and how the answers are compared: as [strategies.NAME.shadow] says."""
 
     share: float = 20.0  # percent of the requests that may be copied
+    time_s: float = 120.0  # at least
     methods: tuple[str, ...] = ("GET", "HEAD", "POST")
     paths: tuple[str, ...] = ()  # they begin with one of these; empty: all
     max_body_bytes: int = 256 * 1024
@@ -60,7 +63,7 @@ class Shadow:
     redact: tuple[str, ...] = ()  # JSON pointers that are not kept
     compare: str = "json"  # exact | json | number | label | text
     ignore: tuple[str, ...] = ()  # JSON pointers that may differ
-    pointer: str = ""  # what is compared of a JSON answer; empty: all of it
+    pointer: str | None = None  # what is compared of a JSON answer; None: all of it
     rtol: float = 1e-3
     atol: float = 1e-6
     similar: float = 0.9  # text: the share of it that must be the same
@@ -83,13 +86,13 @@ class Stage:
 class Delivery:
     name: str  # of the strategy, as the operator knows it
     stages: tuple[Stage, ...] = ()
-    rules: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
     min_requests: int = 50
     on_pass: Then = Then.PROMOTE
     on_fail: Then = Then.ABORT
     on_inconclusive: Then = Then.PAUSE
     match: tuple[str, str, str] | None = None  # kind (header, cookie), name, value: whoever has it gets the candidate
-    session_key: str = ""  # header:NAME, cookie:NAME or json:/pointer
+    session_key: str | None = None  # header:NAME, cookie:NAME or json:/pointer
     shadow: Shadow | None = None
     rehearsal: bool = False  # it ends before the cutover, and no client gets an answer of the candidate's
 

@@ -20,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from swapd.core.delivery import Split
 from swapd.core.errors import WORKER_EXITED, Problem, SwapdError
 from swapd.core.events import Observed
 from swapd.core.model import Kind, OpKind, State
@@ -149,6 +150,7 @@ class _Said:
     last_epoch: int = 0
     table_epoch: int = 0
     points_to: str | None = None
+    table_label: str = ""
     listeners: tuple[str, ...] | None = None
     hooks: frozenset[str] = frozenset()
     quiesced_at: float | None = None
@@ -173,6 +175,7 @@ def _observed(live: Live) -> Observed:
         epoch=max(said.epoch, said.last_epoch),
         table_epoch=said.table_epoch,
         points_to=said.points_to,
+        split=Split.parse(said.table_label),
         listeners=said.listeners,
         hooks=said.hooks,
         quiesced_at=said.quiesced_at,

@@ -22,6 +22,7 @@ def standing_of(front: Front | None) -> dict[str, Any]:
     if isinstance(front, GateFront):
         table = front.table
         told |= {"table_epoch": table.epoch, "points_to": front.points_to, "pointed_at": front.pointed_at}
+        told["table_label"] = table.label
     return told
 
 

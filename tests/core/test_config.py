@@ -19,10 +19,12 @@ from swapd.core.config import (
     ReadyConfig,
     RequestConfig,
     ServiceConfig,
+    StrategyConfig,
     WarmupConfig,
 )
 from swapd.core.config_parse import parse_config
 from swapd.core.config_views import redacted
+from swapd.core.delivery import Shadow
 from swapd.core.model import DeviceKind
 
 FULL = """
@@ -179,6 +181,8 @@ def test_every_field_has_a_key_and_every_key_a_field():
         "warmup": WarmupConfig,
         "liveness": LivenessConfig,
         "services": ServiceConfig,
+        "strategies": StrategyConfig,
+        "shadow": Shadow,
     }
     assert owners.keys() == config_keys.SECTIONS.keys()
     # From the table's name, the file, and the key json.

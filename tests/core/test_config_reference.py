@@ -15,9 +15,11 @@ from swapd.core.config import (
     LivenessConfig,
     ReadyConfig,
     ServiceConfig,
+    StrategyConfig,
     WarmupConfig,
 )
 from swapd.core.config_parse import parse_config, parse_tables
+from swapd.core.delivery import Shadow
 from swapd.core.units import parse_duration
 
 if sys.version_info >= (3, 11):
@@ -45,6 +47,8 @@ def _named(tables: dict, section: str) -> set[str]:
         "devices": list(tables["devices"].values()),
         "models": models,
         "services": list(tables["services"].values()),
+        "strategies": list(tables["strategies"].values()),
+        "shadow": [strategy.get("shadow", {}) for strategy in tables["strategies"].values()],
         "ready": [model.get("ready", {}) for model in models],
         "liveness": [model.get("liveness", {}) for model in models],
         "warmup": [model.get("warmup", {}) for model in models],
@@ -78,7 +82,11 @@ def test_what_the_reference_comments_out_is_the_default():
     sockets = {"control": "ipc:///run/swapd/control.sock", "events": "ipc:///run/swapd/events.sock"}
     assert replace(config.daemon, metrics=None) == DaemonConfig(**sockets, log_dir="/var/lib/swapd/logs")
     chat = config.services["chat"]
-    assert chat == ServiceConfig(name="chat", listen=chat.listen, model=chat.model)
+    examples = {"session_key": chat.session_key, "rules": chat.rules}
+    assert chat == ServiceConfig(name="chat", listen=chat.listen, model=chat.model, **examples)
+    careful = config.strategies["careful"]
+    examples = {name: getattr(careful.shadow, name) for name in ("paths", "redact", "ignore", "pointer")}
+    assert careful == StrategyConfig(name="careful", match=careful.match, shadow=Shadow(**examples))
     model = config.models["a"]
     assert model.ready == ReadyConfig(path=model.ready.path)
     assert model.liveness == LivenessConfig()

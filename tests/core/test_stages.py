@@ -8,12 +8,14 @@ from swapd.core.controls import possible
 from swapd.core.delivery import Delivery, Ends, Finding, Split, Stage, StageKind, Then, Verdict
 from swapd.core.errors import Problem
 from swapd.core.model import Kind, OpKind, Strategy
+from swapd.core.rules import parse_rule
 from swapd.core.states import Phase, WorkerState
 
+RULES = (parse_rule("error_rate < 1%"),)
 SHADOW = Stage(StageKind.SHADOW, 20, 60, 300)
 SLICE = Stage(StageKind.CANARY, 5, 60, 300)
 HALF = Stage(StageKind.CANARY, 50, 60, 300)
-GUARDED = Delivery("guarded", (SHADOW, SLICE, HALF), rules=("error_rate < 1%",))
+GUARDED = Delivery("guarded", (SHADOW, SLICE, HALF), rules=RULES)
 
 
 def swapping(delivery=GUARDED, kinds=None, **settings):
@@ -87,13 +89,13 @@ def test_stages_follow_each_other_each_with_its_share_and_its_verdict():
 
 
 def test_a_stage_lasts_its_time_whatever_the_verdict_and_no_longer_than_its_deadline():
-    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",)))
+    host = swapping(Delivery("canary", (SLICE,), rules=RULES))
     judge(host, Verdict.PASS)
     assert swap(host).stage == 0
     host.pass_time(61)
     host.settle(until_idle=False)
     assert swap(host).phase is Phase.SOAKING
-    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",)))
+    host = swapping(Delivery("canary", (SLICE,), rules=RULES))
     judge(host, Verdict.INCONCLUSIVE, "12 of 50 requests")
     host.pass_time(299)
     assert swap(host).phase is Phase.PROGRESSING
@@ -105,7 +107,7 @@ def test_a_stage_lasts_its_time_whatever_the_verdict_and_no_longer_than_its_dead
     ("then", "phase"), [(Then.ABORT, None), (Then.PAUSE, Phase.PAUSED), (Then.PROMOTE, Phase.SOAKING)]
 )
 def test_what_follows_a_failed_stage_is_a_setting_and_follows_at_once(then, phase):
-    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",), on_fail=then))
+    host = swapping(Delivery("canary", (SLICE,), rules=RULES, on_fail=then))
     candidate = worker_of(host, 2).id
     judge(host, Verdict.FAIL, "4 of 31 failed")
     host.settle(until_idle=False)
@@ -119,7 +121,7 @@ def test_what_follows_a_failed_stage_is_a_setting_and_follows_at_once(then, phas
 
 
 def test_a_candidate_that_clients_reach_is_drained_before_it_is_ended():
-    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",)))
+    host = swapping(Delivery("canary", (SLICE,), rules=RULES))
     candidate = worker_of(host, 2).id
     assert host.state.worker(candidate).state is WorkerState.SERVING
     begun = len(host.begun)
@@ -130,7 +132,7 @@ def test_a_candidate_that_clients_reach_is_drained_before_it_is_ended():
 
 
 def test_a_swap_ends_as_rolled_back_only_when_no_table_names_the_candidate():
-    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",)))
+    host = swapping(Delivery("canary", (SLICE,), rules=RULES))
     now = swap(host)
     host.send(events.Judged(host.now, "chat", now.id, 0, Finding(Verdict.FAIL, "bad", host.now)))
     assert swap(host).phase is Phase.ROLLING_BACK
@@ -172,7 +174,7 @@ def test_a_pause_keeps_the_stage_as_it_is_and_its_time_does_not_count():
 
 
 def test_after_a_verdict_paused_it_a_resume_looks_anew():
-    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",), on_fail=Then.PAUSE))
+    host = swapping(Delivery("canary", (SLICE,), rules=RULES, on_fail=Then.PAUSE))
     judge(host, Verdict.FAIL)
     host.pass_time(100)
     host.send(events.Resumed(host.now, "chat", "ana"))
@@ -243,7 +245,7 @@ def test_without_a_swap_there_is_nothing_to_pause():
 
 
 def test_a_rehearsal_ends_before_the_cutover_and_leaves_nothing():
-    host = swapping(Delivery("rehearsal", (SHADOW,), rules=("agreement >= 0.98",), rehearsal=True))
+    host = swapping(Delivery("rehearsal", (SHADOW,), rules=RULES, rehearsal=True))
     host.pass_time(61)
     judge(host, Verdict.PASS, "all agreed")
     host.settle()
@@ -255,7 +257,7 @@ def test_a_rehearsal_ends_before_the_cutover_and_leaves_nothing():
 
 
 def test_in_the_soak_a_failed_rule_returns_to_the_old_revision():
-    host = swapping(Delivery("canary", (), rules=("error_rate < 1%",)))
+    host = swapping(Delivery("canary", (), rules=RULES))
     judge(host, Verdict.INCONCLUSIVE)
     assert swap(host).phase is Phase.SOAKING
     judge(host, Verdict.FAIL, "40 of 900 failed")
@@ -276,7 +278,7 @@ def test_sessions_of_the_old_revision_stay_with_it_until_the_soak_ends():
 
 
 def test_a_candidate_that_dies_in_a_stage_costs_the_clients_nothing_more():
-    host = swapping(Delivery("canary", (SLICE,), rules=("error_rate < 1%",)))
+    host = swapping(Delivery("canary", (SLICE,), rules=RULES))
     host.exit(worker_of(host, 2).id)
     host.settle(until_idle=False)
     assert host.finished[-1].phase is Phase.FAILED

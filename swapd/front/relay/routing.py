@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
+
+MAX_LABEL: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,12 @@ class Route:
 @dataclass(frozen=True, slots=True)
 class Table:
     """`epoch` counts tables: an older one than is known is void. `hold`: no request begins, clients wait. With neither
-    that nor a route they are turned away."""
+    that nor a route they are turned away. `label` is the daemon's own, kept for the next one that asks."""
 
     epoch: int
     routes: tuple[Route, ...] = ()
     hold: bool = False
+    label: str = ""
 
     @property
     def open(self) -> bool:
@@ -95,7 +98,10 @@ def read_table(params: Mapping[str, Any]) -> Table:
         raise ValueError("hold must be true or false")
     if not isinstance(routes, list) or not all(isinstance(route, dict) for route in routes):
         raise ValueError("routes must be a list of objects")
-    table = Table(epoch, tuple(_read_route(route) for route in routes), hold)
+    label = params.get("label", "")
+    if not isinstance(label, str) or len(label) > MAX_LABEL:
+        raise ValueError(f"label must be a text of at most {MAX_LABEL} characters")
+    table = Table(epoch, tuple(_read_route(route) for route in routes), hold, label)
     if len({route.worker for route in table.routes}) < len(table.routes):
         raise ValueError("routes: a worker occurs twice")
     return table

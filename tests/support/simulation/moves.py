@@ -20,6 +20,7 @@ from swapd.core.draft import TRANSFERS
 from swapd.core.handover import Kind as Front
 from swapd.core.handover import Phase
 from swapd.core.model import OpKind
+from swapd.core.rules import parse_rule
 from swapd.core.states import Phase as SwapPhase
 from swapd.core.states import WorkerState
 
@@ -205,7 +206,7 @@ def delivery(pick: int) -> Delivery:
     return Delivery(
         "guarded",
         (stages, stages[1:], (*stages, Stage(StageKind.CANARY, 50, 5, 5, Ends.TIME)))[pick // 3 % 3],
-        rules=("error_rate < 1%",) if pick // 9 % 4 else (),
+        rules=(parse_rule("error_rate < 1%"),) if pick // 9 % 4 else (),
         on_fail=(Then.ABORT, Then.PAUSE)[pick // 36 % 2],
         on_inconclusive=list(Then)[pick // 72 % 3],
         session_key="header:x" if pick // 216 % 2 else "",
