@@ -314,9 +314,14 @@ class GateFront(Front):
             quiet_s=None,  # there is no model here: `upstream_stats`
         )
 
-    def upstream_stats(self) -> dict[str, dict[str, Any]]:
-        """[any thread] What is in flight to each engine."""
-        return self._relay.upstream_stats()
+    def gate_stats(self) -> dict[str, Any]:
+        """[any thread] What only a gate has to tell: its table, what is in flight to each engine, who gets how much."""
+        return {
+            "table_epoch": self.table.epoch,
+            "points_to": self.points_to,
+            "upstreams": self._relay.upstream_stats(),
+            "split": self._relay.split_stats(),
+        }
 
     @property
     def table(self) -> Table:

@@ -225,8 +225,7 @@ class Worker:
         if front is not None:
             figures = report(front.stats())
             if isinstance(front, GateFront):
-                figures |= {"table_epoch": front.table.epoch, "points_to": front.points_to}
-                figures["upstreams"] = front.upstream_stats()
+                figures |= front.gate_stats()
         else:
             late_s = time.monotonic() - self._last_tick - TICK_S
             figures = {**STATS_WITHOUT_FRONT, "loop_blocked_s": max(0.0, late_s)}

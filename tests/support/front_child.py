@@ -191,7 +191,7 @@ class Child:
         front = self.front
         if verb == "stats":
             figures = dataclasses.asdict(front.stats())
-            return figures | ({"upstreams": front.upstream_stats()} if isinstance(front, GateFront) else {})
+            return figures | (front.gate_stats() if isinstance(front, GateFront) else {})
         if verb == "point":
             return dataclasses.asdict(self.on_loop(lambda: front.point(read_table(params))).result(10))
         if verb == "adopt":

@@ -80,7 +80,10 @@ class ClientConnection(asyncio.Protocol):
     def overdue(self, before: float) -> bool:
         """In the middle of a request, and nothing of it has come for too long."""
         exchange = self.exchange
-        unfinished = bool(self._buffer) if exchange is None else exchange.begun and not exchange.whole
+        if exchange is None:
+            unfinished = bool(self._buffer)
+        else:
+            unfinished = exchange.awaits_body or (exchange.begun and not exchange.whole)
         return unfinished and not (self._paused or self.ending or self.gone) and self.read_at < before
 
     def deaf(self, now: float, limit_s: float) -> bool:
@@ -110,6 +113,10 @@ class ClientConnection(asyncio.Protocol):
         """What has come and was not looked at."""
         data, self._buffer = self._buffer, b""
         return data
+
+    def ahead(self, size: int) -> bytes | None:
+        """The next bytes, which stay where they are; None: they have not all come."""
+        return self._buffer[:size] if len(self._buffer) >= size else None
 
     def put_back(self, data: bytes) -> None:
         self._buffer = data + self._buffer
@@ -151,6 +158,8 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = self._buffer + data if self._buffer else data
         if exchange is None:
             self._next()
+        elif exchange.awaits_body:
+            self._awaited_came(exchange)
         elif exchange.begun and not exchange.whole:
             self._body_came()
         if len(self._buffer) > MAX_AHEAD_BYTES:
@@ -163,6 +172,15 @@ class ClientConnection(asyncio.Protocol):
             exchange.more()
         except BadHead as error:
             exchange.refuse(error.status, str(error), error.code)
+
+    def _awaited_came(self, exchange: Exchange) -> None:
+        if len(self._buffer) < exchange.head.length:
+            return
+        exchange.awaits_body = False
+        if self.relay.open:
+            self.relay.begin(exchange)
+        else:
+            self.relay.settle(self)
 
     def pause_writing(self) -> None:
         self._full = True
@@ -177,7 +195,7 @@ class ClientConnection(asyncio.Protocol):
             self._next()
         elif exchange.connection is not None:
             exchange.connection.resume_reading()
-        elif self.without_engine:
+        elif self.without_engine and not (exchange.awaits_body and self.relay.open):
             self.relay.settle(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -22,6 +22,7 @@ from swapd.front.relay.heads import AnswerHead, BadHead, RequestHead, build_answ
 if TYPE_CHECKING:
     from swapd.front.relay.client import ClientConnection
     from swapd.front.relay.relay import Relay
+    from swapd.front.relay.split import Choice
     from swapd.front.relay.upstream import Upstream, UpstreamConnection
 
 log = logging.getLogger("swapd.relay")
@@ -41,9 +42,9 @@ CUT_OFF: Final = ("The model server ended in the middle of its answer.", "upstre
 
 class Exchange:
     __slots__ = (
-        *("_answer_head", "_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered", "began_at"),
-        *("client", "connection", "fresh", "head", "in_one", "relay", "sent", "tried", "unreachable", "upstream"),
-        "waits_since",
+        *("_answer_head", "_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered", "awaits_body"),
+        *("began_at", "choice", "client", "connection", "fresh", "head", "in_one", "relay", "sent", "tried"),
+        *("unreachable", "upstream", "waits_since"),
     )
 
     def __init__(self, relay: Relay, client: ClientConnection, raw: bytes, head: RequestHead) -> None:
@@ -54,6 +55,8 @@ class Exchange:
         self.fresh = self.tried  # to be sent on a new connection only
         self.waits_since = client.waits_since
         self.unreachable: tuple[str, ...] = ()  # engines that did not take it
+        self.awaits_body = False  # its session's key is in there
+        self.choice: Choice | None = None  # where there are percents
         self.upstream: Upstream | None = None
         self.connection: UpstreamConnection | None = None
         self.began_at = relay.now
@@ -217,6 +220,7 @@ class Exchange:
             self._again()
         elif self.head.idempotent and not self.tried:
             self.tried = True
+            self.relay.died(self, connection.upstream)
             self._again()
         else:
             self._died(error)

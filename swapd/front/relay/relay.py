@@ -10,14 +10,15 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
 from swapd.front.answers import REPLACED, STOPPED
+from swapd.front.relay.chooser import Chooser
 from swapd.front.relay.client import ClientConnection
 from swapd.front.relay.exchange import BY_CONNECT, Exchange, connect
-from swapd.front.relay.heads import Header, RequestHead
-from swapd.front.relay.routing import Table, choose
+from swapd.front.relay.heads import RequestHead
+from swapd.front.relay.routing import Table
 from swapd.front.relay.tunnel import Tunnel
 from swapd.front.relay.upstream import Upstream, UpstreamConnection
 
@@ -25,6 +26,7 @@ log = logging.getLogger("swapd.relay")
 
 ANSWER_STALL_S: Final = 60.0  # without a byte of it being taken (nginx: send_timeout)
 REQUEST_STALL_S: Final = 60.0  # between two parts of a request (nginx: client_header_timeout, client_body_timeout)
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 NOT_FOUND: Final = ("This path is not for clients.", "not_found")
 
 
@@ -70,7 +72,7 @@ class Relay:
         self._gate = gate
         self._health_path = health_path.encode()
         self._upstreams: dict[str, Upstream] = {}
-        self._only: Upstream | None = None  # where there is no choice
+        self._chooser = Chooser(self.table, self._upstreams)
         self._building: set[asyncio.Task[Any]] = set()  # connections that have no transport yet
         self._tasks: set[asyncio.Task[None]] = set()
         self._id_prefix = os.urandom(6).hex()
@@ -97,23 +99,11 @@ class Relay:
                 upstream.close()
                 if not upstream.in_flight:
                     del self._upstreams[worker]
-        able = [route for route in table.routes if route.weight > 0]
-        simple = len(able) == 1 and not able[0].match and not able[0].blocked and not table.hold
-        self._only = self._upstreams[able[0].worker] if simple else None
+        self._chooser.point(table)
 
     def serves(self, worker: str | None) -> bool:
         """Requests may begin there."""
         return self.table.open and any(route.worker == worker and route.weight > 0 for route in self.table.routes)
-
-    def _choose(self, exchange: Exchange) -> Upstream | None:
-        if self._only is not None and not exchange.unreachable:
-            return self._only
-        return self._least_busy(exchange.unreachable, exchange.head.all_headers)
-
-    def _least_busy(self, unreachable: Collection[str], headers: Sequence[Header] = ()) -> Upstream | None:
-        in_flight = {worker: upstream.in_flight for worker, upstream in self._upstreams.items()}
-        route = choose(self.table, in_flight, unreachable, headers)
-        return self._upstreams[route.worker] if route is not None else None
 
     # --- clients -----------------------------------------------------------------------------------------------
 
@@ -175,7 +165,10 @@ class Relay:
         if self.turning_away:
             exchange.refuse(503, *STOPPED)
             return
-        upstream = self._choose(exchange)
+        if self._chooser.reads_bodies and self._chooser.awaits_body(exchange):
+            self._await_body(exchange)
+            return
+        upstream = self._chooser.choose(exchange, self.now)
         if upstream is None:
             self._wait(exchange)
         elif upstream.route.blocks(exchange.head.target):
@@ -185,7 +178,7 @@ class Relay:
             upstream.exchanges.add(exchange)
             connection = None if exchange.fresh else upstream.take(self.now, idempotent=exchange.head.idempotent)
             if connection is not None:
-                exchange.begin(connection)
+                self._send(exchange, connection)
             else:
                 exchange.client.pause(BY_CONNECT)
                 self._task(connect(exchange, upstream))
@@ -195,7 +188,24 @@ class Relay:
             connection.abort()
             return
         exchange.client.resume(BY_CONNECT)
+        self._send(exchange, connection)
+
+    def _send(self, exchange: Exchange, connection: UpstreamConnection) -> None:
+        if exchange.choice is not None:
+            self._chooser.begins(exchange.choice, self.now)
         exchange.begin(connection)
+
+    def _await_body(self, exchange: Exchange) -> None:
+        """Until its client has told whose request it is."""
+        head = exchange.head
+        if any(name == b"expect" for name, _ in head.headers):  # nothing comes before this; the engine need not say it
+            head.headers = [header for header in head.headers if header[0] != b"expect"]
+            exchange.client.say(CONTINUE)
+        exchange.awaits_body = True
+
+    def died(self, exchange: Exchange, upstream: Upstream) -> None:
+        """An engine, with this request, which goes to one once more."""
+        self._chooser.avoid(exchange, upstream.route.worker)
 
     def unreachable(self, exchange: Exchange, upstream: Upstream) -> None:
         if exchange not in upstream.exchanges:
@@ -250,7 +260,10 @@ class Relay:
 
     async def _admit_tcp(self, sock: socket.socket, waits_since: float | None) -> None:
         unreachable: tuple[str, ...] = ()
-        while (upstream := self._least_busy(unreachable)) is not None:
+        while True:
+            upstream, choice = self._chooser.choose_for_tunnel(unreachable, self.now)
+            if upstream is None:
+                break
             tunnel = Tunnel(self, upstream)
             upstream.tunnels.add(tunnel)
             try:
@@ -260,6 +273,8 @@ class Relay:
                 unreachable += (upstream.route.worker,)
                 continue
             self.requests += 1
+            if choice is not None:
+                self._chooser.begins(choice, self.now)
             try:
                 await self._loop.connect_accepted_socket(lambda tunnel=tunnel: tunnel.client, sock)  # type: ignore[misc]
             except OSError:
@@ -303,6 +318,10 @@ class Relay:
                 "quiet_s": None if upstream.heard_at is None else max(0.0, self.now - upstream.heard_at),
             }
         return figures
+
+    def split_stats(self) -> dict[str, Any] | None:
+        """[any thread] Set and actual weights, how requests were chosen for, sessions; None: nothing is split."""
+        return self._chooser.stats()
 
     def cut_all(self, worker: str | None = None) -> int:
         """The time to finish is over."""

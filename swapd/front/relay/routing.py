@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from swapd.front.relay.session import SessionKey, cookies, read_session_key
+
+ALL_PERCENT: Final = 100.0
+MAX_KEEP_SESSIONS_S: Final = 7 * 86400.0
 MAX_LABEL: Final = 200
 
 
@@ -21,20 +26,18 @@ class Match:
     def fits(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         if self.kind == "header":
             return any(name == self.name and value == self.value for name, value in headers)
-        wanted = self.name + b"=" + self.value
-        cookies = (value for name, value in headers if name == b"cookie")
-        return any(cookie.strip() == wanted for field in cookies for cookie in field.split(b";"))
+        return (self.name, self.value) in cookies(headers)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One engine. `match`: it gets the requests that fit one of these, and no others. `blocked`: paths that are the
-    daemon's to ask for, not the clients'."""
+    """One engine. `match`: it gets the requests that fit one of these, and no others; in a split, beside its percent.
+    `blocked`: paths that are the daemon's to ask for, not the clients'."""
 
     worker: str
     revision: int
     address: str  # unix:/path or host:port, private to the engine
-    weight: float = 1.0  # its share; 0: none
+    weight: float = 1.0  # its share, in a split in percent; 0: none
     match: tuple[Match, ...] = ()
     blocked: tuple[bytes, ...] = ()
     uid: int | None = None  # of the user that a Unix socket's other end must be of
@@ -58,11 +61,16 @@ class Route:
 @dataclass(frozen=True, slots=True)
 class Table:
     """`epoch` counts tables: an older one than is known is void. `hold`: no request begins, clients wait. With neither
-    that nor a route they are turned away. `label` is the daemon's own, kept for the next one that asks."""
+    that nor a route they are turned away. `split`: weights are percents of the requests, the first route is the
+    stable's. `keep_sessions_s`: a session goes on where it was last, if it has not been silent for longer.
+    `label` is the daemon's own, kept for the next one that asks."""
 
     epoch: int
     routes: tuple[Route, ...] = ()
     hold: bool = False
+    split: bool = False
+    session_key: SessionKey | None = None
+    keep_sessions_s: float = 0.0
     label: str = ""
 
     @property
@@ -98,13 +106,35 @@ def read_table(params: Mapping[str, Any]) -> Table:
         raise ValueError("hold must be true or false")
     if not isinstance(routes, list) or not all(isinstance(route, dict) for route in routes):
         raise ValueError("routes must be a list of objects")
+    split, key, keep_s = params.get("split", False), params.get("session_key"), params.get("keep_sessions_s", 0.0)
+    if not isinstance(split, bool):
+        raise ValueError("split must be true or false")
+    if not isinstance(keep_s, (int, float)) or isinstance(keep_s, bool) or not 0 <= keep_s <= MAX_KEEP_SESSIONS_S:
+        raise ValueError(f"keep_sessions_s must be a number of seconds, 0 to {MAX_KEEP_SESSIONS_S:.0f}")
+    session_key = read_session_key(key) if key is not None else None
     label = params.get("label", "")
     if not isinstance(label, str) or len(label) > MAX_LABEL:
         raise ValueError(f"label must be a text of at most {MAX_LABEL} characters")
-    table = Table(epoch, tuple(_read_route(route) for route in routes), hold, label)
-    if len({route.worker for route in table.routes}) < len(table.routes):
-        raise ValueError("routes: a worker occurs twice")
+    routes_read = tuple(_read_route(route) for route in routes)
+    table = Table(epoch, routes_read, hold, split, session_key, float(keep_s), label)
+    _check(table)
     return table
+
+
+def _check(table: Table) -> None:
+    """Raises ValueError."""
+    routes = table.routes
+    if len({route.worker for route in routes}) < len(routes):
+        raise ValueError("routes: a worker occurs twice")
+    if table.split and len(routes) < 2:
+        raise ValueError("split: needs two routes or more")
+    total = math.fsum(route.weight for route in routes)
+    if table.split and abs(total - ALL_PERCENT) > 1e-6:
+        raise ValueError(f"split: the weights are percents, and their sum must be 100, not {total:g}")
+    if table.session_key is not None and len(routes) > 1 and not table.split:
+        raise ValueError("session_key: with several routes it needs split")
+    if table.keep_sessions_s and table.session_key is None:
+        raise ValueError("keep_sessions_s needs a session_key")
 
 
 def _read_route(route: Mapping[str, Any]) -> Route:
@@ -127,7 +157,10 @@ def _read_route(route: Mapping[str, Any]) -> Route:
     reuse = route.get("reuse", True)
     if not isinstance(reuse, bool):
         raise ValueError("routes: reuse must be true or false")
-    match = tuple(_read_match(match) for match in route.get("match", []))
+    matches = route.get("match", [])
+    if not isinstance(matches, list):
+        raise ValueError("routes: match must be a list")
+    match = tuple(_read_match(match) for match in matches)
     return Route(
         worker, revision, address, float(weight), match, tuple(path.lower().encode() for path in blocked), uid, reuse
     )
