@@ -8,7 +8,8 @@ May not know: what is judged of it (`verdict`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 # A bucket is 2 % wide, so that its middle is 1 % off at most: less than two runs of the same model differ.
@@ -50,9 +51,13 @@ class Histogram:
         self.total += 1
 
     def merge(self, other: Histogram) -> None:
-        for bucket, count in other._counts.items():
+        self.merge_counts(other._counts)
+
+    def merge_counts(self, counts: Mapping[int, int]) -> None:
+        """Of buckets."""
+        for bucket, count in counts.items():
             self._counts[bucket] = self._counts.get(bucket, 0) + count
-        self.total += other.total
+            self.total += count
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """(bucket, count), in rising order of values."""
@@ -182,6 +187,26 @@ class Window:
             self.first_byte.add(first_byte)
         if tokens_per_s is not None:
             self.tokens_per_s.add(tokens_per_s)
+
+    def add_whole(self, seconds: Sequence[float]) -> None:
+        """Many at once, each answered well (2xx) and in one piece, so that its first byte came with its last: as `add`,
+        at a quarter of its cost."""
+        log = math.log  # most of the cost is the call: of `bucket_of` only where it is needed
+        buckets = [int(log(s) * _PER_LOG + _SHIFT) if _LOWEST < s < 1000.0 else bucket_of(s) for s in seconds]
+        at = 0
+        while at < len(buckets):
+            now = self.slices[-1]
+            if now.requests >= self._span:
+                now = self._next_slice()
+            part = buckets[at : at + self._span - now.requests]
+            now.requests += len(part)
+            counts = Counter(part)
+            now.latency.merge_counts(counts)
+            self.first_byte.merge_counts(counts)
+            at += len(part)
+        if buckets:
+            self.statuses["2"] = self.statuses.get("2", 0) + len(buckets)
+            self.consecutive_failed = 0
 
     def _next_slice(self) -> Slice:
         if len(self.slices) == MAX_SLICES:

@@ -148,3 +148,16 @@ def test_buckets_are_as_they_are_told_to_other_parts():
     """bucket = floor(log(s / 1e-5) / log(1.02)); the gate and the shadow send these."""
     for seconds in (0.00123, 0.1, 0.231, 7.7):
         assert bucket_of(seconds) == math.floor(math.log(seconds / 1e-5) / math.log(1.02))
+
+
+@given(st.lists(st.floats(1e-6, 50.0), max_size=400), st.integers(0, 130))
+def test_many_at_once_are_the_same_as_one_after_the_other(seconds, before):
+    """Across the ends of slices too, and after a failure."""
+    one, many = Window(), Window()
+    for window in (one, many):
+        for _ in range(before):
+            window.add(0.1, status=503, failed=True)
+    for value in seconds:
+        one.add(value, first_byte=value)
+    many.add_whole(seconds)
+    assert many.to_json() == one.to_json()
