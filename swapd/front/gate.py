@@ -314,9 +314,12 @@ class GateFront(Front):
             quiet_s=None,  # there is no model here: `upstream_stats`
         )
 
-    def gate_stats(self) -> dict[str, Any]:
-        """[any thread] What only a gate has to tell: its table, what is in flight to each engine, who gets how much."""
+    def gate_stats(self, *, windows: bool) -> dict[str, Any]:
+        """[any thread] What only a gate has to tell: its table, what is in flight to each engine, who gets how much;
+        `windows`: what was measured of each revision."""
+        measured = {"windows": self._relay.measure.stats(time.monotonic())} if windows else {}
         return {
+            **measured,
             "table_epoch": self.table.epoch,
             "points_to": self.points_to,
             "upstreams": self._relay.upstream_stats(),

@@ -225,7 +225,7 @@ class Worker:
         if front is not None:
             figures = report(front.stats())
             if isinstance(front, GateFront):
-                figures |= front.gate_stats()
+                figures |= front.gate_stats(windows=params.flag(request.params, "windows"))
         else:
             late_s = time.monotonic() - self._last_tick - TICK_S
             figures = {**STATS_WITHOUT_FRONT, "loop_blocked_s": max(0.0, late_s)}

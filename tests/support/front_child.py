@@ -191,7 +191,9 @@ class Child:
         front = self.front
         if verb == "stats":
             figures = dataclasses.asdict(front.stats())
-            return figures | (front.gate_stats() if isinstance(front, GateFront) else {})
+            return figures | (
+                front.gate_stats(windows=params.get("windows", False)) if isinstance(front, GateFront) else {}
+            )
         if verb == "point":
             return dataclasses.asdict(self.on_loop(lambda: front.point(read_table(params))).result(10))
         if verb == "adopt":

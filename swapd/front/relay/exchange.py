@@ -13,6 +13,7 @@ small enough to be read at once: many servers begin when they have the head, and
 from __future__ import annotations
 
 import logging
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 from swapd.front.answers import stream_error
@@ -21,6 +22,7 @@ from swapd.front.relay.heads import AnswerHead, BadHead, RequestHead, build_answ
 
 if TYPE_CHECKING:
     from swapd.front.relay.client import ClientConnection
+    from swapd.front.relay.measure import Samples
     from swapd.front.relay.relay import Relay
     from swapd.front.relay.split import Choice
     from swapd.front.relay.upstream import Upstream, UpstreamConnection
@@ -43,9 +45,13 @@ CUT_OFF: Final = ("The model server ended in the middle of its answer.", "upstre
 class Exchange:
     __slots__ = (
         *("_answer_head", "_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered", "awaits_body"),
-        *("began_at", "choice", "client", "connection", "fresh", "head", "in_one", "relay", "sent", "tried"),
-        *("unreachable", "upstream", "waits_since"),
+        *("began_at", "body_bytes", "choice", "client", "connection", "events", "first_at", "fresh", "head", "in_one"),
+        *("relay", "sent", "sent_at", "status", "tried", "unreachable", "upstream", "waits_since", "samples"),
     )
+
+    # Set when an engine is chosen: where it is measured, and since when.
+    samples: Samples
+    sent_at: float
 
     def __init__(self, relay: Relay, client: ClientConnection, raw: bytes, head: RequestHead) -> None:
         self.relay = relay
@@ -60,6 +66,10 @@ class Exchange:
         self.upstream: Upstream | None = None
         self.connection: UpstreamConnection | None = None
         self.began_at = relay.now
+        self.first_at = 0.0  # the first byte of the answer's body, or its end
+        self.status = 0
+        self.body_bytes = 0  # of the answer
+        self.events = 0  # of an event stream
         self.answered = False  # the client has the answer's head
         self.sent = False  # the engine has the whole request
         self.in_one = False  # it got it in one piece, which it reads as a whole or not at all
@@ -153,21 +163,33 @@ class Exchange:
 
     def answer(self, head: AnswerHead | None, pieces: list[bytes]) -> None:
         """More of it: the head, unless it has come before, and pieces of the body."""
-        if head is not None and head.length > 0 and not pieces:
-            self._answer_head = head
-            return
+        if head is not None:
+            self.status = head.status
+            if head.length > 0 and not pieces:
+                self._answer_head = head
+                return
+        if pieces and not self.first_at:
+            self.first_at = monotonic()
         first = self._begin_answer(head)
         out = first + self._framed(pieces)
         if out:
             self.client.transport.write(out)
 
     def answer_end(self, head: AnswerHead | None, pieces: list[bytes], trailers: list[tuple[bytes, bytes]]) -> None:
+        now = monotonic()
+        if head is not None:
+            self.status = head.status
+        whole, self.first_at = not self.first_at, self.first_at or now
         first = self._begin_answer(head)
         last = last_chunk(trailers) if self._chunked else b""
         out = first + self._framed(pieces) + last
         self.connection = None  # its engine's next exchange is not slowed down by this one's client
         if out:
             self.client.transport.write(out)
+        if whole and 200 <= self.status < 300:
+            self.samples.queue.append(now - self.sent_at)
+        else:
+            self.samples.answered(self, now)
         self.relay.ended(self)
         self.client.exchange_done(close=self._close)
 
@@ -175,7 +197,12 @@ class Exchange:
         if not pieces:
             return b""
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return chunk(data) if self._chunked else data
+        self.body_bytes += len(data)
+        if not self._chunked:
+            return data
+        if self._stream:
+            self.events += data.count(b"data:")
+        return chunk(data)
 
     def _begin_answer(self, head: AnswerHead | None) -> bytes:
         """The head for the client, when it is its time: `head` has come now, or one is waiting."""
@@ -199,6 +226,9 @@ class Exchange:
 
     def upgraded(self, connection: UpstreamConnection, head: AnswerHead, rest: bytes) -> None:
         assert self.upstream is not None
+        self.status = head.status
+        self.first_at = now = monotonic()
+        self.samples.answered(self, now)
         self.client.transport.write(build_answer(head, self.upstream.revision_line, chunked=False, close=False))
         self.relay.tunnel(self, connection, rest)
 
@@ -211,15 +241,19 @@ class Exchange:
             connection.upstream.be_careful()
         if self.answered:
             self.relay.tell(self, "upstream_died", f"in the middle of its answer: {error or 'closed'}")
+            self.samples.failed(self.status)
             self._cut_off(*CUT_OFF)
         elif self._kept is None:
             self._died(error)
         elif self.in_one and not connection.began and _left_unread(connection, error):
             if not connection.reused:  # nor will the next one be taken there
                 self.unreachable += (connection.upstream.route.worker,)
+                self.samples.failed()
             self._again()
         elif self.head.idempotent and not self.tried:
             self.tried = True
+            if connection.began or not connection.reused:  # no close that crossed the request
+                self.samples.failed()
             self.relay.died(self, connection.upstream)
             self._again()
         else:
@@ -227,6 +261,7 @@ class Exchange:
 
     def _died(self, error: Exception | None) -> None:
         self.relay.tell(self, "upstream_died", f"before it answered: {error or 'closed'}")
+        self.samples.failed()
         self.refuse(502, *UPSTREAM_DIED)
 
     def _again(self) -> None:
@@ -239,6 +274,7 @@ class Exchange:
         self._kept, self._kept_bytes = [read[:head_bytes]], 0
         self._body = body_of(self.head.length)
         self._answer_head = None
+        self.status, self.first_at = 0, 0.0
         self.sent = False
         self.client.put_back(read[head_bytes:])
         self.relay.left(self)
@@ -247,6 +283,7 @@ class Exchange:
     def bad_answer(self, why: str) -> None:
         self.connection = None
         self.relay.tell(self, "bad_answer", why)
+        self.samples.failed(self.status)
         if self.answered:
             self._cut_off(*CUT_OFF)
         else:
@@ -276,6 +313,8 @@ class Exchange:
         self.client.end()
 
     def client_gone(self) -> None:
+        if self.sent and not self.first_at:
+            self.samples.given_up(monotonic() - self.sent_at)
         self._let_go()
         self.relay.ended(self)
 

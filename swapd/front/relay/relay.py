@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
@@ -18,6 +19,7 @@ from swapd.front.relay.chooser import Chooser
 from swapd.front.relay.client import ClientConnection
 from swapd.front.relay.exchange import BY_CONNECT, Exchange, connect
 from swapd.front.relay.heads import RequestHead
+from swapd.front.relay.measure import Measure
 from swapd.front.relay.routing import Table
 from swapd.front.relay.tunnel import Tunnel
 from swapd.front.relay.upstream import Upstream, UpstreamConnection
@@ -68,6 +70,7 @@ class Relay:
         self.requests = 0
         self.turned_away = 0
         self.cut = 0
+        self.measure = Measure(self.table, time.monotonic())
         self._loop = loop
         self._gate = gate
         self._health_path = health_path.encode()
@@ -100,6 +103,9 @@ class Relay:
                 if not upstream.in_flight:
                     del self._upstreams[worker]
         self._chooser.point(table)
+        self.measure.point(table, time.monotonic())
+        for route in table.routes:
+            self._upstreams[route.worker].samples = self.measure.samples_of(route.revision)
 
     def serves(self, worker: str | None) -> bool:
         """Requests may begin there."""
@@ -175,6 +181,8 @@ class Relay:
             exchange.refuse(404, *NOT_FOUND)
         else:
             exchange.upstream = upstream
+            exchange.samples = upstream.samples
+            exchange.sent_at = time.monotonic()
             upstream.exchanges.add(exchange)
             connection = None if exchange.fresh else upstream.take(self.now, idempotent=exchange.head.idempotent)
             if connection is not None:
@@ -214,6 +222,8 @@ class Relay:
         exchange.unreachable += (upstream.route.worker,)
         self.left(exchange)
         self.begin(exchange)
+        if exchange.upstream is not None:  # else it waits, perhaps for this one
+            upstream.samples.failed()
 
     def _wait(self, exchange: Exchange) -> None:
         self._loop.call_soon(self.settle, exchange.client)  # not within its transport's own call
@@ -335,6 +345,7 @@ class Relay:
 
     def beat(self) -> None:
         self.now = self._loop.time()
+        self.measure.beat()
 
     def sweep(self, keep_alive_s: float) -> list[ClientConnection]:
         """Once a second: what has been silent for too long ends. Returns the idle ones of a while."""

@@ -22,6 +22,7 @@ from swapd.wire.peer import MAX_HEAD_BYTES
 
 if TYPE_CHECKING:
     from swapd.front.relay.exchange import Exchange
+    from swapd.front.relay.measure import Samples
     from swapd.front.relay.tunnel import Tunnel
 
 CONNECT_S: Final = 5.0
@@ -36,9 +37,10 @@ _PEERCRED: Final = struct.Struct("3i")  # pid, uid, gid: unix(7)
 class Upstream:
     """One engine, as long as the table names it or anything is in flight there."""
 
-    __slots__ = ("_careful", "_loop", "_pool", "exchanges", "heard_at", "revision_line", "route", "tunnels")
+    __slots__ = ("_careful", "_loop", "_pool", "exchanges", "heard_at", "revision_line", "route", "samples", "tunnels")
 
     revision_line: bytes
+    samples: Samples  # what it does under the table of the moment
 
     def __init__(self, loop: asyncio.AbstractEventLoop, route: Route) -> None:
         self.route = route
