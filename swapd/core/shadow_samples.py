@@ -44,6 +44,11 @@ class Redaction:
     def hides(self, path: Path) -> bool:
         return self._pointers.cover(path) or any(map(_SECRET.search, path))
 
+    def place(self, path: Path) -> Path:
+        """Where it is, no more precise than may be told: the names below a hidden place may be data too."""
+        lengths = range(len(path) + 1)
+        return path[: next((length for length in lengths if self.hides(path[:length])), len(path))]
+
     def shown(self, value: Any, path: Path, deep: int = 0) -> Any:
         """A short copy that json.dumps takes. `path`: where it is in its body. It goes no deeper than a few levels."""
         if value is MISSING:
@@ -113,7 +118,7 @@ def sample(
     """`candidate`: None where there was no whole answer; `outcome.why` says why."""
     shown = [
         {
-            "path": _cut(write_pointer(each.path)),
+            "path": _cut(write_pointer(redaction.place(each.path))),
             "stable": redaction.differing(each.stable, each.path),
             "candidate": redaction.differing(each.candidate, each.path),
         }

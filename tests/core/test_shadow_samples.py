@@ -50,8 +50,15 @@ def test_what_is_to_be_redacted_is_nowhere_in_it(redact):
     said = {"user": {"name": SECRET}, "n": 1}
     one = told(said, {**said, "user": {"name": SECRET + "!"}}, [redact], json.dumps(said).encode())
     assert SECRET not in json.dumps(one)
-    assert one["differences"] == [{"path": "/user/name", "stable": "***", "candidate": "***"}]
+    path = "/user" if redact == "/user" else "/user/name"
+    assert one["differences"] == [{"path": path, "stable": "***", "candidate": "***"}]
     assert one["request"]["n"] == 1
+
+
+def test_names_below_what_is_redacted_are_not_told():
+    one = told({"users": {SECRET: 1}}, {"users": {SECRET: 2}}, ["/users"])
+    assert SECRET not in json.dumps(one)
+    assert one["differences"][0]["path"] == "/users"
 
 
 @pytest.mark.parametrize(
