@@ -1,6 +1,7 @@
 """Entry point of every worker: executed by path, in the model's own interpreter.
 
     python /path/to/swapd/worker/launch.py [--gate] WORKER_DIR
+    python /path/to/swapd/worker/launch.py --shadow FD            (by a gate, for the process of its shadow)
 
 That interpreter need not have swapd installed, so the package is registered here from where this file lies, and
 nothing else of that place gets onto sys.path: the daemon's libraries must never shadow the model's. The syntax
@@ -60,6 +61,11 @@ def _run() -> int:
     own_dir = os.path.dirname(os.path.realpath(__file__))
     _drop_own_directory(own_dir)
     arguments = sys.argv[1:]
+    if arguments[:1] == ["--shadow"] and len(arguments) == 2:
+        _register_package(os.path.dirname(own_dir))
+        from swapd.front.shadow.process import main as shadow
+
+        return shadow(int(arguments[1]))
     gate = "--gate" in arguments
     directories = [argument for argument in arguments if argument != "--gate"]
     if len(directories) != 1:

@@ -1,0 +1,1 @@
+"""A share of the requests goes to a candidate as well, and nobody waits for that: copies, and what came of them."""
