@@ -25,6 +25,7 @@ from swapd.front.relay.relay import Relay
 from swapd.front.relay.routing import Table
 from swapd.front.reports import PointReport
 from swapd.front.room import Held, Room
+from swapd.front.shadow.keeper import Keeper
 
 SPARE_DESCRIPTORS: Final = 64  # kept free of clients: for the hand-over itself, logs, control
 DESCRIPTORS_A_CLIENT: Final = 2  # its own, and its engine's
@@ -60,6 +61,7 @@ class GateFront(Front):
         self._relay = Relay(
             loop, self, health_path=health_path, retry_after_s=retry_after_s, trust_forwarded=trust_forwarded, tcp=tcp
         )
+        self._shadow = Keeper(loop)
         super().__init__(loop, health_path=health_path, retry_after_s=retry_after_s)
         self._hold_timeout_s = hold_timeout_s
         self._keep_alive_s = keep_alive_s
@@ -78,10 +80,13 @@ class GateFront(Front):
         if table.epoch <= self._relay.table.epoch:
             text = f"a table of epoch {table.epoch} is not newer than the gate's ({self._relay.table.epoch})"
             raise SwapdError(BAD_REQUEST, text, {"epoch": self._relay.table.epoch})
+        if table.shadow is not None and self._relay.tcp:
+            raise SwapdError(BAD_REQUEST, "this gate relays bytes: it knows no requests that a shadow could get")
         was_open = self._relay.table.open
         quiesced_at = time.monotonic()
         self._relay.point(table)
         self.pointed_at = now = time.monotonic()
+        self._relay.tee = self._shadow.point(table.epoch, table.shadow)
         self._room.refuse(FAILING if table.turns_away else None)
         report = PointReport(quiesced_at, now, len(self._room.waiting), self._turned_away_as_owner())
         if table.open:
@@ -271,11 +276,13 @@ class GateFront(Front):
         await super().close()
         self._relay.close()
         self._room.close()
+        await self._shadow.close()
 
     # --- the beat ----------------------------------------------------------------------------------------------
 
     def _on_beat(self) -> None:
         self._relay.beat()
+        self._shadow.beat()
         self._beats += 1
         sweeps = self._beats % BEATS_A_SWEEP == 0
         if sweeps:
@@ -316,8 +323,10 @@ class GateFront(Front):
 
     def gate_stats(self, *, windows: bool) -> dict[str, Any]:
         """[any thread] What only a gate has to tell: its table, what is in flight to each engine, who gets how much;
-        `windows`: what was measured of each revision."""
-        measured = {"windows": self._relay.measure.stats(time.monotonic())} if windows else {}
+        `windows`: what was measured of each revision, and what came of the copies."""
+        measured: dict[str, Any] = {}
+        if windows:
+            measured = {"windows": self._relay.measure.stats(time.monotonic()), "shadow": self.shadow_stats()}
         return {
             **measured,
             "table_epoch": self.table.epoch,
@@ -325,6 +334,10 @@ class GateFront(Front):
             "upstreams": self._relay.upstream_stats(),
             "split": self._relay.split_stats(),
         }
+
+    def shadow_stats(self) -> dict[str, Any] | None:
+        """[any thread] What has come of the copies. None: the table names no shadow."""
+        return self._shadow.stats()
 
     @property
     def table(self) -> Table:

@@ -191,9 +191,9 @@ class Child:
         front = self.front
         if verb == "stats":
             figures = dataclasses.asdict(front.stats())
-            return figures | (
-                front.gate_stats(windows=params.get("windows", False)) if isinstance(front, GateFront) else {}
-            )
+            if isinstance(front, GateFront):
+                figures |= {"shadow": front.shadow_stats(), **front.gate_stats(windows=params.get("windows", False))}
+            return figures
         if verb == "point":
             return dataclasses.asdict(self.on_loop(lambda: front.point(read_table(params))).result(10))
         if verb == "adopt":

@@ -69,7 +69,7 @@ class FrontProcess:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([self.control], [], [], left)[0]:
             raise AssertionError("no answer from the front in time")
-        data = self.control.recv(65536)
+        data = self.control.recv(262144)
         if not data:
             raise FrontError("EXITED", "the front's process ended")
         body = json.loads(data)

@@ -21,6 +21,12 @@ HEAD = re.compile(
 )
 
 
+def says(body, head="", status="200 OK"):
+    """A scripted answer."""
+    body = body if isinstance(body, bytes) else body.encode()
+    return f"HTTP/1.1 {status}\r\n{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
 @dataclass
 class Request:
     connection: int

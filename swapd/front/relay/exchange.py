@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from swapd.front.relay.relay import Relay
     from swapd.front.relay.split import Choice
     from swapd.front.relay.upstream import Upstream, UpstreamConnection
+    from swapd.front.shadow.tee import Copy
 
 log = logging.getLogger("swapd.relay")
 
@@ -45,7 +46,19 @@ CUT_OFF: Final = ("The model server ended in the middle of its answer.", "upstre
 class Exchange:
     __slots__ = (
         *("_answer_head", "_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered", "awaits_body"),
-        *("began_at", "body_bytes", "choice", "client", "connection", "events", "first_at", "fresh", "head", "in_one"),
+        *(
+            "began_at",
+            "body_bytes",
+            "choice",
+            "client",
+            "connection",
+            "copy",
+            "events",
+            "first_at",
+            "fresh",
+            "head",
+            "in_one",
+        ),
         *("relay", "sent", "sent_at", "status", "tried", "unreachable", "upstream", "waits_since", "samples"),
     )
 
@@ -65,6 +78,7 @@ class Exchange:
         self.choice: Choice | None = None  # where there are percents
         self.upstream: Upstream | None = None
         self.connection: UpstreamConnection | None = None
+        self.copy: Copy | None = None  # for a shadow
         self.began_at = relay.now
         self.first_at = 0.0  # the first byte of the answer's body, or its end
         self.status = 0
@@ -98,6 +112,8 @@ class Exchange:
     def begin(self, connection: UpstreamConnection) -> None:
         """Send what there is of it."""
         self.connection = connection
+        if self.relay.tee is not None:
+            self.copy = self.relay.tee.begin(self.head, self.client.via, connection.upstream.route)
         out = build_request(self.head, self.client.via)
         self.sent = self._body.done
         if not self.sent:
@@ -128,6 +144,8 @@ class Exchange:
         self.client.read_on()
         self._keep(data[: len(data) - len(rest)] if rest else data)
         self.sent = self._body.done
+        if self.copy is not None:
+            self.copy.asked(pieces)
         out = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if self.head.length >= 0:
             return out
@@ -163,6 +181,8 @@ class Exchange:
 
     def answer(self, head: AnswerHead | None, pieces: list[bytes]) -> None:
         """More of it: the head, unless it has come before, and pieces of the body."""
+        if self.copy is not None:
+            self.copy.answered(head, pieces)
         if head is not None:
             self.status = head.status
             if head.length > 0 and not pieces:
@@ -176,6 +196,10 @@ class Exchange:
             self.client.transport.write(out)
 
     def answer_end(self, head: AnswerHead | None, pieces: list[bytes], trailers: list[tuple[bytes, bytes]]) -> None:
+        if self.copy is not None:
+            self.copy.answered(head, pieces)
+            self.copy.end(sent=self.sent)
+            self.copy = None
         now = monotonic()
         if head is not None:
             self.status = head.status
@@ -267,6 +291,7 @@ class Exchange:
     def _again(self) -> None:
         """Send it once more, to whoever is there; nobody: it waits. Not on a connection that was idle: when an engine
         dies its pooled ones are all dead, and not all of them known to be."""
+        self._no_copy()
         self.fresh = True
         read = self.unread()
         assert self._kept is not None
@@ -323,6 +348,13 @@ class Exchange:
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.abort()
+        self._no_copy()
+
+    def _no_copy(self) -> None:
+        """What the stable has not answered is no measure for another."""
+        copy, self.copy = self.copy, None
+        if copy is not None:
+            copy.give_up("stable_failed")
 
 
 def _left_unread(connection: UpstreamConnection, error: Exception | None) -> bool:

@@ -23,6 +23,7 @@ from swapd.front.relay.measure import Measure
 from swapd.front.relay.routing import Table
 from swapd.front.relay.tunnel import Tunnel
 from swapd.front.relay.upstream import Upstream, UpstreamConnection
+from swapd.front.shadow.tee import Tee
 
 log = logging.getLogger("swapd.relay")
 
@@ -66,6 +67,7 @@ class Relay:
         self.tcp = tcp
         self.turning_away = False
         self.open = False
+        self.tee: Tee | None = None  # where requests are copied
         self.clients: set[ClientConnection] = set()
         self.requests = 0
         self.turned_away = 0

@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from swapd.front.relay.session import SessionKey, cookies, read_session_key
+from swapd.front.shadow.settings import Shadow, read_shadow
 
 ALL_PERCENT: Final = 100.0
 MAX_KEEP_SESSIONS_S: Final = 7 * 86400.0
@@ -72,6 +73,7 @@ class Table:
     session_key: SessionKey | None = None
     keep_sessions_s: float = 0.0
     label: str = ""
+    shadow: Shadow | None = None
 
     @property
     def open(self) -> bool:
@@ -116,7 +118,9 @@ def read_table(params: Mapping[str, Any]) -> Table:
     if not isinstance(label, str) or len(label) > MAX_LABEL:
         raise ValueError(f"label must be a text of at most {MAX_LABEL} characters")
     routes_read = tuple(_read_route(route) for route in routes)
-    table = Table(epoch, routes_read, hold, split, session_key, float(keep_s), label)
+    shadow = params.get("shadow")
+    shadow = None if shadow is None else read_shadow(shadow)
+    table = Table(epoch, routes_read, hold, split, session_key, float(keep_s), label, shadow)
     _check(table)
     return table
 
