@@ -41,7 +41,12 @@ def left_bytes(reading: DeviceReading) -> int | None:
 
 
 def breach(
-    reading: DeviceReading, reservations: Sequence[Reservation], worker_id: str, floor_bytes: int
+    reading: DeviceReading,
+    reservations: Sequence[Reservation],
+    worker_id: str,
+    floor_bytes: int,
+    *,
+    stages: bool = False,
 ) -> Problem | None:
     """Why the worker must go, now; None: it need not. Of two that load at once, one that keeps to what it was promised
     is spared while the other is over. One that stages is promised nothing, and goes once it has taken more than the
@@ -51,11 +56,11 @@ def breach(
     mine = next((r for r in here if r.worker_id == worker_id), None)
     if left is None or left >= floor_bytes or not is_beside_others(reading.name, here, worker_id):
         return None
-    stages = mine is None
-    if mine is None:
+    if stages:
         mine = Reservation(worker_id, "", reading.name, reading.headroom_bytes)
-    over = [r.worker_id for r in (*here, mine) if not r.settled and _is_over(reading, r)]
-    if worker_id not in over and (over or stages):
+        here = (*here, mine)
+    over = [r.worker_id for r in here if not r.settled and _is_over(reading, r)]
+    if mine is None or (worker_id not in over and (over or stages)):
         return None
     used = measured_use(reading, worker_id)
     left_text = f"{human_bytes(max(0, left), down=True)} of {reading.name} was free, below its floor of"

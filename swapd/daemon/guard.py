@@ -16,7 +16,7 @@ from swapd.core.errors import OUT_OF_MEMORY, Problem, SwapdError
 from swapd.core.events import Run
 from swapd.core.guard import breach, is_beside_others, is_guarded
 from swapd.core.ledger import most_used
-from swapd.core.model import Op, Slot, State
+from swapd.core.model import Op, OpKind, Slot, State
 from swapd.daemon.devices import Devices
 from swapd.daemon.workers import Workers
 
@@ -96,7 +96,8 @@ class Guard:
         except SwapdError as error:  # the device has left the configuration
             log.warning("guard.blind worker=%s because=%s", op.worker, error.message)
             return None
-        return breach(readings[0], self._state().reservations, op.worker, floor_bytes)
+        stages = op.kind is OpKind.STAGE
+        return breach(readings[0], self._state().reservations, op.worker, floor_bytes, stages=stages)
 
     async def _with_its_use(self, op: Op, slot: Slot, problem: Problem) -> Problem:
         """What a worker that found no more memory still holds: it needs at least that."""

@@ -59,7 +59,8 @@ def test_of_two_that_load_the_one_that_takes_too_much_goes():
 def test_one_that_stages_is_let_take_its_context_and_no_more():
     for took, goes in ((500 * MIB, False), (None, False), (513 * MIB, True)):
         now = reading(free=0, used=[("a-1", 10 * GIB), ("b-2", took)])
-        problem = breach(now, (STABLE,), "b-2", FLOOR)
+        assert breach(now, (STABLE,), "b-2", FLOOR) is None, "it has ended meanwhile"
+        problem = breach(now, (STABLE,), "b-2", FLOOR, stages=True)
         assert (problem is not None) == goes
     assert problem.details["reserved_bytes"] is None
     assert "staged while others served" in problem.message
