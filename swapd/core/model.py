@@ -105,6 +105,7 @@ class Footprint:
 
 
 RETURN: Final = "return of "  # the name of a reservation that no worker holds: `Draft.keep_for_return`
+TO_COME: Final = "load of "  # and of one that is not among the others: `core.to_come`
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,8 @@ class Reservation:
 
     @property
     def for_return(self) -> bool:
-        return self.worker_id.startswith(RETURN)
+        """No worker holds it: it is kept for its service's swap, mostly for the way back."""
+        return self.worker_id.startswith((RETURN, TO_COME))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from swapd.core.events import Amend, Measurement
 from swapd.core.fallback import try_in_place
 from swapd.core.model import FootprintSource, Kind, Op, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
 from swapd.core.states import FORWARD, Phase, WorkerState
+from swapd.core.to_come import to_come
 from swapd.core.transfers import end_transfer, owns, pointed, switched, transferred
 
 GATE_RETRY_S: Final = 1.0
@@ -54,7 +55,10 @@ def _place_start(d: Draft, service: Service, revision: Revision, m: Measurement)
             model=revision.model,
             footprint=m.footprint,
             readings=m.readings,
-            reservations=tuple(d.reservations.values()),
+            reservations=(
+                *d.reservations.values(),
+                *to_come(d.services.values(), d.workers.values(), d.reservations),
+            ),
             gpus=m.gpus,
         )
     )

@@ -456,6 +456,28 @@ def test_a_target_that_hangs_is_killed_before_the_source_may_read_again():
     assert chat(host).owner == stable
 
 
+@pytest.mark.parametrize("starts", [False, True])
+def test_nobody_is_promised_what_an_in_place_swap_has_counted_on(starts):
+    """Its clients would be held, and the old model stopped, for a load that finds no room."""
+    host = Host(total=26 * GIB, needs={"a": 10 * GIB, "big": 20 * GIB, "b": 2 * GIB, "c": 5 * GIB})
+    host.add("chat", "a")
+    if not starts:
+        host.add("embed", "b")
+    host.settle(until_idle=False)
+    assert host.swap("chat", "big").strategy is Strategy.IN_PLACE
+    if starts:
+        host.needs["c"] = 7 * GIB
+        host.add("embed", "c")
+        host.measure()
+        problem = host.state.service("embed").problem
+        assert problem.code == errors.VRAM_INSUFFICIENT
+        assert "wait for the end of chat's swap" in problem.message
+    else:
+        assert host.swap("embed", "c").strategy is Strategy.IN_PLACE
+    host.settle(until_idle=False)
+    assert chat(host).swap.phase is Phase.SOAKING
+
+
 @pytest.mark.parametrize(
     ("way_back", "wish", "then"),
     [(True, None, OpKind.CONFIRM), (False, None, OpKind.WAKE), (False, Strategy.IN_PLACE, OpKind.CONFIRM)],
