@@ -225,6 +225,8 @@ def _add_how(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-outage", type=_duration, metavar="T", help="refuse a longer expected outage, e.g. 2m")
     names = "also if clients could not name the model in requests as they do now"
     parser.add_argument("--allow-name-mismatch", action="store_true", help=names)
+    breaking = "also if clients would break, by what is known of the two models' interfaces"
+    parser.add_argument("--allow-breaking", action="store_true", help=breaking)
 
 
 def _add_waiting(parser: argparse.ArgumentParser) -> None:

@@ -289,10 +289,18 @@ def swap_lines(record: Record, now_s: float) -> list[str]:
             f"soak      until {when(record['soak_until'], now_s)}, {revision(record['from'])} {record['kept']}"
         )
     lines.append(f"clients   {_client_words(record)}")
+    lines += _proof_lines(record)
     for device, peak in (record.get("peak_memory_bytes") or {}).items():
         lines.append(f"peak      {gib(peak)} in use on {printable(device)}, by everything there")
     lines += ["", *(step_line(step) for step in record["steps"])] if record["steps"] else []
     return [*lines, *(["", *failure_lines(record)] if record.get("error") else [])]
+
+
+def _proof_lines(record: Record) -> list[str]:
+    """By what clients may break, be it allowed or what the swap failed by."""
+    breaks = record.get("differences") or []
+    allowed = "allowed: " if record.get("allow_breaking") else ""
+    return [f"{'contract' if not n else '':<9} {allowed}{printable(text)}" for n, text in enumerate(breaks)]
 
 
 def _client_words(record: Record) -> str:

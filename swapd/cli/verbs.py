@@ -63,8 +63,11 @@ class Verbs(Looking):
 
     def _how(self) -> dict[str, Any]:
         given = self._arguments
-        allow = given.allow_name_mismatch or None  # not sent to a daemon that may not know it
-        return {"strategy": given.strategy, "max_outage": given.max_outage, "allow_name_mismatch": allow}
+        allow = {  # not sent to a daemon that may not know them
+            "allow_name_mismatch": given.allow_name_mismatch or None,
+            "allow_breaking": given.allow_breaking or None,
+        }
+        return {"strategy": given.strategy, "max_outage": given.max_outage, **allow}
 
     def _why(self) -> dict[str, Any]:
         return {"reason": self._arguments.reason, "actor": self._arguments.actor}

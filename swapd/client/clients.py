@@ -49,10 +49,12 @@ class _Methods:
         strategy: str | None = None,
         max_outage: str | float | None = None,
         allow_name_mismatch: bool | None = None,
+        allow_breaking: bool | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> Any:
-        how = {"strategy": strategy, "max_outage": max_outage, "allow_name_mismatch": allow_name_mismatch}
-        return self._ask("plan", deadline_s, service=service, to=to, **how)
+        how = {"strategy": strategy, "max_outage": max_outage}
+        allow = {"allow_name_mismatch": allow_name_mismatch, "allow_breaking": allow_breaking}
+        return self._ask("plan", deadline_s, service=service, to=to, **how, **allow)
 
     def swap(
         self,
@@ -67,7 +69,8 @@ class _Methods:
         """The swap's record. With `wait`, once clients are served by the new revision; raises SwapFailed when they
         are not, and SwapdError(TIMEOUT) at the deadline (None: as long as it takes), when the swap goes on.
 
-        Options: strategy, max_outage ("2m" or seconds), allow_name_mismatch, reason, actor, request_id.
+        Options: strategy, max_outage ("2m" or seconds), allow_name_mismatch, allow_breaking, reason, actor,
+        request_id.
         """
         return self._act("swap", {"service": service, "to": to, **options}, wait, deadline_s, on_event)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from swapd.core import errors, events, placement
+from swapd.core import contract, errors, events, placement
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.fallback import fallback_of
@@ -93,6 +93,10 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
         may_stop=event.way_back or wish.value == Strategy.IN_PLACE.value,
         fallback=fallback_of(planned, wish, event.measurement),
         delivery=event.delivery if source is not None else None,
+        allow_name_mismatch=event.allow_name_mismatch,
+        allow_breaking=event.allow_breaking,
+        goes_back=event.goes_back,
+        differences=tuple(each.text for each in breaks(event)),
     )
     d.next_swap += 1
     d.set_service(
@@ -147,23 +151,18 @@ def plan(state: State, event: events.SwapRequested) -> placement.Placement | Pro
     back = _way_back(state, service, event)
     if back is not None:
         return _return_placement(service, back, event)
-    lost = [name for name in event.stable_names if name not in event.names]
-    if lost and not event.allow_name_mismatch:
-        return _name_mismatch(service, event, lost)
+    broken = contract.not_allowed(breaks(event), names=event.allow_name_mismatch, all=event.allow_breaking)
+    if broken:
+        return contract.refusal(service.name, event.candidate.model, broken, event.incumbent, event.offers)
     placed = placement.place(_placement_request(state, service, event))
     if isinstance(placed, Problem) or placed.strategy is not Strategy.IN_PLACE or not event.measurement.host_note:
         return placed
     return replace(placed, why=f"{placed.why}; {event.measurement.host_note}")
 
 
-def _name_mismatch(service: Service, event: events.SwapRequested, lost: list[str]) -> Problem:
-    model, names = event.candidate.model, " and ".join(repr(name) for name in lost)
-    text = (
-        f"Clients of {service.name} who ask for the model {names} would get errors: {model} answers to"
-        f" {' and '.join(repr(name) for name in event.names) or 'no name'}. Give [models.{model}] the same"
-        f" served_names, or allow it: --allow-name-mismatch (allow_name_mismatch)."
-    )
-    return Problem(errors.MODEL_NAME_MISMATCH, text, {"lost": lost, "names": list(event.names)})
+def breaks(event: events.SwapRequested) -> tuple[contract.Difference, ...]:
+    """By what both models declare, before anything is loaded: how clients would break."""
+    return () if event.goes_back else contract.differences(event.incumbent, event.offers)
 
 
 def can_park(state: State, service: Service) -> bool:

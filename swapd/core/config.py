@@ -135,6 +135,31 @@ class WarmupConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorConfig:
+    """One of the inputs or outputs of [models.NAME.contract]."""
+
+    name: str
+    type: str = ""  # in capitals; "": not told
+    shape: tuple[int, ...] | None = None  # -1: any length; None: not told
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContractConfig:
+    """[models.NAME.contract]: what clients rely on, and where the server tells it. None: it is not said."""
+
+    features: str | None = None
+    tokenizer: str | None = None
+    preprocessing: str | None = None
+    inputs: tuple[TensorConfig, ...] | None = None
+    outputs: tuple[TensorConfig, ...] | None = None
+    endpoints: tuple[str, ...] | None = None  # "POST /v1/completions"
+    openapi: str | None = None  # path of the app's OpenAPI document
+    v2: str | None = None  # the model's name in KServe's /v2/models/NAME
+    models: str | None = None  # path of an OpenAI-style list of models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """[models.NAME]"""
 
@@ -164,6 +189,7 @@ class ModelConfig:
     stop_timeout_s: float | None = None  # from the signal until the whole tree is killed; None: by the engine
     liveness: LivenessConfig = field(default_factory=LivenessConfig)
     sleep: bool = False  # vllm: its worker may be parked asleep instead of being stopped
+    contract: ContractConfig = field(default_factory=ContractConfig)
 
     def names(self) -> tuple[str, ...]:
         """What clients may write as "model"; empty: anything, or it is not known."""

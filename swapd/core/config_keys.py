@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from swapd.core import config_addresses as address
+from swapd.core import config_contract as contract
 from swapd.core import config_proofs as proof
 from swapd.core import config_readers as read
 from swapd.core import config_requests as request
@@ -54,6 +55,14 @@ def _hide_values(pairs: Any) -> object:
 def _show_headers(pairs: Any) -> object:
     harmless = ("content-type", "accept")
     return {name: content if name in harmless else HIDDEN for name, content in pairs}
+
+
+def _show_tensors(tensors: Any) -> object:
+    set_ = (("type", ""), ("shape", None), ("optional", False))
+    return [
+        {"name": each.name, **{key: getattr(each, key) for key, default in set_ if getattr(each, key) != default}}
+        for each in tensors
+    ]
 
 
 DAEMON: Final = (
@@ -109,6 +118,18 @@ MODEL: Final = (
     Key("stop_signal", read.choice("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL")),
     _timeout("stop_timeout", NEXT_SWAP, 0.1, 3600.0),
     Key("sleep", read.flag),
+    Key("contract", None, NOW),
+)
+CONTRACT: Final = (
+    Key("features", read.text, NOW),
+    Key("tokenizer", read.text, NOW),
+    Key("preprocessing", read.text, NOW),
+    Key("inputs", contract.tensors, NOW, show=_show_tensors),
+    Key("outputs", contract.tensors, NOW, show=_show_tensors),
+    Key("endpoints", contract.endpoints, NOW, show=list),
+    Key("openapi", request.url_path, NOW),
+    Key("v2", contract.v2_name, NOW),
+    Key("models", request.url_path, NOW),
 )
 READY: Final = (
     Key("path", request.url_path),
@@ -196,6 +217,7 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "models": MODEL,
     "ready": READY,
     "liveness": LIVENESS,
+    "contract": CONTRACT,
     "probes": PROBE,
     "request": REQUEST,
     "expect": EXPECT,

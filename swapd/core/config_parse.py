@@ -16,6 +16,7 @@ from swapd.core.config import (
     MIB,
     Config,
     ConfigProblem,
+    ContractConfig,
     DaemonConfig,
     DeviceConfig,
     ExpectConfig,
@@ -187,6 +188,8 @@ def _model(report: _Report, name: str, path: str, content: object) -> ModelConfi
     values["ready"] = _make(ReadyConfig, _read(report, "ready", f"{path}.ready", values.get("ready", {})))
     liveness = _read(report, "liveness", f"{path}.liveness", values.get("liveness", {}))
     values["liveness"] = _make(LivenessConfig, liveness)
+    contract = _read(report, "contract", f"{path}.contract", values.get("contract", {}))
+    values["contract"] = _make(ContractConfig, contract)
     values["probes"] = _probes(report, f"{path}.probes", values.get("probes", []))
     if "warmup" in values:
         warmup = _read(report, "warmup", f"{path}.warmup", values["warmup"])

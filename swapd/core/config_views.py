@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
-from swapd.core.config import Config, LivenessConfig, ModelConfig
+from swapd.core.config import Config, ContractConfig, LivenessConfig, ModelConfig
 from swapd.core.config_keys import HIDDEN, NEXT_SWAP, NOW, RESTART, SECTIONS, SWAP, Key
 from swapd.core.config_readers import quoted
 
@@ -54,11 +54,11 @@ def settings_digest(model: ModelConfig) -> str:
     """16 hex digits over everything that makes a worker of this model what it is, secrets included.
 
     What the daemon alone goes by, such as probes and a declared footprint, counts as well: a change of it is a
-    change to prove again. Liveness does not, which is about workers that are there already, nor the model's name: a
-    revision has it beside the digest. Settings at their default are left out, so that a later version with more of them
-    still gives the same digest to the same file.
+    change to prove again. Liveness does not, which is about workers that are there already, nor the contract, which
+    says what is so anyway, nor the model's name: a revision has it beside the digest. Settings at their default are
+    left out, so that a later version with more of them still gives the same digest to the same file.
     """
-    shorn = replace(model, name="", liveness=LivenessConfig())
+    shorn = replace(model, name="", liveness=LivenessConfig(), contract=ContractConfig())
     text = json.dumps(_set(shorn), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:DIGEST_DIGITS]
 
@@ -112,7 +112,7 @@ def _compare(section: str, where: _Where, old: Any, new: Any) -> Iterator[Change
             yield from _compare_env(at, before, after)
         elif (
             key.read is None
-            and key.name in ("ready", "warmup", "liveness", "shadow")
+            and key.name in ("ready", "warmup", "liveness", "shadow", "contract")
             and before is not None
             and after is not None
         ):

@@ -37,6 +37,7 @@ VERSION_MISMATCH: Final = "VERSION_MISMATCH"
 VRAM_INSUFFICIENT: Final = "VRAM_INSUFFICIENT"
 DEVICE_UNKNOWN: Final = "DEVICE_UNKNOWN"  # the device's memory cannot be read: nothing is planned on it
 MODEL_NAME_MISMATCH: Final = "MODEL_NAME_MISMATCH"  # clients name the model in their requests, and would lose it
+CONTRACT_BROKEN: Final = "CONTRACT_BROKEN"  # clients rely on something of the old model that the new one has not
 OUTAGE_TOO_LONG: Final = "OUTAGE_TOO_LONG"
 NO_WAY_BACK: Final = "NO_WAY_BACK"  # in-place, and the old model's files have changed since it was loaded
 CONTENT_CHANGED: Final = "CONTENT_CHANGED"  # a revision cannot be served again: its files have changed

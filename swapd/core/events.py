@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swapd.core.caps import cap_of
+from swapd.core.contract import UNKNOWN, Interface
 from swapd.core.delivery import Delivery, Finding, Split
 from swapd.core.errors import Problem
 from swapd.core.model import (
@@ -107,10 +108,12 @@ class SwapRequested:
     reason: str = ""
     again: bool = False
     way_back: bool = True  # the stable revision's files are still those that it was loaded from
-    names: tuple[str, ...] = ()  # what clients may call the candidate by in their requests
-    stable_names: tuple[str, ...] = ()  # and what serves
+    offers: Interface = UNKNOWN  # what is declared of the candidate
+    incumbent: Interface = UNKNOWN  # and of what serves
     allow_name_mismatch: bool = False
     delivery: Delivery | None = None
+    allow_breaking: bool = False
+    goes_back: bool = False  # to what has served before: it is not judged by what came after it
 
 
 @dataclass(frozen=True, slots=True)

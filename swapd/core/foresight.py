@@ -56,6 +56,7 @@ def plan_record(
     stats: Mapping[str, Any],
     hold_timeout_s: float,
     flags: Sequence[str] = (),
+    breaks: Sequence[str] = (),
 ) -> dict[str, Any]:
     here = [available_bytes(r, state.reservations) for r in measurement.readings if r.name in placement.devices]
     known = [room for room in here if room is not None]
@@ -92,6 +93,7 @@ def plan_record(
         "rollback_later": back.later,
         "rollback_later_s": back.later_s,
         "soak_s": service.settings.soak_s,
+        "differences": list(breaks),  # by which clients may break, and that are allowed
         "flags": list(flags),  # what is added to the command of a server
     }
 

@@ -333,6 +333,10 @@ class Swap:
     return_cutover_ms: float | None = None
     cut_requests: int = 0
     refused_requests: int = 0  # answered 503 while they were held: the wait was too long, or too many waited
+    allow_name_mismatch: bool = False
+    allow_breaking: bool = False
+    goes_back: bool = False  # to what has served before: its contract does not stand in its way
+    differences: tuple[str, ...] = ()  # by which clients may break, as far as known: allowed, or what it failed by
     steps: tuple[StepRecord, ...] = ()
     peak_memory_bytes: tuple[tuple[str, int], ...] = ()
 

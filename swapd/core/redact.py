@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from swapd.core.config import Config, ModelConfig
 from swapd.core.errors import Problem
-from swapd.core.events import Event, OpFailed, WorkerExited, WorkerHung
+from swapd.core.events import Event, OpDone, OpFailed, WorkerExited, WorkerHung
 
 MASK: Final = "***"
 SHORTEST: Final = 6  # characters: a shorter value ("1", "true") is in every other line, and hides nothing
@@ -77,10 +77,12 @@ class Redactor:
         return value
 
     def event(self, event: Event) -> Event:
-        """The event without secrets in what a worker has said: why it failed, and its last lines."""
+        """The event without secrets in what a worker has said: why it failed, its last lines, its interface."""
         if isinstance(event, OpFailed | WorkerExited | WorkerHung):
             lines = tuple(map(self.text, event.log_tail))
             return replace(event, problem=self.problem(event.problem), log_tail=lines)
+        if isinstance(event, OpDone) and "differences" in event.result:
+            return replace(event, result=self.value(event.result))
         return event
 
     def _without_begun(self, head: str) -> str:

@@ -52,6 +52,8 @@ def swap_record(swap: Swap) -> dict[str, Any]:
         "return_cutover_ms": swap.return_cutover_ms,
         "cut_requests": swap.cut_requests,
         "refused_requests": swap.refused_requests,
+        "allow_breaking": swap.allow_breaking,
+        "differences": list(swap.differences),
         "steps": [
             {
                 "name": s.name,

@@ -5,8 +5,9 @@ A late result, or one of a worker that is gone, changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from swapd.core import errors, events, placement
 from swapd.core.commands import begin_return
@@ -99,6 +100,7 @@ def op_done(d: Draft, event: events.OpDone) -> None:
             d.set_worker(worker.id, warmed=True)
         case OpKind.VERIFY:
             d.set_worker(worker.id, verified=True, ready_at=d.at)
+            _compared(d, op, event.result)
             _settle(d, worker, event.result.get("used_bytes"))
         case OpKind.ADOPT:
             bound = tuple(event.result.get("listeners", d.services[op.service].settings.listen))
@@ -115,6 +117,13 @@ def op_done(d: Draft, event: events.OpDone) -> None:
             parked(d, worker)
         case _:
             pass
+
+
+def _compared(d: Draft, op: Op, told: Mapping[str, Any]) -> None:
+    """By what the clients of its swap may break, after a candidate has been asked."""
+    swap = d.services[op.service].swap
+    if op.kind is OpKind.VERIFY and swap is not None and "differences" in told:
+        d.set_swap(op.service, differences=tuple(told["differences"]))
 
 
 def parked(d: Draft, worker: Worker) -> None:
@@ -175,6 +184,7 @@ def op_failed(d: Draft, event: events.OpFailed) -> None:
         _hand_over_failed(d, worker, op, event)
         return
     d.set_worker(worker.id, op=None)
+    _compared(d, op, event.problem.details)
     match op.kind:
         case OpKind.STOP:
             # Something of the tree cannot be ended (a process in the kernel): its memory stays reserved, and it is

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import swapd
 from swapd.core import errors
+from swapd.core.commands import breaks
 from swapd.core.config import Config, ModelConfig, ServiceConfig
 from swapd.core.config_views import DIGEST_DIGITS
+from swapd.core.contract import declared
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import Resumed, ReturnRequested, SwapRequested
 from swapd.core.foresight import NONE, WayBack, plan_record, way_back
@@ -23,6 +25,7 @@ from swapd.core.presets import shown_flags, smallest_gpu_bytes
 from swapd.core.report import rollback_kind, swap_record
 from swapd.core.rollout import can_park, plan
 from swapd.core.states import Phase
+from swapd.daemon.contracts import Contracts
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.loop import Loop
 from swapd.daemon.reading import Reading
@@ -49,6 +52,7 @@ class Api:
         stop: Callable[[], None],
     ) -> None:
         self.reloading: Reload  # set by the daemon: the two know each other
+        self.contracts: Contracts  # as well: they are the executor's
         self._loop = loop
         self._reading = reading
         self._knowledge = knowledge
@@ -85,6 +89,7 @@ class Api:
             stats=stats,
             hold_timeout_s=self._knowledge.config.services[service.name].hold_timeout_s,
             flags=shown_flags(model, gpu_bytes),
+            breaks=[each.text for each in breaks(request)],
         )
 
     def _way_back(self, service: Service, placed: Placement, can_load: bool) -> WayBack:
@@ -99,10 +104,19 @@ class Api:
         return await self._swap(service, self._knowledge.model_named(params["to"]), params, actor, again=again)
 
     async def _swap(
-        self, service: Service, model: ModelConfig, params: Params, actor: str, *, again: bool = False
+        self,
+        service: Service,
+        model: ModelConfig,
+        params: Params,
+        actor: str,
+        *,
+        again: bool = False,
+        goes_back: bool = False,
     ) -> dict[str, Any]:
+        if not goes_back:
+            await self.contracts.learn_incumbent(service)
         request = await self._request(service, model, params, actor, again=again)
-        return self._begin(request, model, params)
+        return self._begin(replace(request, goes_back=goes_back), model, params)
 
     async def restart(self, params: Params, actor: str) -> Any:
         service = self._reading.service(params["service"])
@@ -129,11 +143,12 @@ class Api:
             )
             raise SwapdError(errors.NOTHING_TO_ROLL_BACK, text)
         to = service.previous if to is None else to
-        params = {**params, "to": to, "allow_name_mismatch": True}  # going back must not fail over a name
+        params = {**params, "to": to}
         if not (str(to).isascii() and str(to).isdigit()):
-            return await self.swap(params, actor)
-        model = await self._knowledge.model_again(service, int(to))
-        return await self._swap(service, model, params, actor)
+            model = self._knowledge.model_named(str(to))
+        else:
+            model = await self._knowledge.model_again(service, int(to))
+        return await self._swap(service, model, params, actor, goes_back=True)
 
     async def cancel(self, params: Params, actor: str) -> Any:
         name = params.get("service")
@@ -181,9 +196,10 @@ class Api:
             params.get("reason") or "",
             again,
             await self._knowledge.is_intact(service),
-            names=model.names(),
-            stable_names=old.names() if old is not None else (),
+            offers=declared(model, model.contract),
+            incumbent=await self._knowledge.declared_of_stable(service),
             allow_name_mismatch=bool(params.get("allow_name_mismatch")),
+            allow_breaking=bool(params.get("allow_breaking")),
         )
 
     def _begin(self, request: SwapRequested, model: ModelConfig, params: Params) -> dict[str, Any]:

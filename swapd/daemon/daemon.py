@@ -105,6 +105,7 @@ class Daemon:
         self.executor.loop = self.knowledge.loop = self.loop
         self.reading = Reading(self.loop, self.workers, self.devices, self.knowledge, self.journal)
         self.api = Api(self.loop, self.reading, self.knowledge, self.journal, self.stop)
+        self.api.contracts = self.executor.contracts
         self.api.reloading = Reload(
             *(self.api, self.loop, self.knowledge, self.devices, self.journal, self.listeners, self.closing, self.apply)
         )

@@ -26,6 +26,7 @@ from swapd.core.on_device import not_on_device
 from swapd.core.out_of_memory import told_by_its_log
 from swapd.core.presets import ready_path
 from swapd.daemon.answers import checked
+from swapd.daemon.contracts import Contracts
 from swapd.daemon.devices import Devices
 from swapd.daemon.draining import drain
 from swapd.daemon.guard import Guard
@@ -64,6 +65,7 @@ class Executor:
         self._knowledge = knowledge
         self._guard = Guard(lambda: self.loop.state, devices, workers)
         self._release = Release(lambda: self.loop.state, devices, knowledge)
+        self.contracts = Contracts(lambda: self.loop.state, knowledge, workers.live)
         self._peaks = Peaks(lambda: self.loop.state, lambda seen: self.loop.take(seen), devices, self._release)
         self._transfers = Transfers(self._live, listeners, lambda: self.config.daemon.hand_over_timeout_s)
         self._publish = publish
@@ -286,6 +288,7 @@ class Executor:
         live, model = self._live(op.worker), self._model(op)
         started_s = asyncio.get_running_loop().time()
         report = await run_probes(live.address, model.probes, alive=live.alive, progress=self._progress(op, "probes"))
+        proved = await self.contracts.check(op, live, model)
         self._knowledge.learn_time(model, "verify", asyncio.get_running_loop().time() - started_s)
         used = None
         if effect.slot is not None:
@@ -301,7 +304,7 @@ class Executor:
         answers = "1 answer" if report.answers == 1 else f"{report.answers} answers"
         detail = f"{answers}, slowest {report.slowest_s * 1000:.0f} ms"
         detail = detail if model.probes else "no probes are configured"
-        return {"detail": detail, "used_bytes": used}
+        return {"detail": detail, "used_bytes": used, **proved}
 
     async def _find_on_device(self, op: Op, model: ModelConfig, readings: Sequence[DeviceReading]) -> None:
         """A model may load at its first request, so one that was asked nothing is not judged. Raises NOT_ON_DEVICE."""

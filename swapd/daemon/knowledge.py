@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from swapd.core.commands import leaving
-from swapd.core.config import Config, ModelConfig, ServiceConfig
+from swapd.core.config import Config, ContractConfig, ModelConfig, ServiceConfig
 from swapd.core.config_views import settings_digest
+from swapd.core.contract import Interface, declared
 from swapd.core.errors import CONTENT_CHANGED, UNKNOWN_MODEL, UNKNOWN_REVISION, SwapdError
 from swapd.core.events import Measurement, Observed
 from swapd.core.footprint import Learned, WeightsSummary, estimate, follow, learn
@@ -128,6 +131,36 @@ class Knowledge:
             return (await self.revision(service.name, model)).fingerprint == stable.fingerprint
         except SwapdError:  # they cannot even be read
             return False
+
+    async def stable_contract(self, service: Service) -> ContractConfig:
+        """The configuration's, where it is about what serves; else the one that this was started with."""
+        stable, model = service.revision(service.stable), self.serving(service)
+        fresh = self.config.models.get(stable.model) if stable is not None else None
+        started_with = model.contract if model is not None else ContractConfig()
+        if stable is None or fresh is None or fresh.contract == started_with:
+            return started_with
+        same = settings_digest(fresh) == stable.settings_digest and await self.is_intact(service)
+        return fresh.contract if same else started_with
+
+    async def declared_of_stable(self, service: Service) -> Interface:
+        model = self.serving(service)
+        return declared(model, await self.stable_contract(service)) if model is not None else Interface()
+
+    def told(self, service: Service, questions: str) -> Interface | None:
+        """What the server of the stable revision's content has answered to these; None: it has not been asked."""
+        key = self._key(service.name, service.stable)
+        text = self._known(lambda: self._journal.footprint(*key, _interface(questions))) if key is not None else None
+        try:
+            return saved.load(Interface, text) if text is not None else None
+        except ValueError as error:
+            log.warning("knowledge.not_known %s", error)
+            return None
+
+    def keep_told(self, worker: Worker, questions: str, told: Interface) -> None:
+        key = self._key_of(worker)
+        if key is not None and questions:
+            body = json.dumps(asdict(told))  # not `saved`: a server may have written numbers and texts that it refuses
+            self._save(lambda: self._journal.save_footprint(*key, _interface(questions), body, now()))
 
     async def model_again(self, service: Service, number: int) -> ModelConfig:
         """The settings to serve a former revision with. Raises UNKNOWN_REVISION, UNKNOWN_MODEL or CONTENT_CHANGED."""
@@ -337,6 +370,11 @@ class Knowledge:
             write()
         except SwapdError as error:
             log.warning("knowledge.not_saved %s", error.message)
+
+
+def _interface(questions: str) -> str:
+    """Beside the footprints of a content, under a key of its own."""
+    return f"interface {questions}"
 
 
 def _parked(device_type: str) -> str:

@@ -114,6 +114,7 @@ _HOW: Final = {
 _HOW_TO: Final = {
     **_HOW,
     "allow_name_mismatch": Param(Kind.FLAG, "also if clients could not name the model in requests as they do now"),
+    "allow_breaking": Param(Kind.FLAG, "also if clients would break by what is known of the two models' interfaces"),
 }
 _TO: Final = {"service": _SERVICE, "to": Param(Kind.NAME, "the model's name", required=True), **_HOW_TO}
 

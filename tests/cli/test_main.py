@@ -204,6 +204,17 @@ def test_a_lost_name_is_allowed_by_a_flag(daemon):
     assert daemon.calls[-1][:2] == ("plan", {"service": "chat", "to": "b", "allow_name_mismatch": True})
 
 
+def test_what_breaks_clients_is_allowed_by_a_flag_and_shown(daemon, capsys):
+    assert main(["plan", "chat", "--to", "b", "--allow-breaking"]) == 0
+    assert daemon.calls[-1][:2] == ("plan", {"service": "chat", "to": "b", "allow_breaking": True})
+    capsys.readouterr()
+    gone = ["input 'x' is gone", "input 'y' is gone"]
+    daemon.answers["show"] = swap_record(allow_breaking=True, differences=gone)
+    assert main(["show", "42"]) == 0
+    shown = capsys.readouterr().out
+    assert "contract  allowed: input 'x' is gone\n          allowed: input 'y' is gone\n" in shown
+
+
 def test_a_dry_run_is_a_plan(daemon, capsys):
     assert main(["swap", "chat", "--to", "b", "--dry-run", "--max-outage", "2m"]) == 0
     assert daemon.calls[-1][:2] == ("plan", {"service": "chat", "to": "b", "max_outage": 120.0})

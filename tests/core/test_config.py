@@ -10,6 +10,7 @@ from swapd.core import config_keys
 from swapd.core.config import (
     Config,
     ConfigProblem,
+    ContractConfig,
     DaemonConfig,
     DeviceConfig,
     ExpectConfig,
@@ -180,6 +181,7 @@ def test_every_field_has_a_key_and_every_key_a_field():
         "expect": ExpectConfig,
         "warmup": WarmupConfig,
         "liveness": LivenessConfig,
+        "contract": ContractConfig,
         "services": ServiceConfig,
         "strategies": StrategyConfig,
         "shadow": Shadow,

@@ -140,6 +140,18 @@ MISTAKES = [
     (((*A, "weights"), ["w", 5]), "models.a.weights[1]", 'not an integer: write "5"'),
     (((*A, "warmup"), {}), "models.a.warmup.file", 'is missing: write file = "warm.jsonl"'),
     (((*A, "ready"), {"path": "health"}), "models.a.ready.path", 'write "/health"'),
+    # --- the contract
+    (((*A, "contract"), {"feature": "v7"}), "models.a.contract.feature", 'did you mean "features"?'),
+    (((*A, "contract"), {"features": 7}), "models.a.contract.features", 'write "7"'),
+    (((*A, "contract"), {"inputs": [{"type": "FP32"}]}), "models.a.contract.inputs[0].name", "is missing"),
+    (((*A, "contract"), {"inputs": [{"name": "x", "shpe": [1]}]}), "models.a.contract.inputs[0].shpe", '"shape"?'),
+    (((*A, "contract"), {"inputs": [{"name": "x", "shape": [-2]}]}), "models.a.contract.inputs[0].shape", "-1 for any"),
+    (((*A, "contract"), {"inputs": ["x"]}), "models.a.contract.inputs[0]", "expected a table such as"),
+    (((*A, "contract"), {"outputs": [{"name": "x"}] * 2}), "models.a.contract.outputs", "a name twice"),
+    (((*A, "contract"), {"endpoints": ["/v1/x"]}), "models.a.contract.endpoints[0]", 'such as "POST /v1/completions"'),
+    (((*A, "contract"), {"endpoints": ["POTS /x"]}), "models.a.contract.endpoints[0]", 'did you mean "POST"?'),
+    (((*A, "contract"), {"v2": "/v2/models/bert"}), "models.a.contract.v2", 'such as "bert"'),
+    (((*A, "contract"), {"v2": "bert/versions/3", "inputs": [], "endpoints": "GET /items/{id}"}), None, None),
     # --- probes
     (((*A, "probes"), PROBE), "models.a.probes", "write [[models.a.probes]]"),
     (((*A, "probes"), [PROBE, {}]), "models.a.probes[1].request", "is missing"),

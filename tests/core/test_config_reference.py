@@ -51,6 +51,7 @@ def _named(tables: dict, section: str) -> set[str]:
         "shadow": [strategy.get("shadow", {}) for strategy in tables["strategies"].values()],
         "ready": [model.get("ready", {}) for model in models],
         "liveness": [model.get("liveness", {}) for model in models],
+        "contract": [model.get("contract", {}) for model in models],
         "warmup": [model.get("warmup", {}) for model in models],
         "probes": probes,
         "request": [probe["request"] for probe in probes],

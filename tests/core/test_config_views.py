@@ -53,6 +53,15 @@ def test_every_setting_changes_the_digest(change):
     assert settings_digest(replace(model, **change)) != settings_digest(model)
 
 
+def test_what_clients_rely_on_is_no_setting_of_a_worker_and_counts_at_once():
+    contract = {"features": "v7", "inputs": [{"name": "x", "type": "float32", "shape": [-1]}], "v2": "a"}
+    old, new = parsed(changed()), parsed(changed(((*A, "contract"), contract)))
+    assert settings_digest(old.models["a"]) == settings_digest(new.models["a"])
+    assert {change.effect for change in diff_config(old, new)} == {NOW}
+    shown = redacted(new)["models"]["a"]["contract"]
+    assert shown == {**contract, "inputs": [{"name": "x", "type": "FP32", "shape": [-1]}]}
+
+
 def test_neither_the_name_nor_the_order_of_variables_changes_the_digest():
     one = ModelConfig(name="a", app="m:app", env={"A": "1", "B": "2"})
     other = ModelConfig(name="b", app="m:app", env={"B": "2", "A": "1"})

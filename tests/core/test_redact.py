@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from swapd.core.errors import LOAD_FAILED, Problem
-from swapd.core.events import OpFailed, TimerFired, WorkerExited, WorkerHung
+from swapd.core.events import OpDone, OpFailed, TimerFired, WorkerExited, WorkerHung
 from swapd.core.redact import Redactor, secrets_of
 
 SECRET = "sk-live-0123456789"
@@ -54,6 +54,8 @@ def test_an_event_keeps_its_code_and_figures_and_loses_the_secret():
         masked = redactor.event(event)
         assert masked.problem == Problem(LOAD_FAILED, "raised ***", {"got": {"body": ["***"]}, SECRET: 7})
         assert masked.log_tail[0] in ("a ***", "***")
+    compared = redactor.event(OpDone(1.0, 3, {"differences": [f"input {SECRET} is gone"], "used_bytes": 7}))
+    assert compared.result == {"differences": ["input *** is gone"], "used_bytes": 7}
     assert redactor.event(TimerFired(1.0, "chat")) == TimerFired(1.0, "chat")
 
 

@@ -6,6 +6,7 @@ import pytest
 from support.rollout_host import GIB, Host
 
 from swapd.core import errors, events
+from swapd.core.contract import Interface
 from swapd.core.errors import Problem
 from swapd.core.model import DeviceKind, Health, Kind, OpKind
 from swapd.core.placement import Placement
@@ -289,7 +290,8 @@ def test_a_swap_to_what_a_gate_points_to_is_refused_as_served_already():
 
 
 def request(host, names=(), stable_names=(), **more):
-    return replace(host.swap_request("chat", "b"), names=names, stable_names=stable_names, **more)
+    known = {"offers": Interface(names=names), "incumbent": Interface(names=stable_names)}
+    return replace(host.swap_request("chat", "b"), **known, **more)
 
 
 @pytest.mark.parametrize(
@@ -313,9 +315,43 @@ def test_a_swap_by_which_clients_would_lose_a_name_is_refused_unless_it_is_allow
     assert isinstance(plan(host.state, request(host, names, stable_names, allow_name_mismatch=True)), Placement)
 
 
+V7, V8 = Interface(versions=(("features", "v7"),)), Interface(versions=(("features", "v8"),))
+
+
+def test_a_swap_that_breaks_what_both_models_declare_is_refused_unless_it_is_allowed_and_then_says_so():
+    host = serving()
+    asked = replace(host.swap_request("chat", "b"), offers=V8, incumbent=V7)
+    refusal = host.send(asked)
+    assert refusal.code == "CONTRACT_BROKEN"
+    (text,) = refusal.details["differences"]
+    assert "features of 'v8'" in text
+    assert text in refusal.message
+    assert host.state.service("chat").swap is None
+    record = swap_record(host.send(replace(asked, allow_breaking=True)))
+    assert (record["allow_breaking"], record["differences"]) == (True, [text])
+
+
+def test_all_that_is_allowed_allows_a_lost_name_too_but_not_the_other_way_round():
+    host = serving()
+    offers, incumbent = replace(V8, names=("chat",)), replace(V7, names=("chat", "llama"))
+    asked = replace(host.swap_request("chat", "b"), offers=offers, incumbent=incumbent)
+    refusal = plan(host.state, replace(asked, allow_name_mismatch=True))
+    assert (refusal.code, len(refusal.details["differences"])) == ("CONTRACT_BROKEN", 1)
+    assert len(plan(host.state, asked).details["differences"]) == 2
+    assert isinstance(plan(host.state, replace(asked, allow_breaking=True)), Placement)
+
+
+def test_going_back_is_not_refused_for_what_came_later():
+    host = serving()
+    asked = replace(host.swap_request("chat", "b"), offers=V8, incumbent=V7, goes_back=True)
+    record = swap_record(host.send(asked))
+    assert (record["allow_breaking"], record["differences"]) == (False, [])
+
+
 def test_a_return_within_the_soak_is_not_refused_for_its_names():
     host = serving()
     host.swap("chat", "b")
     host.settle(until_idle=False)
-    back = replace(host.swap_request("chat", "a"), names=("llama-3.1",), stable_names=("llama-3.3",))
+    known = {"offers": Interface(names=("llama-3.1",)), "incumbent": Interface(names=("llama-3.3",))}
+    back = replace(host.swap_request("chat", "a"), **known)
     assert plan(host.state, back).is_return

@@ -59,7 +59,7 @@ class Exchange:
             "head",
             "in_one",
         ),
-        *("relay", "sent", "sent_at", "status", "tried", "unreachable", "upstream", "waits_since", "samples"),
+        *("in_one", "relay", "sent", "sent_at", "status", "tried", "unreachable", "upstream", "waits_since", "samples"),
     )
 
     # Set when an engine is chosen: where it is measured, and since when.

@@ -5,7 +5,8 @@ import until its ready path says so. FAIL: one of import, exit, load, never_read
 after_cutover, oom, shutdown (which hangs), killed_at_switch, stopped_at_switch (both right after the second probe).
 PROBE_S: how long a probe takes. LEAK: it says that value when it fails to load and in its failing probe, and writes
 it at import. CHATTER: so many bytes of lines that it writes at import. EXIT_WHILE, "at:PATH": it exits at its import
-for as long as there is that file. Every answer has, as "asked", how many requests of its path there were.
+for as long as there is that file. TELLS, "at:DIRECTORY": it answers with the file there that a path names, and to
+/gone with 404. Every answer has, as "asked", how many requests of its path there were.
 """
 
 import asyncio
@@ -15,12 +16,16 @@ import signal
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from urllib.parse import parse_qs
 
 NAME = os.environ.get("NAME", "?")
 FAIL = os.environ.get("FAIL", "")
 LEAK = os.environ.get("LEAK", "")
 END_AT_THE_SWITCH = {"killed_at_switch": signal.SIGKILL, "stopped_at_switch": signal.SIGSTOP}
+TELLS = os.environ.get("TELLS", "").removeprefix("at:")
+files = [file for file in Path(TELLS).rglob("*") if file.is_file()] if TELLS else []
+told = {f"/{file.relative_to(TELLS)}": file.read_bytes() for file in files}
 held = []
 hanging = set()  # "ready", "all": what has been told to hang, by /hang?what=…
 asked = Counter()
@@ -116,9 +121,16 @@ async def answer(scope, receive, send):
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
+    if path == "/gone" or path in told:
+        await whole(send, 200 if path in told else 404, told.get(path, b"{}"))
+        return
     text = json.dumps({"model": NAME, "pid": os.getpid(), "got": len(body), "asked": asked[path]}).encode()
     if status == 500:
         text = f"no access with {LEAK}".encode()
+    await whole(send, status, text)
+
+
+async def whole(send, status, text):
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text})
