@@ -128,7 +128,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_waiting(rollback)
     cancel = add("cancel", "end the swap in progress; the old revision serves on", "SERVICE|ID")
     _add_waiting(cancel)
-    add("resume", "have a service go on that swapd has paused", "SERVICE")
+    rehearse = add("rehearse", "prove a model on copies of requests, and end before any client notices", "SERVICE")
+    rehearse.add_argument("--to", required=True, metavar="MODEL")
+    _add_how(rehearse)
+    _add_waiting(rehearse)
+    pause = add("pause", "let the swap in progress go no further by itself", "SERVICE")
+    pause.add_argument("--reason", metavar="TEXT", help="why, for the history")
+    _add_waiting(add("resume", "have a paused swap go on, or a service that swapd has paused", "SERVICE"))
+    promote = add("promote", "on to the next stage at once, whatever was measured", "SERVICE")
+    promote.add_argument("--full", action="store_true", help="past all stages, or to the end of the soak")
+    _add_waiting(promote)
     restart = add("restart", "a swap to the same model", "SERVICE")
     _add_how(restart)
     _add_waiting(restart)
@@ -157,6 +166,7 @@ EXAMPLES: Final[dict[str, str]] = {
     "swap": """\
   swapd-cli swap chat --to b
   swapd-cli swap chat --to b --strategy in-place --max-outage 2m
+  swapd-cli swap chat --to b --strategy guarded
   swapd-cli swap chat --to b --detach --reason "new weights" && swapd-cli wait chat""",
     "plan": "  swapd-cli plan chat --to b\n  swapd-cli --json plan chat --to b | jq .strategy",
     "status": "  swapd-cli status\n  swapd-cli status chat -w",
@@ -164,7 +174,10 @@ EXAMPLES: Final[dict[str, str]] = {
     "workers": "  swapd-cli workers",
     "rollback": "  swapd-cli rollback chat\n  swapd-cli rollback chat --to 41",
     "cancel": "  swapd-cli cancel chat\n  swapd-cli cancel 42",
+    "rehearse": "  swapd-cli rehearse chat --to b",
+    "pause": "  swapd-cli pause chat --reason 'wait for ana'",
     "resume": "  swapd-cli resume chat",
+    "promote": "  swapd-cli promote chat\n  swapd-cli promote chat --full",
     "restart": "  swapd-cli restart chat",
     "history": "  swapd-cli history chat -n 5\n  swapd-cli --json history | jq '.[0].phase'",
     "show": "  swapd-cli show 42",
@@ -221,7 +234,9 @@ def _add_common(
 
 
 def _add_how(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--strategy", metavar="S", help="auto, dual or in-place")
+    strategies = "auto, dual, in-place, canary, shadow, guarded, or a [strategies.S] of the configuration"
+    parser.add_argument("--strategy", metavar="S", help=strategies)
+    parser.add_argument("--steps", metavar="P,P", help="shares of the requests for a canary, in percent: 5,25,50")
     parser.add_argument("--max-outage", type=_duration, metavar="T", help="refuse a longer expected outage, e.g. 2m")
     names = "also if clients could not name the model in requests as they do now"
     parser.add_argument("--allow-name-mismatch", action="store_true", help=names)

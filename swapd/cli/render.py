@@ -289,11 +289,26 @@ def swap_lines(record: Record, now_s: float) -> list[str]:
             f"soak      until {when(record['soak_until'], now_s)}, {revision(record['from'])} {record['kept']}"
         )
     lines.append(f"clients   {_client_words(record)}")
+    lines += _delivery_lines(record)
     lines += _proof_lines(record)
     for device, peak in (record.get("peak_memory_bytes") or {}).items():
         lines.append(f"peak      {gib(peak)} in use on {printable(device)}, by everything there")
     lines += ["", *(step_line(step) for step in record["steps"])] if record["steps"] else []
     return [*lines, *(["", *failure_lines(record)] if record.get("error") else [])]
+
+
+def _delivery_lines(record: Record) -> list[str]:
+    """How far the candidate's proof is."""
+    proof = record.get("delivery")
+    if proof is None or not (proof["stages"] or proof["rules"]):
+        return []
+    names = [stage["name"] for stage in proof["stages"]]
+    now = min(proof["stage"], len(names))
+    where = f"{now + 1} of {len(names)}: {names[now]}" if now < len(names) else "all over" if names else "none"
+    lines = [f"stages    {where}" + (f" ({', '.join(names)})" if len(names) > 1 else "")] if names else []
+    lines += [f"rules     {', '.join(printable(rule) for rule in proof['rules'])}"] if proof["rules"] else []
+    verdict = proof["verdict"]
+    return lines + ([f"verdict   {verdict['verdict']}: {printable(verdict['text'])}"] if verdict else [])
 
 
 def _proof_lines(record: Record) -> list[str]:
@@ -320,6 +335,14 @@ def _wait_words(record: Record, way: str) -> list[str]:
     return words + ([f"cutover {milliseconds(cutover)}"] if cutover is not None else [])
 
 
+def paused_lines(record: Record) -> list[str]:
+    """What it waits for, and what may be done."""
+    name, proof = printable(record["service"]), record.get("delivery") or {}
+    verbs = (possible.split(" ") for possible in proof.get("possible") or ("resume", "promote", "cancel"))
+    ways = (" ".join(["  swapd-cli", verb, name, *options]) for verb, *options in verbs)
+    return [f"paused: {printable(record['reason'])}", *ways]
+
+
 def headline(record: Record) -> str:
     """swap 42  chat: a #41 to b #42, dual: why"""
     head = f"swap {record['id']}  {printable(record['service'])}: "
@@ -340,6 +363,8 @@ def _clients_moved(record: Record) -> bool:
 
 def success_line(record: Record, now_s: float) -> str:
     """b serves; a kept until 14:32 (cutover 0.8 ms)"""
+    if (record.get("delivery") or {}).get("rehearsal"):
+        return f"{printable(record['to']['model'])}: {printable(record['reason'])}"
     kept = {"resident": "kept", "parked": "parked"}.get(record.get("kept") or "")
     words = f"{printable(record['to']['model'])} serves"
     if record["from"] and kept:

@@ -55,10 +55,29 @@ class Verbs(Looking):
         which = {"id": int(target)} if target.isdigit() else {"service": target}
         return self._change(lambda: self._client.cancel(**which, **self._why()))
 
+    def rehearse(self) -> int:
+        given = self._arguments
+        how = {**self._how(), **self._why()}
+        return self._change(lambda: self._client.rehearse(given.service, given.to, wait=False, **how))
+
+    def promote(self) -> int:
+        given = self._arguments
+        return self._change(lambda: self._client.promote(given.service, full=given.full or None, **self._why()))
+
+    def pause(self) -> int:
+        record = self._client.pause(self._arguments.service, **self._why())
+        if not self._json(record):
+            self._output.line(f"{render.headline(record)}; swapd-cli resume {text.printable(record['service'])}")
+        return DONE
+
     def resume(self) -> int:
+        service = self._service()
+        if service["swap"] is not None and service["swap"]["phase"] == "Paused":
+            return self._change(lambda: self._client.resume(service["name"], **self._why()))
         record = self._client.resume(self._arguments.service, actor=self._arguments.actor)
         if not self._json(record):
-            self._output.line(render.service_line(record, time.time()))
+            swap = "phase" in record  # it was paused in this very moment
+            self._output.line(render.headline(record) if swap else render.service_line(record, time.time()))
         return DONE
 
     def _how(self) -> dict[str, Any]:
@@ -67,7 +86,7 @@ class Verbs(Looking):
             "allow_name_mismatch": given.allow_name_mismatch or None,
             "allow_breaking": given.allow_breaking or None,
         }
-        return {"strategy": given.strategy, "max_outage": given.max_outage, **allow}
+        return {"strategy": given.strategy, "steps": given.steps, "max_outage": given.max_outage, **allow}
 
     def _why(self) -> dict[str, Any]:
         return {"reason": self._arguments.reason, "actor": self._arguments.actor}
@@ -102,6 +121,10 @@ class Verbs(Looking):
             if late.code != errors.TIMEOUT:
                 raise
             shown.line(f"{late.message}; {_how_to_watch(record)}")
+            return UNFINISHED
+        if record["phase"] == "Paused":
+            if not self._json(record):
+                self._output.lines(render.paused_lines(record))
             return UNFINISHED
         well = record["phase"] in PHASES_WELL or (returning and record["phase"] == "Canceled")
         more_follows = self._arguments.verb == "wait" and self._arguments.healthy and well  # one document of JSON

@@ -47,12 +47,13 @@ class _Methods:
         to: str,
         *,
         strategy: str | None = None,
+        steps: str | None = None,
         max_outage: str | float | None = None,
         allow_name_mismatch: bool | None = None,
         allow_breaking: bool | None = None,
         deadline_s: float = DEADLINE_S,
     ) -> Any:
-        how = {"strategy": strategy, "max_outage": max_outage}
+        how = {"strategy": strategy, "steps": steps, "max_outage": max_outage}
         allow = {"allow_name_mismatch": allow_name_mismatch, "allow_breaking": allow_breaking}
         return self._ask("plan", deadline_s, service=service, to=to, **how, **allow)
 
@@ -66,13 +67,36 @@ class _Methods:
         on_event: OnEvent | None = None,
         **options: Any,
     ) -> Any:
-        """The swap's record. With `wait`, once clients are served by the new revision; raises SwapFailed when they
-        are not, and SwapdError(TIMEOUT) at the deadline (None: as long as it takes), when the swap goes on.
+        """The swap's record. With `wait`, once clients are served by the new revision, or the swap is paused; raises
+        SwapFailed when they are not, and SwapdError(TIMEOUT) at the deadline (None: as long as it takes), when the swap
+        goes on.
 
-        Options: strategy, max_outage ("2m" or seconds), allow_name_mismatch, allow_breaking, reason, actor,
-        request_id.
+        Options: strategy, steps ("5,25,50"), max_outage ("2m" or seconds), allow_name_mismatch, allow_breaking, reason,
+        actor, request_id.
         """
         return self._act("swap", {"service": service, "to": to, **options}, wait, deadline_s, on_event)
+
+    def rehearse(
+        self,
+        service: str,
+        to: str,
+        *,
+        wait: bool = True,
+        deadline_s: float | None = None,
+        on_event: OnEvent | None = None,
+        **options: Any,
+    ) -> Any:
+        """As `swap`, ending before any client notices: Succeeded is a model that was proved, SwapFailed one that was
+        not."""
+        return self._act("rehearse", {"service": service, "to": to, **options}, wait, deadline_s, on_event)
+
+    def pause(self, service: str, *, deadline_s: float = DEADLINE_S, **options: Any) -> Any:
+        """Let the swap in progress go no further by itself. Returns its record."""
+        return self._ask("pause", deadline_s, service=service, **options)
+
+    def promote(self, service: str, *, full: bool | None = None, deadline_s: float = DEADLINE_S, **options: Any) -> Any:
+        """On to the next stage; `full`: to all clients. Returns the swap's record at once."""
+        return self._ask("promote", deadline_s, service=service, full=full, **options)
 
     def rollback(
         self,
@@ -126,7 +150,7 @@ class _Methods:
         return self._ask("cancel", deadline_s, service=service, id=id, **options)
 
     def resume(self, service: str, *, deadline_s: float = DEADLINE_S, **options: Any) -> Any:
-        """Have a paused service go on. Returns its record, as `status` has it."""
+        """Have a paused swap go on: its record; or a service that swapd has paused: as `status` has it."""
         return self._ask("resume", deadline_s, service=service, **options)
 
     def history(self, service: str | None = None, limit: int | None = None, *, deadline_s: float = DEADLINE_S) -> Any:

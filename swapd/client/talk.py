@@ -161,7 +161,7 @@ class Talk:
         since = (hello["epoch"], hello["seq"])
         record = yield from self.wait_swap(record["id"], left, on_event, since)
         well = record["phase"] in control.PHASES_WELL or (returned and record["phase"] == "Canceled")
-        if not well:
+        if not well and record["phase"] != "Paused":
             raise SwapFailed(record)
         return record
 

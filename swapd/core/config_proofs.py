@@ -8,14 +8,16 @@ from enum import Enum
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
-from swapd.core.config_readers import Reader, Wrong, choice, items, kind_of, shown, text
+from swapd.core.config_readers import Reader, Wrong, choice, items, kind_of, shown, size, text
 from swapd.core.delivery import Ends, Then
 from swapd.core.rules import NotARule, Rule, parse_rule
+from swapd.core.units import format_size
 
 E = TypeVar("E", bound=Enum)
 
 _FIELD: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", re.ASCII)  # a token: RFC 9110 5.6.2
 _MAX_VALUE: Final = 256
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024  # the most that a gate keeps of one request, and of its answer
 
 
 def percent(low: float = 0.0) -> Reader:
@@ -108,6 +110,13 @@ def number(low: float, high: float) -> Reader:
 def one_of(kind: type[E]) -> Callable[[object, str], E]:
     read = choice(*(str(each.value) for each in kind))
     return lambda value, base: kind(read(value, base))
+
+
+def body_size(value: object, base: str) -> int:
+    number: int = size(1)(value, base)
+    if number > MAX_BODY_BYTES:
+        raise Wrong(f'{shown(value)} is too large: write at most "{format_size(MAX_BODY_BYTES)}"')
+    return number
 
 
 ends: Final = one_of(Ends)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from swapd.core.controls import possible
 from swapd.core.crash_loop import crash_loops
 from swapd.core.errors import Problem
 from swapd.core.ledger import available_bytes
@@ -34,7 +35,7 @@ def swap_record(swap: Swap) -> dict[str, Any]:
         "service": swap.service,
         "from": revision_record(swap.source),
         "to": revision_record(swap.target),
-        "strategy": swap.strategy.value,
+        "strategy": _strategy(swap),
         "why": swap.why,
         "fell_back": problem_record(swap.fell_back),
         "phase": swap.phase.value,
@@ -54,6 +55,7 @@ def swap_record(swap: Swap) -> dict[str, Any]:
         "refused_requests": swap.refused_requests,
         "allow_breaking": swap.allow_breaking,
         "differences": list(swap.differences),
+        "delivery": _delivery(swap),
         "steps": [
             {
                 "name": s.name,
@@ -65,6 +67,32 @@ def swap_record(swap: Swap) -> dict[str, Any]:
             for s in swap.steps
         ],
         "peak_memory_bytes": dict(swap.peak_memory_bytes),
+    }
+
+
+def _strategy(swap: Swap) -> str:
+    """As it was asked for, where the candidate proves itself in stages."""
+    delivery = swap.delivery
+    return delivery.name if delivery is not None and delivery.stages else swap.strategy.value
+
+
+def _delivery(swap: Swap) -> dict[str, Any] | None:
+    """How the candidate proves itself, and how far it is: `stage` counts from 0; past the last all clients follow."""
+    delivery, finding, paused = swap.delivery, swap.finding, swap.paused
+    if delivery is None:
+        return None
+    return {
+        "name": delivery.name,
+        "rehearsal": delivery.rehearsal,
+        "stages": [{"name": s.name, "kind": s.kind.value, "percent": s.percent} for s in delivery.stages],
+        "stage": swap.stage,
+        "stage_at": swap.stage_at,
+        "rules": [rule.text for rule in delivery.rules],
+        "verdict": None
+        if finding is None
+        else {"verdict": finding.verdict.value, "text": finding.text, "at": finding.at},
+        "paused": None if paused is None else {"at": paused.at, "why": paused.why, "actor": paused.actor or None},
+        "possible": [] if swap.phase in TERMINAL else list(possible(swap)),
     }
 
 
@@ -178,6 +206,7 @@ def service_record(
         "retry_at": service.retry_at if health(state, service) is Health.UNAVAILABLE or crash_loops(service) else None,
         "problem": problem_record(service.paused or service.problem),
         "device_troubles": list(troubles),
+        "split": (stats or {}).get("split"),
     }
 
 

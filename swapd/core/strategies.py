@@ -41,7 +41,7 @@ def delivery(service: ServiceConfig, strategy: StrategyConfig, *, rehearsal: boo
     stages = _stages(strategy)
     if rehearsal:
         stages = tuple(stage for stage in stages if stage.kind is StageKind.SHADOW) or (_shadow(strategy),)
-    if not stages and not service.rules:
+    if not stages and not service.rules and service.session_key is None:
         return None
     return Delivery(
         REHEARSAL if rehearsal else strategy.name,

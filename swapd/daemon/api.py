@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import swapd
-from swapd.core import errors
+from swapd.core import errors, strategies
 from swapd.core.commands import breaks
 from swapd.core.config import Config, ModelConfig, ServiceConfig
 from swapd.core.config_views import DIGEST_DIGITS
 from swapd.core.contract import declared
+from swapd.core.delivery import Delivery
 from swapd.core.errors import Problem, SwapdError
-from swapd.core.events import Resumed, ReturnRequested, SwapRequested
+from swapd.core.events import PauseRequested, PromoteRequested, Resumed, ReturnRequested, SwapRequested
 from swapd.core.foresight import NONE, WayBack, plan_record, way_back
 from swapd.core.model import Service, ServiceSettings, Strategy, Swap
 from swapd.core.outage import longest_drain_s
@@ -99,6 +100,12 @@ class Api:
         load_s, wake_s = (self._knowledge.return_s(model, parked=parked) for parked in (False, True))
         return way_back(placed, can_load=can_load, load_s=load_s, wake_s=wake_s)
 
+    async def rehearse(self, params: Params, actor: str) -> Any:
+        """All of a swap up to where a client would notice."""
+        service = self._reading.service(params["service"])
+        model = self._knowledge.model_named(params["to"])
+        return await self._swap(service, model, params, actor, again=True, rehearsal=True)
+
     async def swap(self, params: Params, actor: str, *, again: bool = False) -> dict[str, Any]:
         service = self._reading.service(params["service"])
         return await self._swap(service, self._knowledge.model_named(params["to"]), params, actor, again=again)
@@ -112,11 +119,14 @@ class Api:
         *,
         again: bool = False,
         goes_back: bool = False,
+        rehearsal: bool = False,
     ) -> dict[str, Any]:
         if not goes_back:
             await self.contracts.learn_incumbent(service)
-        request = await self._request(service, model, params, actor, again=again)
-        return self._begin(replace(request, goes_back=goes_back), model, params)
+        request = await self._request(service, model, params, actor, again=again, rehearsal=rehearsal)
+        if goes_back:  # it has proved itself before
+            request = replace(request, goes_back=True, delivery=None)
+        return self._begin(request, model, params)
 
     async def restart(self, params: Params, actor: str) -> Any:
         service = self._reading.service(params["service"])
@@ -164,17 +174,54 @@ class Api:
         return _answer(self._loop.take(ReturnRequested(now(), name, actor, params.get("reason") or "")))
 
     async def resume(self, params: Params, actor: str) -> Any:
+        """A paused swap's record; of a service that swapd has paused, the service's."""
         service = self._reading.service(params["service"])
         self.write_command(actor, "resume", params)
-        refused = self._loop.take(Resumed(now(), service.name, actor))
-        if isinstance(refused, Problem):
-            raise SwapdError.of(refused)
+        reply = self._loop.take(Resumed(now(), service.name, actor))
+        if reply is not None:
+            return _answer(reply)
         return (await self._reading.status({"service": service.name}))["services"][0]
 
+    async def pause(self, params: Params, actor: str) -> Any:
+        service = self._reading.service(params["service"])
+        self.write_command(actor, "pause", params)
+        return _answer(self._loop.take(PauseRequested(now(), service.name, actor, params.get("reason") or "")))
+
+    async def promote(self, params: Params, actor: str) -> Any:
+        service = self._reading.service(params["service"])
+        full = bool(params.get("full"))
+        self.write_command(actor, "promote", params)
+        return _answer(self._loop.take(PromoteRequested(now(), service.name, actor, full, params.get("reason") or "")))
+
+    def _strategy(
+        self, service: Service, params: Params, *, rehearsal: bool
+    ) -> tuple[Strategy | None, Delivery | None]:
+        """Where the candidate shall stand, and how it shall prove itself. Raises BAD_REQUEST."""
+        config = self._knowledge.config
+        settings, asked = config.services[service.name], params.get("strategy")
+        chosen = strategies.block(config, asked or settings.strategy)
+        if (steps := params.get("steps")) is not None:
+            chosen = strategies.with_steps(chosen, steps)
+        delivery = strategies.delivery(settings, chosen, rehearsal=rehearsal)
+        if delivery is not None and delivery.stages and settings.protocol == "tcp":
+            text = f'{service.name} has protocol = "tcp": there are no requests to be split, and no answers to compare.'
+            raise SwapdError(errors.NOT_SUPPORTED, text)
+        staged = delivery is not None and bool(delivery.stages)
+        wish = Strategy.DUAL if rehearsal else strategies.wish(chosen)
+        return (wish if asked or staged else None), delivery
+
     async def _request(
-        self, service: Service, model: ModelConfig, params: Params, actor: str, *, again: bool = False
+        self,
+        service: Service,
+        model: ModelConfig,
+        params: Params,
+        actor: str,
+        *,
+        again: bool = False,
+        rehearsal: bool = False,
     ) -> SwapRequested:
         """Everything measured that the decision needs, right before it."""
+        wish, delivery = self._strategy(service, params, rehearsal=rehearsal)
         stats = await self._reading.open_requests(service)
         candidate = await self._knowledge.revision(service.name, model)
         old, parks = self._knowledge.serving(service), can_park(self._loop.state, service)
@@ -190,7 +237,7 @@ class Api:
             service.name,
             candidate,
             measurement,
-            _strategy(params.get("strategy")),
+            wish,
             params.get("max_outage"),
             actor,
             params.get("reason") or "",
@@ -200,6 +247,7 @@ class Api:
             incumbent=await self._knowledge.declared_of_stable(service),
             allow_name_mismatch=bool(params.get("allow_name_mismatch")),
             allow_breaking=bool(params.get("allow_breaking")),
+            delivery=delivery,
         )
 
     def _begin(self, request: SwapRequested, model: ModelConfig, params: Params) -> dict[str, Any]:
@@ -260,6 +308,9 @@ _COMMANDS: Final[Mapping[str, Callable[[Api, Params, str], Awaitable[Any]]]] = {
     "rollback": Api.rollback,
     "cancel": Api.cancel,
     "resume": Api.resume,
+    "rehearse": Api.rehearse,
+    "pause": Api.pause,
+    "promote": Api.promote,
     "reload": Api.reload,
     "stop_workers": Api.stop_workers,
 }
@@ -267,7 +318,7 @@ _COMMANDS: Final[Mapping[str, Callable[[Api, Params, str], Awaitable[Any]]]] = {
 
 def service_settings(config: Config, service: ServiceConfig) -> ServiceSettings:
     return ServiceSettings(
-        Strategy(service.strategy),
+        strategies.wish(strategies.block(config, service.strategy)),
         service.max_outage_s,
         service.drain_timeout_s,
         service.soak_s,
@@ -290,14 +341,6 @@ def _actor(peer: Peer, params: Params) -> str:
     user = peer.user or "unknown"
     extra = params.get("actor")
     return f"{user} ({extra})" if extra else user
-
-
-def _strategy(name: Any) -> Strategy | None:
-    if name is None:
-        return None
-    if name not in (Strategy.AUTO.value, Strategy.DUAL.value, Strategy.IN_PLACE.value):
-        raise SwapdError(errors.BAD_REQUEST, f"strategy: expected auto, dual or in-place, not {name!r}.")
-    return Strategy(name)
 
 
 def _answer(reply: Swap | Problem | None) -> dict[str, Any]:

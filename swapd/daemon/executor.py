@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from swapd.core import errors
 from swapd.core.advance import stages
-from swapd.core.config import Config, ModelConfig
+from swapd.core.config import Config, ModelConfig, ServiceConfig
+from swapd.core.delivery import Delivery
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, Run, TimerFired, WakeAt
 from swapd.core.ledger import most_used, overdrawn
@@ -67,7 +68,9 @@ class Executor:
         self._release = Release(lambda: self.loop.state, devices, knowledge)
         self.contracts = Contracts(lambda: self.loop.state, knowledge, workers.live)
         self._peaks = Peaks(lambda: self.loop.state, lambda seen: self.loop.take(seen), devices, self._release)
-        self._transfers = Transfers(self._live, listeners, lambda: self.config.daemon.hand_over_timeout_s)
+        self._transfers = Transfers(
+            self._live, listeners, lambda: self.config.daemon.hand_over_timeout_s, self._settings_of
+        )
         self._publish = publish
         self._on_exit = on_exit
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by worker: what it is doing now
@@ -171,6 +174,11 @@ class Executor:
         if live is None:
             raise SwapdError(errors.WORKER_EXITED, f"{worker_id} is not running.")
         return live
+
+    def _settings_of(self, name: str) -> tuple[Delivery | None, ServiceConfig]:
+        service = self.loop.state.service(name)
+        swap = service.swap if service is not None else None
+        return swap.delivery if swap is not None else None, self._knowledge.service_config(name)
 
     def _model(self, op: Op) -> ModelConfig:
         worker = self.loop.state.worker(op.worker)

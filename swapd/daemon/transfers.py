@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from swapd.core import errors
+from swapd.core.config import ServiceConfig
+from swapd.core.delivery import Delivery
 from swapd.core.errors import SwapdError
 from swapd.core.model import Op, OpKind
 from swapd.daemon.live import Live
+from swapd.daemon.tables import table
 from swapd.wire import worker as wire
 
 HELLO: Final = {"protocol": wire.PROTOCOL, "min_protocol": wire.MIN_PROTOCOL}
@@ -26,10 +28,12 @@ class Transfers:
         live: Callable[[str], Live],
         listeners: Mapping[str, Mapping[str, socket.socket]],
         patience_s: Callable[[], float],
+        settings: Callable[[str], tuple[Delivery | None, ServiceConfig]],
     ) -> None:
         self._live = live  # raises WORKER_EXITED for one that is gone
         self._listeners = listeners
         self._patience_s = patience_s
+        self._settings = settings  # of a service: how its swap proves the candidate, and what is configured
 
     @property
     def methods(self) -> Mapping[OpKind, Callable[[Op], Awaitable[Mapping[str, Any]]]]:
@@ -84,14 +88,18 @@ class Transfers:
 
     async def point(self, op: Op) -> Mapping[str, Any]:
         """Replace the gate's table. A target that has died since is told by itself: until then the clients wait."""
-        gate, routes = self._live(op.worker), []
-        if op.target is not None:
-            with contextlib.suppress(SwapdError):
-                target = self._live(op.target)
-                gate.upstreams.add(target.id)
-                routes = [target.route]
-        params = {"epoch": op.epoch, "hold": not routes and not op.turn_away, "routes": routes}
+        gate = self._live(op.worker)
+        main, other = (self._route(gate, name) for name in (op.target, op.split.worker if op.split else None))
+        params = table(op, main, other, *self._settings(op.service))
         return await gate.request("point", params, deadline_s=REQUEST_S)
+
+    def _route(self, gate: Live, worker_id: str | None) -> dict[str, Any] | None:
+        try:
+            worker = self._live(worker_id or "")
+        except SwapdError:
+            return None
+        gate.upstreams.add(worker.id)
+        return worker.route
 
     async def successor(self, op: Op) -> Mapping[str, Any]:
         assert op.target is not None

@@ -40,8 +40,9 @@ INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
 REFUSED: Final = -32000  # everything that swapd itself refuses: `error.data.code` tells which
 
-# Waiting for a swap ends in one of these: in `Soaking` the new revision serves, which is what was asked for.
-PHASES_AT_REST: Final = frozenset({"Soaking", "Succeeded", "Failed", "Canceled"})
+# Waiting for a swap ends in one of these: in `Soaking` the new revision serves, which is what was asked for, and what
+# is `Paused` goes on only when somebody says so.
+PHASES_AT_REST: Final = frozenset({"Soaking", "Succeeded", "Failed", "Canceled", "Paused"})
 PHASES_WELL: Final = frozenset({"Soaking", "Succeeded"})
 
 RequestId = str | int | float
@@ -108,11 +109,12 @@ _ACTING: Final = {
     "request_id": Param(Kind.NAME, "repeating a request with the same id does not act twice"),
 }
 _HOW: Final = {
-    "strategy": Param(Kind.NAME, "auto (default), dual or in-place"),
+    "strategy": Param(Kind.NAME, "auto, dual, in-place, canary, shadow, guarded, or one of the configuration"),
     "max_outage": Param(Kind.DURATION, "refuse an expected outage longer than this; the service's own limit otherwise"),
 }
 _HOW_TO: Final = {
     **_HOW,
+    "steps": Param(Kind.TEXT, "shares of the requests for a canary, in percent: 5,25,50"),
     "allow_name_mismatch": Param(Kind.FLAG, "also if clients could not name the model in requests as they do now"),
     "allow_breaking": Param(Kind.FLAG, "also if clients would break by what is known of the two models' interfaces"),
 }
@@ -138,6 +140,24 @@ METHODS: Final[Mapping[str, Method]] = {
             acts=True,
         ),
         Method(
+            "rehearse",
+            "prove a model beside what serves, on copies of requests, and end before any client notices",
+            {**_TO, **_ACTING},
+            acts=True,
+        ),
+        Method(
+            "pause",
+            "let the swap in progress go no further by itself; what serves goes on",
+            {"service": _SERVICE, **_ACTING},
+            acts=True,
+        ),
+        Method(
+            "promote",
+            "on to the next stage at once, whatever was measured",
+            {"service": _SERVICE, "full": Param(Kind.FLAG, "past all stages, or to the end of the soak"), **_ACTING},
+            acts=True,
+        ),
+        Method(
             "rollback",
             "return a service to its previous revision, or to the one named",
             {"service": _SERVICE, "to": Param(Kind.REVISION, "where to; the previous otherwise"), **_HOW, **_ACTING},
@@ -152,7 +172,7 @@ METHODS: Final[Mapping[str, Method]] = {
         ),
         Method(
             "resume",
-            "have a service go on that swapd has paused, because it ended again and again in the middle of something",
+            "have a paused swap go on, or a service that swapd has paused after it had ended again and again",
             {"service": _SERVICE, **_ACTING},
             acts=True,
         ),

@@ -205,7 +205,7 @@ def delivery(pick: int) -> Delivery:
     stages = (Stage(StageKind.SHADOW, 20, 5, 30, ends), Stage(StageKind.CANARY, 5, 0, 30, ends))
     return Delivery(
         "guarded",
-        (stages, stages[1:], (*stages, Stage(StageKind.CANARY, 50, 5, 5, Ends.TIME)))[pick // 3 % 3],
+        (stages, stages[1:], (*stages, Stage(StageKind.CANARY, 50, 5, 5, Ends.TIME)), ())[pick // 3 % 4],
         rules=(parse_rule("error_rate < 1%"),) if pick // 9 % 4 else (),
         on_fail=(Then.ABORT, Then.PAUSE)[pick // 36 % 2],
         on_inconclusive=list(Then)[pick // 72 % 3],
