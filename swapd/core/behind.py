@@ -21,7 +21,7 @@ ENDED: Final = "the daemon ended"
 UP: Final = frozenset({WorkerState.LOADED, WorkerState.SERVING, WorkerState.HANDING_OVER, WorkerState.QUIESCED})
 GAVE: Final = frozenset({WorkerState.HANDING_OVER, WorkerState.QUIESCED})
 NOT_UP: Final = frozenset({WorkerState.SPAWNED, WorkerState.STAGED, WorkerState.PARKED})
-OF_AN_EPOCH: Final = frozenset({OpKind.ADOPT, OpKind.HAND_OVER, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})
+OF_AN_EPOCH: Final = frozenset({OpKind.ADOPT, OpKind.POINT, OpKind.HAND_OVER, OpKind.SOURCE_DEAD, OpKind.TARGET_DEAD})
 UNDER_WAY: Final = {  # in the worker, whoever asks for its end: memory of the device is being taken, or given back
     OpKind.STAGE: WorkerState.STAGING,
     OpKind.LOAD: WorkerState.LOADING,
@@ -145,9 +145,11 @@ def know_hand_over(d: Draft, source: Worker, living: list[Worker], seen: Seen) -
 
 
 def is_past(op: Op | None, o: Observed | None) -> bool:
-    """The front has heard of a newer hand-over than this operation's: how that ended is seen on the host, and what of
-    it comes yet is void."""
-    return op is not None and o is not None and op.kind in OF_AN_EPOCH and o.epoch > op.epoch
+    """The front has heard of a newer hand-over, or has a newer table, than this operation's: how that ended is seen on
+    the host, and what of it comes yet is void."""
+    if op is None or o is None or op.kind not in OF_AN_EPOCH:
+        return False
+    return (o.table_epoch if op.kind is OpKind.POINT else o.epoch) > op.epoch
 
 
 def forget_past_hand_over(d: Draft, source: Worker, seen: Seen) -> None:

@@ -234,7 +234,7 @@ def _end_of(worker: Worker, op: Op, seen: Seen) -> Mapping[str, Any] | None:
             return {}
         case OpKind.PARK if o.state is WorkerState.PARKED:
             return {}
-        case OpKind.POINT if o.table_epoch >= op.epoch:
+        case OpKind.POINT if o.table_epoch == op.epoch:
             return {"quiesced_at": o.pointed_at, "started_at": o.pointed_at} if o.pointed_at is not None else {}
         case OpKind.ADOPT if o.owner:
             return done

@@ -453,6 +453,15 @@ def test_an_adoption_that_the_host_has_left_behind_is_not_made_again():
     assert chat(host).owner == owner.worker
 
 
+def test_a_table_that_the_gate_has_left_behind_is_not_what_it_goes_by():
+    host, op = in_flight(OpKind.POINT, total=36, gated=True)
+    stable = host.state.server_of("chat").id
+    host.dies(**{key(op.worker): {"table_epoch": op.epoch + 1, "points_to": stable}})
+    assert host.state.server_of("chat").id == stable
+    host.settle(until_idle=False)
+    assert host.answering("chat") == host.state.server_of("chat").id == op.target
+
+
 def test_a_hand_over_that_its_target_has_left_behind_is_not_ended_again():
     """Its target gives the clients to another by now, which dies as the first source did."""
     host = serving(total=36)
