@@ -14,7 +14,6 @@ from swapd.core.model import Kind
 
 Moves = list[tuple[str, int]]
 
-JOURNAL_FAULTS = ("journal", "journal lost")
 ROUNDS = 3  # each is so many moves, then calm
 
 
