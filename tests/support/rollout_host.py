@@ -165,8 +165,9 @@ class Host:
             return
         beyond = {w.id for w in self.state.workers if w.outlived_kill}  # that may take for ever
         others = [run.op for run in self.pending.values() if run.op.worker in promised - beyond - {op.worker}]
-        waits = op.kind in GIVES  # its own service's next worker may wait for just that
-        moving = [o for o in others if o.kind in TAKES | GIVES and not (waits and o.service == op.service)]
+        # Its own service's next worker may wait for just that; and beside what is ended at once nobody measures.
+        beside = ending | {op.service} if op.kind in GIVES else set()
+        moving = [o for o in others if o.kind in TAKES | GIVES and o.service not in beside]
         assert not moving, f"{op} beside {moving}"
         swaps = {s.name: s.swap for s in self.state.services if s.name not in ending and s.paused is None}
         held = {
