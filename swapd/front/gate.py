@@ -20,6 +20,7 @@ from swapd.core.handover import Phase
 from swapd.front.answers import FAILING, LAST_CALL_S, STOPPED, answer
 from swapd.front.base import Copy, DrainReport, Front, FrontStats
 from swapd.front.common import DRAIN_POLL_S
+from swapd.front.relay.access_log import AccessLog
 from swapd.front.relay.client import ClientConnection
 from swapd.front.relay.relay import Relay
 from swapd.front.relay.routing import Table
@@ -52,6 +53,7 @@ class GateFront(Front):
             may_enter=lambda: self._relay.open,
             on_ready=self._enter,
             health=lambda: self.health(head_only=False, close=False),
+            on_turned_away=self._log_turned_away,
             health_path=health_path,
             hold_timeout_s=hold_timeout_s,
             queue_limit=queue_limit,
@@ -321,6 +323,14 @@ class GateFront(Front):
             quiet_s=None,  # there is no model here: `upstream_stats`
         )
 
+    def log_to(self, access_log: AccessLog | None) -> None:
+        """From here on; None: nowhere."""
+        self._relay.log_to(access_log)
+
+    def _log_turned_away(self, seen: bytes, waited_s: float, code: str) -> None:
+        if self._relay.access_log is not None:
+            self._relay.access_log.note_turned_away(seen, waited_s, code)
+
     def gate_stats(self, *, windows: bool) -> dict[str, Any]:
         """[any thread] What only a gate has to tell: its table, what is in flight to each engine, who gets how much;
         `windows`: what was measured of each revision, and what came of the copies."""
@@ -332,7 +342,8 @@ class GateFront(Front):
             "table_epoch": self.table.epoch,
             "points_to": self.points_to,
             "upstreams": self._relay.upstream_stats(),
-            "split": self._relay.split_stats(),
+            "split": self._relay.chooser.stats(),
+            "access_log": self._relay.access_log.stats() if self._relay.access_log is not None else None,
         }
 
     def shadow_stats(self) -> dict[str, Any] | None:

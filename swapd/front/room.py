@@ -77,7 +77,8 @@ class _borrowed:
 
 class Room:
     """`may_enter` says whether requests may begin; then a client of which something has come is given to `on_ready`,
-    who owns its descriptor from there on. `health` makes the answer to a health request."""
+    who owns its descriptor from there on. `health` makes the answer to a health request. `on_turned_away` gets what had
+    come of a request, how long it waited, and the code of its 503."""
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class Room:
         may_enter: Callable[[], bool],
         on_ready: Callable[[Held], None],
         health: Callable[[], bytes],
+        on_turned_away: Callable[[bytes, float, str], None],
         health_path: str,
         hold_timeout_s: float,
         queue_limit: int,
@@ -104,6 +106,7 @@ class Room:
         self._may_enter = may_enter
         self._on_ready = on_ready
         self._health = health
+        self._on_turned_away = on_turned_away
         self._health_start = b"GET " + health_path.encode()
         self._hold_timeout_s = hold_timeout_s
         self._queue_limit = queue_limit
@@ -266,14 +269,20 @@ class Room:
 
     def _turn_away(self, client: Held, message: str, code: str) -> None:
         self.turned_away += 1
-        head_only = client.view().startswith(b"HEAD ")
+        seen, since = client.view(), client.since
         self.forget(client)
         client.gone = True
         if self._tcp:
             os.close(client.fd)
             return
-        body = unavailable_body(message, code)
-        self.lingering.say(client.fd, answer(503, body, retry_after_s=self._retry_after_s, head_only=head_only))
+        self._on_turned_away(seen, time.monotonic() - since if since is not None else 0.0, code)
+        data = answer(
+            503,
+            unavailable_body(message, code),
+            retry_after_s=self._retry_after_s,
+            head_only=seen.startswith(b"HEAD "),
+        )
+        self.lingering.say(client.fd, data)
 
     def turn_away_waiting(self, why: tuple[str, str] = STOPPED) -> None:
         for client in list(self.waiting.values()):

@@ -49,6 +49,11 @@ class Descriptors:
             raise SwapdError(BAD_REQUEST, f"a descriptor is not a socket: {error}") from None
         return sockets
 
+    def take(self) -> list[int]:
+        """All of them as they are."""
+        numbers, self._numbers = self._numbers, []
+        return numbers
+
     def close(self) -> None:
         numbers, self._numbers = self._numbers, []
         for number in numbers:

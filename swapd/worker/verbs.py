@@ -28,6 +28,7 @@ from swapd.core.errors import (
     Problem,
     SwapdError,
 )
+from swapd.front.relay.access_log import AccessLog
 from swapd.front.relay.routing import read_table
 from swapd.front.reports import DrainReport
 from swapd.wire import worker as wire
@@ -86,6 +87,7 @@ class Worker:
             wire.TARGET_DEAD: self._target_dead,
             wire.POINT: self._point,
             wire.LEND: self._lend,
+            wire.ACCESS_LOG: self._access_log,
             wire.DRAIN: self._drain,
             wire.STATS: self._stats,
             wire.STOP: self._stop,
@@ -204,6 +206,15 @@ class Worker:
         [peer] = fds.take_sockets()
         with peer:
             answer({"listeners": lend(self._front, peer)})
+
+    def _access_log(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
+        """To the file that came along, from here on; without one: nowhere."""
+        gate = self._need_gate(request.verb)
+        query = params.flag(request.params, "query")
+        if len(fds) > 1:
+            params.descriptors(request.verb, 1, len(fds))
+        access_log = AccessLog(fds.take()[0], self._spec.service, query=query) if len(fds) else None
+        self._schedule_answer(answer, request.verb, lambda: gate.log_to(access_log))
 
     def _drain(self, answer: Answer, request: wire.Request, fds: Descriptors) -> None:
         deadline_s = params.deadline_s(request.params)

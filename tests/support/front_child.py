@@ -25,6 +25,7 @@ from swapd.core.errors import SwapdError
 from swapd.front.direct import DirectFront
 from swapd.front.gate import GateFront
 from swapd.front.relay import relay as relay_module
+from swapd.front.relay.access_log import AccessLog
 from swapd.front.relay.routing import read_table
 
 
@@ -173,7 +174,8 @@ class Child:
 
     def serve(self, request, fds):
         try:
-            ok = self.do(request["verb"], request["params"], [socket.socket(fileno=fd) for fd in fds])
+            files = request["verb"] == "access_log"
+            ok = self.do(request["verb"], request["params"], fds if files else [socket.socket(fileno=n) for n in fds])
             self.say({"re": request["id"], "ok": ok})
         except SwapdError as error:
             self.say({"re": request["id"], "error": {"code": error.code, "message": error.message}})
@@ -194,6 +196,10 @@ class Child:
             if isinstance(front, GateFront):
                 figures |= {"shadow": front.shadow_stats(), **front.gate_stats(windows=params.get("windows", False))}
             return figures
+        if verb == "access_log":
+            access_log = AccessLog(sockets[0], "chat", query=params.get("query", False)) if sockets else None
+            self.on_loop(lambda: front.log_to(access_log)).result(10)
+            return {}
         if verb == "point":
             return dataclasses.asdict(self.on_loop(lambda: front.point(read_table(params))).result(10))
         if verb == "adopt":

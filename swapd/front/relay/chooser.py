@@ -81,6 +81,6 @@ class Chooser:
         return exchange.client.ahead(head.length)
 
     def stats(self) -> dict[str, Any] | None:
-        """[any thread] None: this table has no percents, and knows no sessions."""
+        """[any thread] Set and actual weights, how requests were chosen for, sessions; None: nothing is split."""
         split = self._split
         return split.stats() if split is not None else None

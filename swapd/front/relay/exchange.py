@@ -45,21 +45,10 @@ CUT_OFF: Final = ("The model server ended in the middle of its answer.", "upstre
 
 class Exchange:
     __slots__ = (
-        *("_answer_head", "_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered", "awaits_body"),
-        *(
-            "began_at",
-            "body_bytes",
-            "choice",
-            "client",
-            "connection",
-            "copy",
-            "events",
-            "first_at",
-            "fresh",
-            "head",
-            "in_one",
-        ),
-        *("in_one", "relay", "sent", "sent_at", "status", "tried", "unreachable", "upstream", "waits_since", "samples"),
+        *("_answer_head", "_body", "_chunked", "_close", "_kept", "_kept_bytes", "_stream", "answered"),
+        *("awaits_body", "began_at", "body_bytes", "came_at", "choice", "client", "connection", "copy"),
+        *("error", "events", "first_at", "fresh", "head", "in_one", "relay", "samples", "sent", "sent_at"),
+        *("status", "tried", "unreachable", "upstream", "waits_since"),
     )
 
     # Set when an engine is chosen: where it is measured, and since when.
@@ -82,11 +71,15 @@ class Exchange:
         self.began_at = relay.now
         self.first_at = 0.0  # the first byte of the answer's body, or its end
         self.status = 0
+        self.came_at = 0.0  # its first byte, or its head; for the access log only
+        self.error: str | None = None  # why it did not end well; for the access log
         self.body_bytes = 0  # of the answer
         self.events = 0  # of an event stream
         self.answered = False  # the client has the answer's head
         self.sent = False  # the engine has the whole request
         self.in_one = False  # it got it in one piece, which it reads as a whole or not at all
+        if relay.access_log is not None:
+            self.came_at = self.waits_since or monotonic()
         if not 0 < len(head.request_id) <= MAX_ID_BYTES:
             head.request_id = relay.next_id()
         self._body = body_of(head.length)
@@ -320,6 +313,7 @@ class Exchange:
             self._cut_off(message, code)
             return
         self._let_go()
+        self.status, self.error = status, code
         self.relay.ended(self)
         self.client.refuse(status, message, code)
 
@@ -330,6 +324,7 @@ class Exchange:
     def _cut_off(self, message: str, code: str) -> None:
         """In the middle of an answer: an event stream is told so in its language; of another, the missing end tells."""
         self._let_go()
+        self.error = code
         self.relay.ended(self)
         if not self._stream or not self._chunked:
             self.client.abort(reset=self.head.http_1_0)
@@ -341,6 +336,7 @@ class Exchange:
         if self.sent and not self.first_at:
             self.samples.given_up(monotonic() - self.sent_at)
         self._let_go()
+        self.error = "client_gone"
         self.relay.ended(self)
 
     def _let_go(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, Protocol
 
 from swapd.front.answers import REPLACED, STOPPED
+from swapd.front.relay.access_log import AccessLog
 from swapd.front.relay.chooser import Chooser
 from swapd.front.relay.client import ClientConnection
 from swapd.front.relay.exchange import BY_CONNECT, Exchange, connect
@@ -72,12 +73,13 @@ class Relay:
         self.requests = 0
         self.turned_away = 0
         self.cut = 0
+        self.access_log: AccessLog | None = None
         self.measure = Measure(self.table, time.monotonic())
         self._loop = loop
         self._gate = gate
         self._health_path = health_path.encode()
         self._upstreams: dict[str, Upstream] = {}
-        self._chooser = Chooser(self.table, self._upstreams)
+        self.chooser = Chooser(self.table, self._upstreams)
         self._building: set[asyncio.Task[Any]] = set()  # connections that have no transport yet
         self._tasks: set[asyncio.Task[None]] = set()
         self._id_prefix = os.urandom(6).hex()
@@ -104,7 +106,7 @@ class Relay:
                 upstream.close()
                 if not upstream.in_flight:
                     del self._upstreams[worker]
-        self._chooser.point(table)
+        self.chooser.point(table)
         self.measure.point(table, time.monotonic())
         for route in table.routes:
             self._upstreams[route.worker].samples = self.measure.samples_of(route.revision)
@@ -173,10 +175,10 @@ class Relay:
         if self.turning_away:
             exchange.refuse(503, *STOPPED)
             return
-        if self._chooser.reads_bodies and self._chooser.awaits_body(exchange):
+        if self.chooser.reads_bodies and self.chooser.awaits_body(exchange):
             self._await_body(exchange)
             return
-        upstream = self._chooser.choose(exchange, self.now)
+        upstream = self.chooser.choose(exchange, self.now)
         if upstream is None:
             self._wait(exchange)
         elif upstream.route.blocks(exchange.head.target):
@@ -202,7 +204,7 @@ class Relay:
 
     def _send(self, exchange: Exchange, connection: UpstreamConnection) -> None:
         if exchange.choice is not None:
-            self._chooser.begins(exchange.choice, self.now)
+            self.chooser.begins(exchange.choice, self.now)
         exchange.begin(connection)
 
     def _await_body(self, exchange: Exchange) -> None:
@@ -215,7 +217,7 @@ class Relay:
 
     def died(self, exchange: Exchange, upstream: Upstream) -> None:
         """An engine, with this request, which goes to one once more."""
-        self._chooser.avoid(exchange, upstream.route.worker)
+        self.chooser.avoid(exchange, upstream.route.worker)
 
     def unreachable(self, exchange: Exchange, upstream: Upstream) -> None:
         if exchange not in upstream.exchanges:
@@ -237,9 +239,21 @@ class Relay:
             upstream.exchanges.discard(exchange)
 
     def ended(self, exchange: Exchange) -> None:
+        if exchange.came_at:
+            self._log(exchange)
         if exchange.upstream is not None:
             exchange.upstream.exchanges.discard(exchange)
             self.requests += 1
+
+    def _log(self, exchange: Exchange) -> None:
+        if self.access_log is not None:
+            self.access_log.note(exchange, time.monotonic())
+
+    def log_to(self, access_log: AccessLog | None) -> None:
+        """From here on; what was queued for the one before is written."""
+        before, self.access_log = self.access_log, access_log
+        if before is not None:
+            before.end()
 
     def refused(self, status: int) -> None:
         self.turned_away += status == 503
@@ -258,6 +272,8 @@ class Relay:
         client, upstream = exchange.client, exchange.upstream
         assert upstream is not None
         self.requests += 1
+        if exchange.came_at:
+            self._log(exchange)
         self.left(exchange)
         self.clients.discard(client)
         early = client.become_tunnel()
@@ -273,7 +289,7 @@ class Relay:
     async def _admit_tcp(self, sock: socket.socket, waits_since: float | None) -> None:
         unreachable: tuple[str, ...] = ()
         while True:
-            upstream, choice = self._chooser.choose_for_tunnel(unreachable, self.now)
+            upstream, choice = self.chooser.choose_for_tunnel(unreachable, self.now)
             if upstream is None:
                 break
             tunnel = Tunnel(self, upstream)
@@ -286,7 +302,7 @@ class Relay:
                 continue
             self.requests += 1
             if choice is not None:
-                self._chooser.begins(choice, self.now)
+                self.chooser.begins(choice, self.now)
             try:
                 await self._loop.connect_accepted_socket(lambda tunnel=tunnel: tunnel.client, sock)  # type: ignore[misc]
             except OSError:
@@ -331,10 +347,6 @@ class Relay:
             }
         return figures
 
-    def split_stats(self) -> dict[str, Any] | None:
-        """[any thread] Set and actual weights, how requests were chosen for, sessions; None: nothing is split."""
-        return self._chooser.stats()
-
     def cut_all(self, worker: str | None = None) -> int:
         """The time to finish is over."""
         exchanges, tunnels = self.exchanges(worker), self.tunnels(worker)
@@ -378,6 +390,9 @@ class Relay:
             client.transport.abort()
         for upstream in self._upstreams.values():
             upstream.close()
+        if self.access_log is not None:
+            self.access_log.end()
+            self.access_log.wait()
 
     def _task(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
