@@ -224,6 +224,8 @@ class ServiceConfig:
     session_key: str | None = (
         None  # "header:NAME", "cookie:NAME" or "json:/pointer": requests with the same one stay together
     )
+    access_log: bool | str = False  # a line for each request: in `log_dir`, or in this file
+    access_log_query: bool = False  # with the query of the request's target
     rules: tuple[Rule, ...] = ()  # what a candidate has to keep, in its stages and in its soak
 
 

@@ -94,6 +94,7 @@ def _services(config: Config) -> Iterator[Fault]:
             cure = f'name as many, or write devices = "auto" (gpus = {model.gpus} of models.{quoted(model.name)})'
             yield f"{path}.devices", f'are too few for "{model.name}", which spans {model.gpus}: {cure}'
         yield from _strategy(config, service, path)
+        yield from _access_log(config, service, path)
         for index, name in enumerate(service.devices or ()):
             if name in config.devices:
                 continue
@@ -114,6 +115,14 @@ def _strategy(config: Config, service: ServiceConfig, path: str) -> Iterator[Fau
     if service.protocol == "tcp" and (service.rules or service.session_key):
         key = "rules" if service.rules else "session_key"
         yield f"{path}.{key}", 'needs requests to look at, and protocol = "tcp" has only bytes: leave it out'
+
+
+def _access_log(config: Config, service: ServiceConfig, path: str) -> Iterator[Fault]:
+    model = config.models.get(service.model)
+    if service.access_log and service.protocol == "tcp":
+        yield f"{path}.access_log", 'needs requests to look at, and protocol = "tcp" has only bytes: leave it out'
+    elif service.access_log and service.front == "direct" and model is not None and model.engine == "asgi":
+        yield f"{path}.access_log", f'is written by a gate, and "{model.name}" answers itself: write front = "gate"'
 
 
 def _listeners(config: Config) -> Iterator[Fault]:

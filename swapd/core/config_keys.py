@@ -178,6 +178,8 @@ SERVICE: Final = (
     _timeout("keep_alive", NEXT_SWAP, 1.0, 86400.0),
     Key("queue_limit", read.integer(1, 100_000)),
     Key("trust_forwarded", read.flag, NOW),
+    Key("access_log", read.switch_or_path, NOW),
+    Key("access_log_query", read.flag, NOW),
     Key("session_key", proof.session_key, NOW),
     Key("rules", proof.rules, NOW, show=proof.show_rules),
 )

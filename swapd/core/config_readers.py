@@ -153,6 +153,15 @@ def _length(name: str) -> int:
     return len(name.encode("utf-8", "replace"))
 
 
+def switch_or_path(value: object, base: str) -> bool | str:
+    """Off, on, or where to."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str):
+        raise Wrong(f"{kind_of(value)} is neither: write true, false, or the path of a file")
+    return path(value, base)
+
+
 def absolute_path(value: object, base: str) -> str:
     word = path(value, base)
     if not word.startswith("/"):

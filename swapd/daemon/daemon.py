@@ -19,6 +19,7 @@ from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import Event, ShutdownRequested, SuccessorNeeded, WorkerExited
 from swapd.core.model import State
 from swapd.core.redact import Redactor, secrets_of
+from swapd.daemon import access_logs
 from swapd.daemon.adoption import borrow_listeners, observe
 from swapd.daemon.api import Api
 from swapd.daemon.closing import Closing
@@ -210,6 +211,7 @@ class Daemon:
         log.info("daemon.ready version=%s control=%s", swapd.__version__, self.config.daemon.control)
         periodic = (
             *(self.reading.poll_stats(), self._report(), self._tidy_logs(), self._prune_journal()),
+            access_logs.keep(lambda: self.config, lambda: list(self.workers.live.values())),
             *(self._mend_journal(), self._favour_servers(), self.restart.follow_changes()),
             *(Liveness(self.loop, self.workers, self.knowledge).run(), self.devices.watch()),
         )

@@ -29,6 +29,8 @@ class Live:
     stopping: bool = False
     upstreams: set[str] = field(default_factory=set)  # a gate's: every worker that it was ever pointed to
     cpu_weight: int | None = None  # that it was last given; None: as it was started
+    access_log: tuple[tuple[int, int] | None, bool] | None = None  # a gate's: its file, and whether with queries
+    access_log_problem: str = ""  # why it has none, as it was told
     condemned: Problem | None = None  # why it was killed, if it was not asked to end
     ready_in_log: int = 0  # where its log ended when it was seen ready: what ran short before then did not stop it
     reported: bool = False  # its failure to start is told by the operation, so its exit needs no telling

@@ -22,6 +22,7 @@ from swapd.core.launch import Command, Confinement
 from swapd.core.model import DeviceReading, Kind, Revision, Slot, Worker
 from swapd.core.out_of_memory import told_by_its_log
 from swapd.core.presets import blocked_paths, launch_of, reuses_connections, smallest_gpu_bytes
+from swapd.daemon import access_logs
 from swapd.daemon.hosting import WorkerHost, WorkerProcess, choose_host, confine, cpu_weight, share, user_of
 from swapd.daemon.live import Live
 from swapd.daemon.spec import (
@@ -164,6 +165,8 @@ class Workers:
         )
         live.connected.set()
         live.channel.on_event = lambda name, params: self._on_event(live.id, name, params)
+        if live.kind is Kind.GATE:
+            await access_logs.connected(live, self.config)
         return live.hello
 
     async def _start(

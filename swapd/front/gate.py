@@ -327,6 +327,11 @@ class GateFront(Front):
         """From here on; None: nowhere."""
         self._relay.log_to(access_log)
 
+    @property
+    def logs_access(self) -> bool:
+        """[any thread]"""
+        return self._relay.access_log is not None
+
     def _log_turned_away(self, seen: bytes, waited_s: float, code: str) -> None:
         if self._relay.access_log is not None:
             self._relay.access_log.note_turned_away(seen, waited_s, code)

@@ -21,6 +21,7 @@ def standing_of(front: Front | None) -> dict[str, Any]:
     told |= {"quiesced_at": standing.quiesced_at, "started_at": standing.started_at}
     if isinstance(front, GateFront):
         table = front.table
+        told["access_log"] = front.logs_access
         told |= {"table_epoch": table.epoch, "points_to": front.points_to, "pointed_at": front.pointed_at}
         told["table_label"] = table.label
     return told

@@ -114,6 +114,7 @@ def test_the_redacted_view_of_a_file_without_secrets_is_a_file_with_the_same_mea
         (((*CHAT, "max_outage"), "0s"), "services.chat.max_outage", NOW),
         (((*CHAT, "front"), "gate"), "services.chat.front", NOW),
         (((*CHAT, "trust_forwarded"), True), "services.chat.trust_forwarded", NOW),
+        (((*CHAT, "access_log_query"), True), "services.chat.access_log_query", NOW),
         (((*CHAT, "keep_alive"), "5s"), "services.chat.keep_alive", NEXT_SWAP),
         (((*CHAT, "listen"), "127.0.0.1:9000"), "services.chat.listen", NOW),
         ((("daemon", "log_level"), "debug"), "daemon.log_level", NOW),
