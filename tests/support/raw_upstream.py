@@ -70,9 +70,12 @@ class RawUpstream:
         self.answer = lambda request: OK
         self.on_head = lambda request: None
         self.on_accept = lambda sock: True
+        self.faults = []
+        self.forget_requests()
+
+    def forget_requests(self):
         self.requests = []  # those whose head has come
         self.whole = []
-        self.faults = []
         self.cut_short = []  # requests that ended with their connection
 
     def route(self, worker="chat-1", revision=1, **more):

@@ -156,6 +156,8 @@ class _Connection(asyncio.Protocol):
                 self._first = time.monotonic()
                 self._body = body_of(head.length) if head.length else Counted(0)
                 return data
+        if not data.startswith(b"HTTP/1."[: len(data)]):
+            raise BadAnswer("it begins otherwise")
         if len(data) >= MAX_HEAD_BYTES or self._left < 0:
             raise BadAnswer("its head is over 64 KiB")
         self._buffer = data
