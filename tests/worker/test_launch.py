@@ -19,6 +19,7 @@ PARTS = (
     "swapd.core.process_tree",
     *("swapd.worker", "swapd.front", "swapd.wire.worker", "swapd.wire.peer"),
     *("swapd.core.errors", "swapd.core.states", "swapd.core.handover", "swapd.core.process_tree"),
+    *("swapd.core.window", "swapd.core.agreement", "swapd.core.json_values", "swapd.core.shadow_samples"),
 )
 
 

@@ -26,7 +26,7 @@ def gate():
         shadow |= {"share": 1.0, "noise": 1.0, "compare": {"how": "json", "ignore": ["/pid"]}}
         channel.request("point", epoch=1, routes=routes, shadow=shadow)
         channel.request("adopt", (listener.fileno(),), epoch=1, listeners=["main"])
-        wait_until(lambda: channel.request("stats")["shadow"]["running"], "a process of the shadow's")
+        wait_until(lambda: channel.request("stats", windows=True)["shadow"]["running"], "a process of the shadow's")
         client = HttpClient(listener.getsockname())
         yield gate, channel, client
         client.close()
@@ -40,8 +40,10 @@ def test_figures_of_real_servers_are_told_with_the_gates(gate):
     worker, channel, client = gate
     for number in range(5):
         assert json.loads(client.get("/x", "POST", body=b"hello")[2])["weights"] == "w1"
-        wait_until(lambda n=number: channel.request("stats")["shadow"]["noise"]["compared"] == n + 1, "compared")
-    figures = channel.request("stats")["shadow"]
+        wait_until(
+            lambda n=number: channel.request("stats", windows=True)["shadow"]["noise"]["compared"] == n + 1, "compared"
+        )
+    figures = channel.request("stats", windows=True)["shadow"]
     assert (figures["compared"], figures["agreed"], figures["noise"]["agreed"]) == (5, 0, 5)
     assert figures["paths"] == [{"path": "/weights", "differs": 5, "noise": 0}]
     assert figures["samples"][0]["differences"] == [{"path": "/weights", "stable": "w1", "candidate": "w2"}]
@@ -50,7 +52,7 @@ def test_figures_of_real_servers_are_told_with_the_gates(gate):
             "point", epoch=2, routes=[], shadow={"worker": "w", "revision": 1, "address": "unix:/x", "share": 9}
         )
     channel.request("point", epoch=2, routes=[])
-    assert "shadow" not in channel.request("stats")
+    assert channel.request("stats", windows=True)["shadow"] is None
     wait_until(lambda: not children(worker), "its end")
 
 
