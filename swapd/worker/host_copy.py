@@ -108,17 +108,19 @@ class _Filling:
     def run(self, tell: Tell) -> None:
         count = min(READERS, max(1, len(os.sched_getaffinity(0))))
         threads = [threading.Thread(target=self._work, name=f"weights-{n}", daemon=True) for n in range(count)]
-        for thread in threads:
-            thread.start()
+        begun: list[threading.Thread] = []
         try:
+            for thread in threads:
+                thread.start()
+                begun.append(thread)
             for thread in threads:
                 while thread.is_alive():
                     thread.join(_TELL_S)
                     tell(self._done, self._total)
-        except BaseException as error:  # of `tell`, or of a signal's handler: the memory must be nobody's afterwards
+        except BaseException as error:  # of `tell`, of a signal's handler, or no more threads may be started
             self._fail(error)
-            for thread in threads:
-                thread.join()
+            for thread in begun:
+                thread.join()  # the memory must be nobody's afterwards
             raise
         if self._error is not None:
             raise self._error

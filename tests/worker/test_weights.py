@@ -147,6 +147,31 @@ def test_a_progress_that_raises_leaves_no_reader_behind(tmp_path):
     assert not readers()
 
 
+def test_where_no_more_threads_may_be_started_it_says_so_and_leaves_no_reader_behind(tmp_path, monkeypatch):
+    """By the limit of a container: a reader that goes on would write to memory that is given back."""
+    path = write(tmp_path / "m.safetensors", SMALL)
+    start, read = threading.Thread.start, host_copy._Filling._read
+    two_begun = threading.Event()
+
+    def one_only(thread):
+        if thread.name == "weights-1":
+            two_begun.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def slowly(*arguments):
+        assert two_begun.wait(30)
+        read(*arguments)
+
+    monkeypatch.setattr(host_copy, "READERS", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(threading.Thread, "start", one_only)
+    monkeypatch.setattr(host_copy._Filling, "_read", slowly)
+    with pytest.raises(RuntimeError, match="new thread"):
+        Weights(path).stage()
+    assert not readers()
+
+
 def readers():
     return [t for t in threading.enumerate() if t.name.startswith("weights-")]
 
