@@ -15,7 +15,7 @@ from swapd.core.errors import Problem
 from swapd.core.fallback import fallback_of
 from swapd.core.model import Kind, Revision, Service, State, Strategy, Swap, Worker
 from swapd.core.states import Phase, WorkerState
-from swapd.core.to_come import to_come
+from swapd.core.to_come import promised
 
 KEPT_REVISIONS: Final = 32
 
@@ -205,7 +205,6 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
     kept = service.swap.source if service.swap is not None else None  # the swap is soaking, or there is none
     wish = event.strategy or service.settings.strategy
     max_outage_s = event.max_outage_s if event.max_outage_s is not None else service.settings.max_outage_s
-    promised = (*state.reservations, *to_come(state.services, state.workers, reserved))
     everybody = ((w, s.revision(w.revision)) for s in state.services for w in state.workers_of(s.name))
     return placement.PlacementRequest(
         service=service.name,
@@ -213,7 +212,7 @@ def _placement_request(state: State, service: Service, event: events.SwapRequest
         footprint=event.measurement.footprint,
         readings=event.measurement.readings,
         # A soak that this swap would end keeps nothing promised any more.
-        reservations=tuple(r for r in promised if not (r.for_return and r.service == service.name)),
+        reservations=tuple(r for r in promised(state) if not (r.for_return and r.service == service.name)),
         incumbents=serving,
         retiring=held,
         soaking=tuple(w.id for w in workers if kept is not None and w.revision == kept.number),

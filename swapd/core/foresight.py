@@ -15,6 +15,7 @@ from swapd.core.model import DeviceReading, Forecast, Service, State, Strategy
 from swapd.core.outage import ExpectedTimes
 from swapd.core.placement import Placement
 from swapd.core.report import device_record, revision_record
+from swapd.core.to_come import promised
 
 NONE: Final = "none"
 
@@ -58,7 +59,7 @@ def plan_record(
     flags: Sequence[str] = (),
     breaks: Sequence[str] = (),
 ) -> dict[str, Any]:
-    here = [available_bytes(r, state.reservations) for r in measurement.readings if r.name in placement.devices]
+    here = [available_bytes(r, promised(state)) for r in measurement.readings if r.name in placement.devices]
     known = [room for room in here if room is not None]
     then, need = placement.room_bytes, placement.need_bytes
     return {

@@ -26,6 +26,7 @@ from swapd.core.model import (
     Worker,
 )
 from swapd.core.states import FORWARD, TERMINAL, Phase, WorkerState
+from swapd.core.to_come import promised
 
 
 def swap_record(swap: Swap) -> dict[str, Any]:
@@ -244,11 +245,12 @@ def worker_record(state: State, worker: Worker, reserved: Mapping[str, int | Non
 
 
 def device_record(reading: DeviceReading, state: State) -> dict[str, Any]:
-    here = [r for r in state.reservations if reading.name in r.devices]
+    all_promised = promised(state)
+    here = [r for r in all_promised if reading.name in r.devices]
     used = dict(reading.used_by)
     return measured_device(reading) | {
         "reserved_bytes": sum(r.bytes or 0 for r in here),
-        "available_bytes": available_bytes(reading, state.reservations),
+        "available_bytes": available_bytes(reading, all_promised),
         "workers": [{"id": r.worker_id, "reserved_bytes": r.bytes, "used_bytes": used.get(r.worker_id)} for r in here],
     }
 

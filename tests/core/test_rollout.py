@@ -10,7 +10,7 @@ from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Measured, WakeAt
 from swapd.core.model import DeviceKind, Health, Kind, OpKind, State, Strategy
-from swapd.core.report import health, rollback_kind, service_record, swap_record
+from swapd.core.report import device_record, health, rollback_kind, service_record, swap_record
 from swapd.core.rollout import plan, step
 from swapd.core.states import SWAP_TABLE, TERMINAL, Phase, WorkerState
 
@@ -465,6 +465,8 @@ def test_nobody_is_promised_what_an_in_place_swap_has_counted_on(starts):
         host.add("embed", "b")
     host.settle(until_idle=False)
     assert host.swap("chat", "big").strategy is Strategy.IN_PLACE
+    told = device_record(host.reading(), host.state)
+    assert ("load of chat on gpu0", 10 * GIB) in [(w["id"], w["reserved_bytes"]) for w in told["workers"]]
     if starts:
         host.needs["c"] = 7 * GIB
         host.add("embed", "c")
