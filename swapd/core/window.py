@@ -21,7 +21,7 @@ _SHIFT: Final = -math.log(_LOWEST) * _PER_LOG
 # A window is kept in slices of equal numbers of requests, so that what begins late can be seen. When there are so many,
 # each two become one.
 MAX_SLICES: Final = 8
-_FIRST_SPAN: Final = 64
+_FIRST_SPAN: Final = 16
 _STATUS_CLASSES: Final = ("1", "2", "3", "4", "5")
 
 
