@@ -41,7 +41,8 @@ class Chooser:
             return self._least_busy(exchange.unreachable, exchange.head.all_headers)
         choice = exchange.choice
         if choice is None or choice.route not in self.table.routes:
-            choice = split.choose(exchange.head.all_headers, self._body(exchange) or b"", now)
+            headers = exchange.head.all_headers if split.reads_heads else ()
+            choice = split.choose(headers, self._body(exchange) or b"", now)
         exchange.choice = choice = split.reachable(choice, exchange.unreachable)
         return self._upstreams[choice.route.worker] if choice is not None else None
 

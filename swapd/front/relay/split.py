@@ -67,16 +67,19 @@ class Split:
         self._credit = [0.0] * len(table.routes)
         self._salt = table.routes[-1].revision  # the candidate's
         self._total = sum(route.weight for route in table.routes)
+        self._by_match = [Choice(route, MATCH) for route in table.routes if route.match]
+        self._counted = [Choice(route, COUNT) for route in table.routes]
+        self.reads_heads = bool(self._by_match) or table.session_key is not None
 
     def choose(self, headers: Sequence[tuple[bytes, bytes]], body: bytes, now: float) -> Choice:
         """For a request that has not been chosen for yet. `body`: whole, or nothing."""
         table = self._table
-        for route in table.routes:
-            if any(match.fits(headers) for match in route.match):
-                return Choice(route, MATCH)
+        for choice in self._by_match:
+            if any(match.fits(headers) for match in choice.route.match):
+                return choice
         key = table.session_key.find(headers, body) if table.session_key is not None else b""
         if not key:
-            return Choice(self._by_count(), COUNT)
+            return self._by_count()
         session = digest(key)
         worker = self._sessions.of(session, now, table.keep_sessions_s) if table.keep_sessions_s else None
         route_kept = next((route for route in table.routes if route.worker == worker), None)
@@ -118,13 +121,14 @@ class Split:
         sessions = {"known": len(self._sessions), "forgotten": self._sessions.forgotten}
         return {"weights": weights, "how": dict(self.how), "sessions": sessions}
 
-    def _by_count(self) -> Route:
-        routes, credit = self._table.routes, self._credit
-        for n, route in enumerate(routes):
-            credit[n] += route.weight
-        richest = max(range(len(routes)), key=credit.__getitem__)
+    def _by_count(self) -> Choice:
+        credit, richest = self._credit, 0
+        for n, choice in enumerate(self._counted):
+            credit[n] += choice.route.weight
+            if credit[n] > credit[richest]:
+                richest = n
         credit[richest] -= self._total
-        return routes[richest]
+        return self._counted[richest]
 
     def _by_place(self, session: int) -> Route:
         """Those after the stable lie at the beginning of [0, 1): when their percents grow, no key goes back to it."""
