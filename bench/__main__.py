@@ -16,6 +16,7 @@ BENCHES = (
     "staging",
     "front",
     "relay",
+    "split",
     "peers",
     "handover",
 )  # the loudest one last
