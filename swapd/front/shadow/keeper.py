@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 import subprocess
@@ -60,8 +59,8 @@ class Keeper:
     def _start(self) -> None:
         assert self.tee is not None
         self._start_at = None
-        figures = None if self._report is None else json.loads(self._report.figures)
-        start = {"kind": "start", "shadow": dict(self.tee.shadow.params), "figures": figures}
+        figures = None if self._report is None else self._report.read()
+        start = {"kind": "start", "shadow": dict(self.tee.shadow.params), "figures": figures, "share": self.tee.share}
         try:
             self._process = Process(self._loop, self, pieces_of(start, b"", (), ()))
         except OSError as error:
@@ -77,6 +76,8 @@ class Keeper:
             self._ending.append(process)
 
     def _failed(self, why: str) -> None:
+        if self._process is not None and not self._process.reported:
+            self._report = None  # it may be the figures that it cannot go on from
         self._let_go()
         self._restarts += 1
         self._problem = why
@@ -85,6 +86,7 @@ class Keeper:
         self._backoff_s = min(2 * self._backoff_s, LAST_BACKOFF_S)
 
     def reported(self, process: Process, report: Report) -> None:
+        process.reported = True
         if process is self._process and self.tee is not None:
             self._report = report
             self.tee.share = min(report.share, self.tee.shadow.share)
@@ -109,7 +111,7 @@ class Keeper:
         tee, report, process = self.tee, self._report, self._process
         if tee is None:
             return None
-        told = json.loads(report.figures) if report is not None else {"dropped_for": {}}
+        told = (report.read() if report is not None else None) or {"dropped_for": {}}
         for why, count in dict(tee.dropped).items():
             told["dropped_for"][why] = told["dropped_for"].get(why, 0) + count
         methods = ", ".join(sorted(method.decode() for method in tuple(tee.with_effects)))
@@ -143,6 +145,7 @@ class Process(asyncio.Protocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop, keeper: Keeper, start: list[bytes]) -> None:
         self.began_at = self.heard_at = loop.time()
+        self.reported = False
         self._keeper = keeper
         self._start = start
         self._ended = False

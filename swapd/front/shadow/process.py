@@ -74,6 +74,7 @@ class Gate(asyncio.Protocol):
                 self._work.take(frame)
             else:
                 self._work = Work(self._loop, read_shadow(frame.meta["shadow"]), frame.meta["figures"])
+                self._work.throttle.share = frame.meta["share"]
 
     def _report(self) -> None:
         if self._work is not None and not self._full:

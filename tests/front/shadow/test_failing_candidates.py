@@ -150,7 +150,40 @@ def test_one_that_dies_again_and_again_is_replaced_later_each_time(shadowing, co
         shadow_of(shadow.gate).kill()
         assert client.get()[0] == 200
         shadow.wait(restarts=number)
-    assert shadow.wait(restarts=3)["dropped_for"].get("down", 0) >= 1
+    assert client.get()[0] == 200
+    assert shadow.wait(restarts=3, running=False)["dropped_for"]["down"] >= 1
+
+
+def test_figures_that_no_process_can_go_on_from_are_given_up(shadowing, connect, tmp_path, monkeypatch):
+    """The one before has told something that the next dies of: not again and again."""
+    launcher = tmp_path / "launch.py"
+    launcher.write_text(
+        "import socket, struct, sys\n"
+        "gate = socket.socket(fileno=int(sys.argv[2]))\n"
+        'told = b\'{"dropped_for": {}, "samples": 7}\'\n'
+        "gate.sendall(struct.pack('!dI', 0.5, len(told)) + told)\n"
+    )
+    keeper = tmp_path / "sitecustomize.py"
+    keeper.write_text(
+        "import swapd.front.shadow.keeper as keeper\n"
+        "real, init = keeper.LAUNCHER, keeper.Process.__init__\n"
+        f"keeper.LAUNCHER = {str(launcher)!r}\n"
+        "def once(self, *rest):\n"
+        "    init(self, *rest)\n"
+        "    keeper.LAUNCHER = real\n"
+        "keeper.Process.__init__ = once\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    shadow = shadowing()
+    client = connect()
+
+    def works():
+        assert client.get()[0] == 200
+        return shadow.figures.get("agreed", 0) > 0
+
+    wait_until(works, "a process that works")
+    assert shadow.figures["restarts"] == 2
+    assert shadow.figures["throttled"] == 0.5
 
 
 def test_one_that_stands_still_delays_nobody_and_takes_no_memory(shadowing, connect):
