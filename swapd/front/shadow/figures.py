@@ -22,9 +22,10 @@ MAX_PATH: Final = 160  # characters
 
 
 class Figures:
-    """Of one shadow, from its beginning; they go on in another process when one has ended (`restored`)."""
+    """Of one shadow, from its beginning; they go on in another process when one has ended (`restore`). `replays`:
+    whether the stable is asked again at all."""
 
-    def __init__(self, keep: int, redaction: Redaction) -> None:
+    def __init__(self, keep: int, redaction: Redaction, *, replays: bool = True) -> None:
         self.samples = Samples(keep)
         self._redaction = redaction
         self._counts: Counter[str] = Counter()
@@ -32,6 +33,7 @@ class Figures:
         self._statuses: Counter[str] = Counter()
         self._score = 0.0  # the sum of all that were compared
         self._histograms = {name: Histogram() for name in _HISTOGRAMS}
+        self._replays = replays
         self._noise: Counter[str] = Counter()
         self._noise_latency = Histogram()
         self._paths: dict[str, list[int]] = {}  # [between the two, between the stable's own]
@@ -97,11 +99,14 @@ class Figures:
             "statuses": dict(self._statuses),
             "score": round(self._score / compared, 6) if compared else None,
             "agreement": above_noise(compared, self._counts["agreed"], noise["compared"], noise["agreed"]),
-            "noise": {**{name: noise[name] for name in _NOISE_COUNTS}, "latency": self._noise_latency.to_json()},
+            "noise": self._noise_told() if self._replays else None,
             **{name: histogram.to_json() for name, histogram in self._histograms.items()},
             "paths": [{"path": path, "differs": both[0], "noise": both[1]} for path, both in most],
             "samples": self.samples.to_json(),
         }
+
+    def _noise_told(self) -> dict[str, Any]:
+        return {**{name: self._noise[name] for name in _NOISE_COUNTS}, "latency": self._noise_latency.to_json()}
 
     def report(self) -> bytes:
         """As JSON, with as many samples as there is room for, and without the least histograms where latencies are all
@@ -110,7 +115,9 @@ class Figures:
         while len(written := json.dumps(told).encode()) > FULL_REPORT and told["samples"]:
             del told["samples"][: (len(told["samples"]) + 1) // 2]
         if len(written) > FULL_REPORT:
-            told |= {"first_byte": {}, "stable_first_byte": {}, "noise": {**told["noise"], "latency": {}}}
+            told |= {"first_byte": {}, "stable_first_byte": {}}
+            if self._replays:
+                told["noise"]["latency"] = {}
             written = json.dumps(told).encode()
         return written
 
@@ -121,8 +128,9 @@ class Figures:
             reasons.update(told[f"{name}_for"])
         self._statuses.update(told["statuses"])
         self._score = (told["score"] or 0.0) * told["compared"]
-        self._noise.update({name: told["noise"][name] for name in _NOISE_COUNTS})
-        self._noise_latency = Histogram.from_json(told["noise"]["latency"])
+        if self._replays:
+            self._noise.update({name: told["noise"][name] for name in _NOISE_COUNTS})
+            self._noise_latency = Histogram.from_json(told["noise"]["latency"])
         self._histograms = {name: Histogram.from_json(told[name]) for name in _HISTOGRAMS}
         self._paths = {each["path"]: [each["differs"], each["noise"]] for each in told["paths"]}
         self.samples.restore(told["samples"])

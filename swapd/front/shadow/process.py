@@ -95,7 +95,7 @@ class Gate(asyncio.Protocol):
 class Work:
     def __init__(self, loop: asyncio.AbstractEventLoop, shadow: Shadow, told: dict[str, Any] | None) -> None:
         redaction = read_redaction(shadow.params["redact"])
-        self.figures = Figures(shadow.keep, redaction)
+        self.figures = Figures(shadow.keep, redaction, replays=shadow.noise > 0.0)
         if told is not None:
             self.figures.restore(told)
         self.throttle = Throttle(shadow.share)

@@ -29,7 +29,7 @@ class Shadow:
     reuse: bool  # its connections may carry one request after the other
     share: float  # of the requests, 0 to 1
     methods: tuple[bytes, ...]
-    paths: tuple[bytes, ...]  # a `*` at the end stands for whatever follows; (): all
+    paths: tuple[bytes, ...]  # they begin with one of these; (): all
     max_body: int  # bytes of a request's and of an answer's: larger ones are not copied
     concurrency: int  # copies that the candidate works on at once
     deadline_s: float  # for one answer
@@ -38,12 +38,7 @@ class Shadow:
     params: Mapping[str, Any]  # all of it, as it was told: for the shadow's process
 
     def wants(self, method: bytes, target: bytes) -> bool:
-        if method not in self.methods:
-            return False
-        path = target.partition(b"?")[0]
-        return not self.paths or any(
-            path.startswith(each[:-1]) if each.endswith(b"*") else path == each for each in self.paths
-        )
+        return method in self.methods and (not self.paths or target.startswith(self.paths))
 
 
 def read_shadow(params: object) -> Shadow:

@@ -117,6 +117,16 @@ def test_figures_go_on_in_the_next_process():
     assert again.to_json() == told
 
 
+def test_without_replays_there_is_no_noise_to_tell():
+    figures = Figures(50, read_redaction([]), replays=False)
+    figures.judged(Outcome(True, 1.0))
+    told = figures.to_json()
+    assert told["noise"] is None
+    again = Figures(50, read_redaction([]), replays=False)
+    again.restore(json.loads(figures.report()))
+    assert again.to_json() == told
+
+
 def test_a_candidate_that_answers_5xx_is_not_fast():
     figures = Figures(50, read_redaction([]))
     figures.answered(503, 0.001, 0.001, 0.1, 0.1)
