@@ -27,7 +27,7 @@ def block(config: Config, name: str) -> StrategyConfig:
     if name in config.strategies:
         return config.strategies[name]
     if name not in (*PLAIN, *STAGED):
-        raise SwapdError(errors.BAD_REQUEST, f'There is no strategy "{name}": {suggest(name, known(config))}.')
+        raise SwapdError(errors.BAD_REQUEST, f'There is no strategy "{name}": {suggest(name, known(config))}')
     return StrategyConfig(name=name, kind=name)
 
 

@@ -342,7 +342,7 @@ def test_no_daemon_exits_3(tmp_path, capsys):
         ["swap", "chat", "--to", "b", "--max-outage", "2"],
         ["swap", "chat", "--to", "b", "--deadline", "soon"],
         ["show", "latest"],
-        ["promote", "chat"],
+        ["promotion", "chat"],
         ["history", "-n", "-1"],
     ],
 )
