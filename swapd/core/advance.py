@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from swapd.core import errors
 from swapd.core.commands import begin_return
-from swapd.core.delivery import Then, Verdict
+from swapd.core.delivery import Then
 from swapd.core.draft import TRANSFERS, Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Exit, Measure
+from swapd.core.evidence import Outcome
 from swapd.core.model import RESTORE, Kind, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
 from swapd.core.routing import hold, is_pointed_to, is_target, release_gates, route, step_of
 from swapd.core.stages import answering, proceed
@@ -276,7 +277,7 @@ def _end_soak(d: Draft, service: Service) -> None:
     if swap is None or swap.phase is not Phase.SOAKING or swap.soak_until is None:
         return
     delivery, finding = swap.delivery, swap.finding
-    fails = finding is not None and finding.verdict is Verdict.FAIL
+    fails = finding is not None and finding.outcome is Outcome.FAIL
     if fails and finding is not None and delivery is not None and swap.source and delivery.on_fail is Then.ABORT:
         d.set_swap(service.name, error=Problem(errors.ANALYSIS_FAILED, finding.text))
         begin_return(d, service, Phase.FAILED, f"in its soak: {finding.text}")

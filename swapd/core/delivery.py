@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
+from swapd.core.evidence import Outcome
 from swapd.core.rules import Rule
+
+LAST_WORD_S: Final = 3.0  # for the verdict of a stage whose time is over
 
 
 class StageKind(str, Enum):
@@ -33,17 +37,11 @@ class Then(str, Enum):
     ABORT = "abort"
 
 
-class Verdict(str, Enum):
-    PASS = "pass"
-    FAIL = "fail"
-    INCONCLUSIVE = "inconclusive"  # too little was seen: no traffic is no failure
-
-
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The newest verdict on a stage, or on the soak."""
 
-    verdict: Verdict
+    outcome: Outcome
     text: str  # for people, with the figures
     at: float
 
@@ -100,12 +98,12 @@ class Delivery:
         """None: all are over."""
         return self.stages[index] if index < len(self.stages) else None
 
-    def then(self, verdict: Verdict) -> Then:
+    def then(self, outcome: Outcome) -> Then:
         return {
-            Verdict.PASS: self.on_pass,
-            Verdict.FAIL: self.on_fail,
-            Verdict.INCONCLUSIVE: self.on_inconclusive,
-        }[verdict]
+            Outcome.PASS: self.on_pass,
+            Outcome.FAIL: self.on_fail,
+            Outcome.INCONCLUSIVE: self.on_inconclusive,
+        }[outcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +114,21 @@ class Split:
     percent: float = 0.0  # of the requests
     shadow: bool = False  # it gets copies
     sessions: bool = False  # sessions that it has begun stay with it
+    round: int = 0  # what was measured in one is not taken into the next
 
     @property
     def label(self) -> str:
         """As the gate keeps it, and tells a daemon that has just begun."""
-        return f"{self.worker} {self.percent:g} {self.shadow:d} {self.sessions:d}"
+        return f"{self.worker} {self.percent:g} {self.shadow:d} {self.sessions:d} {self.round}"
 
     @staticmethod
     def parse(label: str) -> Split | None:
         """None: it is none."""
         words = label.split(" ")
         try:
-            worker, percent, shadow, sessions = words[0], float(words[1]), words[2] == "1", words[3] == "1"
+            return Split(words[0], float(words[1]), words[2] == "1", words[3] == "1", int(words[4]))
         except (IndexError, ValueError):
             return None
-        return Split(worker, percent, shadow, sessions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,18 +151,19 @@ class Turn:
 
 def turn(delivery: Delivery, stage: Stage, since: float, at: float, finding: Finding | None) -> Turn:
     """`since`: when the stage's table began, later by the time that it was paused."""
-    verdict = finding.verdict if finding is not None and delivery.rules else None
+    outcome = finding.outcome if finding is not None else None
     told = finding.text if finding is not None else ""
-    if verdict is Verdict.FAIL:
-        return Turn(delivery.then(Verdict.FAIL), told)
+    if outcome is Outcome.FAIL:
+        return Turn(delivery.then(Outcome.FAIL), told)
     if at < since + stage.at_least_s:
         return Turn(look_at=since + stage.at_least_s)
     if stage.ends is Ends.MANUAL:
         return Turn(Then.PAUSE, f"{stage.name} waits for a `promote`" + (f"; {told}" if told else ""))
     if stage.ends is Ends.TIME or not delivery.rules:
         return Turn(Then.PROMOTE, told or f"its time is over: {stage.at_least_s:g} s")
-    if verdict is Verdict.PASS:
-        return Turn(delivery.then(Verdict.PASS), told)
-    if at < since + stage.at_most_s:
-        return Turn(look_at=since + stage.at_most_s)
-    return Turn(delivery.then(Verdict.INCONCLUSIVE), told or "nothing was measured")
+    if outcome is Outcome.PASS:
+        return Turn(delivery.then(Outcome.PASS), told)
+    last_s = since + stage.at_most_s + LAST_WORD_S
+    if at < last_s:
+        return Turn(look_at=last_s)
+    return Turn(delivery.then(Outcome.INCONCLUSIVE), told or "nothing was measured")

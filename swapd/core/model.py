@@ -321,6 +321,7 @@ class Swap:
     delivery: Delivery | None = None  # how the candidate proves itself on clients' requests; None: not
     stage: int = 0  # of its stages; past the last: clients may be switched
     stage_at: float | None = None  # since when the stage counts; None: its table is not in force yet
+    round: int = 0  # how often a stage was begun anew
     finding: Finding | None = None  # the newest verdict on the stage, or on the soak
     paused: Pause | None = None
     finished_at: float | None = None

@@ -91,7 +91,7 @@ def _delivery(swap: Swap) -> dict[str, Any] | None:
         "rules": [rule.text for rule in delivery.rules],
         "verdict": None
         if finding is None
-        else {"verdict": finding.verdict.value, "text": finding.text, "at": finding.at},
+        else {"verdict": finding.outcome.value, "text": finding.text, "at": finding.at},
         "paused": None if paused is None else {"at": paused.at, "why": paused.why, "actor": paused.actor or None},
         "possible": [] if swap.phase in TERMINAL else list(possible(swap)),
     }

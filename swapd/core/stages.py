@@ -10,6 +10,7 @@ from swapd.core import errors
 from swapd.core.delivery import Delivery, Pause, Split, Stage, StageKind, Then, turn
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
+from swapd.core.evidence import Outcome
 from swapd.core.model import Revision, Service, Swap, Worker
 from swapd.core.states import FORWARD, Phase
 
@@ -36,8 +37,8 @@ def split_for(d: Draft, service: Service, main: Worker) -> Split | None:
     stage = stage_of(swap)
     if stage is not None and main == stable and candidate is not None and candidate.can_serve:
         if stage.kind is StageKind.SHADOW:
-            return Split(candidate.id, shadow=True)
-        return Split(candidate.id, stage.percent)
+            return Split(candidate.id, shadow=True, round=swap.round)
+        return Split(candidate.id, stage.percent, round=swap.round)
     soaks = swap.phase is Phase.SOAKING and main == candidate
     if soaks and swap.delivery.session_key and stable is not None and stable.can_serve:
         return Split(stable.id, sessions=True)
@@ -120,13 +121,19 @@ def pause(d: Draft, name: str, why: Pause) -> None:
 
 
 def go_on(d: Draft, name: str) -> None:
-    """After a pause: its time does not count, and a verdict that led to it is asked for anew."""
+    """After a pause: its time does not count, and a verdict that led to it is asked for anew. What has failed is not
+    measured on with what made it fail."""
     swap = d.services[name].swap
     assert swap is not None
     assert swap.paused is not None
-    since, paused = swap.stage_at, swap.paused
+    since, paused, finding = swap.stage_at, swap.paused, swap.finding
+    failed = finding is not None and finding.outcome is Outcome.FAIL
     if since is not None:
-        since = d.at if not paused.actor else since + d.at - paused.at
+        since = since + d.at - paused.at if paused.actor else d.at
     phase = Phase.PREPARING if swap.stage == 0 and since is None else Phase.PROGRESSING
-    finding = swap.finding if paused.actor else None
-    d.set_phase(name, phase, paused=None, stage_at=since, finding=finding, reason=f"{swap.target.model} is on its way")
+    d.set_phase(name, phase, paused=None, stage_at=since, reason=f"{swap.target.model} is on its way")
+    if not paused.actor:
+        d.set_swap(name, finding=None)
+    if failed:
+        _end_stage(d, name, "failed", finding.text if finding is not None else "")
+        d.set_swap(name, round=swap.round + 1, stage_at=None, finding=None)

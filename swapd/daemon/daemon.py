@@ -21,6 +21,7 @@ from swapd.core.model import State
 from swapd.core.redact import Redactor, secrets_of
 from swapd.daemon import access_logs
 from swapd.daemon.adoption import borrow_listeners, observe
+from swapd.daemon.analysis import Analysis
 from swapd.daemon.api import Api
 from swapd.daemon.closing import Closing
 from swapd.daemon.devices import Devices
@@ -214,6 +215,7 @@ class Daemon:
             access_logs.keep(lambda: self.config, lambda: list(self.workers.live.values())),
             *(self._mend_journal(), self._favour_servers(), self.restart.follow_changes()),
             *(Liveness(self.loop, self.workers, self.knowledge).run(), self.devices.watch()),
+            Analysis(self.loop, self.workers).run(),
         )
         tasks = [loop.create_task(each) for each in periodic]
         for task in tasks:

@@ -5,8 +5,9 @@ from support.rollout_host import GIB, Host
 
 from swapd.core import errors, events
 from swapd.core.controls import possible
-from swapd.core.delivery import Delivery, Ends, Finding, Split, Stage, StageKind, Then, Verdict
+from swapd.core.delivery import Delivery, Ends, Finding, Split, Stage, StageKind, Then
 from swapd.core.errors import Problem
+from swapd.core.evidence import Outcome
 from swapd.core.model import Kind, OpKind, Strategy
 from swapd.core.rules import parse_rule
 from swapd.core.states import Phase, WorkerState
@@ -66,7 +67,7 @@ def test_a_direct_service_goes_through_a_gate_and_out_again():
     assert gate(host).split == Split(worker_of(host, 2).id, shadow=True)
     for _ in range(3):
         host.pass_time(61)
-        judge(host, Verdict.PASS)
+        judge(host, Outcome.PASS)
     assert swap(host).phase is Phase.SOAKING
     assert (gate(host).points_to, gate(host).split) == (worker_of(host, 2).id, None)
     host.settle()
@@ -81,7 +82,7 @@ def test_stages_follow_each_other_each_with_its_share_and_its_verdict():
     for _ in range(3):
         seen.append(gate(host).split.percent)
         host.pass_time(61)
-        judge(host, Verdict.PASS, f"good at {seen[-1]}")
+        judge(host, Outcome.PASS, f"good at {seen[-1]}")
     assert seen == [0, 5, 50]
     names = ["shadow 20%", "canary 5%", "canary 50%"]
     assert steps(host) == [(name, "done") for name in names]
@@ -90,16 +91,16 @@ def test_stages_follow_each_other_each_with_its_share_and_its_verdict():
 
 def test_a_stage_lasts_its_time_whatever_the_verdict_and_no_longer_than_its_deadline():
     host = swapping(Delivery("canary", (SLICE,), rules=RULES))
-    judge(host, Verdict.PASS)
+    judge(host, Outcome.PASS)
     assert swap(host).stage == 0
     host.pass_time(61)
     host.settle(until_idle=False)
     assert swap(host).phase is Phase.SOAKING
     host = swapping(Delivery("canary", (SLICE,), rules=RULES))
-    judge(host, Verdict.INCONCLUSIVE, "12 of 50 requests")
+    judge(host, Outcome.INCONCLUSIVE, "12 of 50 requests")
     host.pass_time(299)
     assert swap(host).phase is Phase.PROGRESSING
-    host.pass_time(2)
+    host.pass_time(5)
     assert (swap(host).phase, swap(host).reason) == (Phase.PAUSED, "12 of 50 requests")
 
 
@@ -109,7 +110,7 @@ def test_a_stage_lasts_its_time_whatever_the_verdict_and_no_longer_than_its_dead
 def test_what_follows_a_failed_stage_is_a_setting_and_follows_at_once(then, phase):
     host = swapping(Delivery("canary", (SLICE,), rules=RULES, on_fail=then))
     candidate = worker_of(host, 2).id
-    judge(host, Verdict.FAIL, "4 of 31 failed")
+    judge(host, Outcome.FAIL, "4 of 31 failed")
     host.settle(until_idle=False)
     assert (swap(host).phase if swap(host) else None) is phase
     if then is Then.ABORT:
@@ -125,7 +126,7 @@ def test_a_candidate_that_clients_reach_is_drained_before_it_is_ended():
     candidate = worker_of(host, 2).id
     assert host.state.worker(candidate).state is WorkerState.SERVING
     begun = len(host.begun)
-    judge(host, Verdict.FAIL)
+    judge(host, Outcome.FAIL)
     host.settle(until_idle=False)
     kinds = [op.kind for op in host.begun[begun:] if candidate in (op.worker, op.target) or op.kind is OpKind.POINT]
     assert kinds == [OpKind.POINT, OpKind.DRAIN, OpKind.STOP]
@@ -134,7 +135,7 @@ def test_a_candidate_that_clients_reach_is_drained_before_it_is_ended():
 def test_a_swap_ends_as_rolled_back_only_when_no_table_names_the_candidate():
     host = swapping(Delivery("canary", (SLICE,), rules=RULES))
     now = swap(host)
-    host.send(events.Judged(host.now, "chat", now.id, 0, Finding(Verdict.FAIL, "bad", host.now)))
+    host.send(events.Judged(host.now, "chat", now.id, 0, Finding(Outcome.FAIL, "bad", host.now)))
     assert swap(host).phase is Phase.ROLLING_BACK
     host.settle(until_idle=False)
     assert swap(host) is None
@@ -163,10 +164,10 @@ def test_a_pause_keeps_the_stage_as_it_is_and_its_time_does_not_count():
     assert (swap(host).phase, swap(host).reason) == (Phase.PAUSED, "paused by ana: lunch")
     split = gate(host).split
     host.pass_time(3600)
-    judge(host, Verdict.PASS)
+    judge(host, Outcome.PASS)
     assert (swap(host).stage, gate(host).split) == (0, split)
     host.send(events.Resumed(host.now, "chat", "ana"))
-    judge(host, Verdict.PASS)
+    judge(host, Outcome.PASS)
     assert (swap(host).phase, swap(host).stage) == (Phase.PROGRESSING, 0)
     host.pass_time(11)
     host.settle(until_idle=False)
@@ -175,11 +176,13 @@ def test_a_pause_keeps_the_stage_as_it_is_and_its_time_does_not_count():
 
 def test_after_a_verdict_paused_it_a_resume_looks_anew():
     host = swapping(Delivery("canary", (SLICE,), rules=RULES, on_fail=Then.PAUSE))
-    judge(host, Verdict.FAIL)
+    judge(host, Outcome.FAIL)
     host.pass_time(100)
     host.send(events.Resumed(host.now, "chat", "ana"))
     host.settle(until_idle=False)
     assert (swap(host).phase, swap(host).finding, swap(host).stage_at) == (Phase.PROGRESSING, None, host.now)
+    assert gate(host).split.round == 1, "what has failed is not measured on with what made it fail"
+    assert steps(host) == [("canary 5%", "failed"), ("canary 5%", "running")]
 
 
 def test_a_plain_swap_that_is_paused_gets_ready_and_switches_nobody():
@@ -247,7 +250,7 @@ def test_without_a_swap_there_is_nothing_to_pause():
 def test_a_rehearsal_ends_before_the_cutover_and_leaves_nothing():
     host = swapping(Delivery("rehearsal", (SHADOW,), rules=RULES, rehearsal=True))
     host.pass_time(61)
-    judge(host, Verdict.PASS, "all agreed")
+    judge(host, Outcome.PASS, "all agreed")
     host.settle()
     ended = host.finished[-1]
     assert (ended.phase, ended.reason) == (Phase.SUCCEEDED, "rehearsed, and nothing was changed: all agreed")
@@ -258,9 +261,9 @@ def test_a_rehearsal_ends_before_the_cutover_and_leaves_nothing():
 
 def test_in_the_soak_a_failed_rule_returns_to_the_old_revision():
     host = swapping(Delivery("canary", (), rules=RULES))
-    judge(host, Verdict.INCONCLUSIVE)
+    judge(host, Outcome.INCONCLUSIVE)
     assert swap(host).phase is Phase.SOAKING
-    judge(host, Verdict.FAIL, "40 of 900 failed")
+    judge(host, Outcome.FAIL, "40 of 900 failed")
     host.settle(until_idle=False)
     ended = host.finished[-1]
     assert (ended.phase, ended.error.code) == (Phase.FAILED, errors.ANALYSIS_FAILED)
@@ -297,12 +300,12 @@ def test_a_late_verdict_on_another_stage_or_swap_changes_nothing():
     host = swapping()
     now = swap(host)
     for stage, number in ((1, now.id), (None, now.id), (0, now.id + 1)):
-        host.send(events.Judged(host.now, "chat", number, stage, Finding(Verdict.FAIL, "bad", host.now)))
+        host.send(events.Judged(host.now, "chat", number, stage, Finding(Outcome.FAIL, "bad", host.now)))
     assert swap(host) == now
 
 
 def test_a_split_survives_as_its_label():
     for split in (Split("chat-7", 5.5), Split("chat-7", shadow=True), Split("chat-8", sessions=True)):
         assert Split.parse(split.label) == split
-    for label in ("", "chat-7", "chat-7 x 0 0", "chat-7 5"):
+    for label in ("", "chat-7", "chat-7 x 0 0 0", "chat-7 5 0 0"):
         assert Split.parse(label) is None

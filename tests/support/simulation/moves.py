@@ -15,8 +15,9 @@ from support.simulation.processes import GIB
 from support.simulation.world import World
 
 from swapd.core import errors, events
-from swapd.core.delivery import Delivery, Ends, Finding, Stage, StageKind, Then, Verdict
+from swapd.core.delivery import Delivery, Ends, Finding, Stage, StageKind, Then
 from swapd.core.draft import TRANSFERS
+from swapd.core.evidence import Outcome
 from swapd.core.handover import Kind as Front
 from swapd.core.handover import Phase
 from swapd.core.model import OpKind
@@ -220,7 +221,7 @@ def judge(w: World, pick: int) -> None:
     found = w.state.service(service)
     if found is not None and found.swap is not None:
         stage = None if found.swap.phase is SwapPhase.SOAKING else found.swap.stage
-        verdict = (Verdict.PASS, Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL)[pick // 7 % 4]
+        verdict = (Outcome.PASS, Outcome.PASS, Outcome.INCONCLUSIVE, Outcome.FAIL)[pick // 7 % 4]
         ask(w, events.Judged(w.now, service, found.swap.id, stage, Finding(verdict, "seen", w.now)))
 
 
