@@ -34,7 +34,7 @@ class Shadow:
     noise_agreed: int = 0
     latency: Histogram = field(default_factory=Histogram)
     first_byte: Histogram = field(default_factory=Histogram)
-    stable_latency: Histogram = field(default_factory=Histogram)  # of the stable with the same requests
+    noise_latency: Histogram = field(default_factory=Histogram)  # of the stable, asked twice by the same process
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Shadow:
@@ -49,7 +49,7 @@ class Shadow:
             noise_agreed=_count(asked_twice.get("agreed", 0)),
             latency=Histogram.from_json(value.get("latency", {})),
             first_byte=Histogram.from_json(value.get("first_byte", {})),
-            stable_latency=Histogram.from_json(value.get("stable_latency", {})),
+            noise_latency=Histogram.from_json(asked_twice.get("latency", {})),
         )
 
 
@@ -78,8 +78,7 @@ class Sides:
 
 
 def sides(evidence: Evidence) -> Sides:
-    """Clients' requests count where the candidate gets any; else copies do, against the stable's times of the same
-    requests. A stable that has too few now (it has been replaced) is taken as it was before."""
+    """Clients' requests count where the candidate gets any; else copies do. A stable that has too few now (it has been replaced) is taken as it was before."""
     reference, name = evidence.stable, "the stable"
     before = evidence.before
     if reference.requests < evidence.min_requests and before is not None and before.requests > reference.requests:
@@ -90,12 +89,11 @@ def sides(evidence: Evidence) -> Sides:
     copies = Window()
     copies.slices = [Slice(shadow.compared + shadow.failed, shadow.failed, shadow.latency)]
     copies.first_byte = shadow.first_byte
-    if shadow.stable_latency.total:
-        same = Window()
-        same.slices = [Slice(reference.requests, reference.failed, shadow.stable_latency)]
-        same.first_byte, same.tokens_per_s = reference.first_byte, reference.tokens_per_s
-        reference = same
-    return Sides(copies, reference, name, copies=True)
+    # Times are compared with what the same process took to ask the stable again, not with the gate's of the clients'
+    # requests: of two processes one may wait longer for a processor.
+    again = Window()
+    again.slices = [Slice(reference.requests, reference.failed, shadow.noise_latency)]
+    return Sides(copies, again, name, copies=True)
 
 
 def tail(slices: Sequence[Slice], share: float) -> Sequence[Slice]:

@@ -99,6 +99,11 @@ def _stable_slowed_down(rule: Rule, evidence: Evidence) -> bool:
 
 def _compared(rule: Rule, evidence: Evidence, both: Sides) -> RuleVerdict:
     ours, theirs = _histogram(rule, both.candidate), _histogram(rule, both.reference)
+    if both.copies and theirs.total < evidence.min_requests:
+        text = (
+            f"the stable was asked {count(theirs.total)} of the copies again: too few to tell; clients' requests will"
+        )
+        return RuleVerdict(rule.text, None, text, theirs.total, evidence.min_requests)
     slices = (both.candidate.slices, both.reference.slices) if rule.metric is Metric.LATENCY else ([], [])
     outcome, needed = _ratio_test(rule, evidence, ours, theirs)
     if outcome is Outcome.FAIL and not _lasting(rule, evidence, *slices):

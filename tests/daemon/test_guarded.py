@@ -20,6 +20,7 @@ share = "100%"
 time = "2s"
 compare = "label"
 concurrency = 4
+noise = "50%"
 """
 PATIENCE_S = 120.0
 
@@ -100,7 +101,7 @@ def test_a_good_model_is_promoted_by_itself():
 @pytest.mark.parametrize(
     ("env", "stage", "rule"),
     [
-        ({"LATENCY_MS": "20"}, "shadow 100%", "p95"),
+        ({"LATENCY_MS": "20"}, "", "p95"),
         ({"WRONG_EVERY": "20"}, "shadow 100%", "agreement"),
         ({"ERROR_EVERY": "20"}, "shadow 100%", "error_rate"),
         ({"SCHEMA": "klass"}, "shadow 100%", "agreement"),
