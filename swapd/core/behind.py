@@ -74,6 +74,19 @@ def _renumber(d: Draft, worker: Worker, revision: Revision) -> None:
     d.set_worker(worker.id, revision=revision.number)
 
 
+def forget_namesake(d: Draft, o: Observed) -> None:
+    """A daemon that could not read the journal has given the name again: what the journal knows by it is gone. Only
+    before it begins does a worker get another number, or a number another content."""
+    worker, said = d.workers.get(o.worker), o.revision
+    if worker is None or o.state is None or not worker.connected:
+        return
+    known = d.services[worker.service].revision(worker.revision)
+    other = known is not None and said is not None and (known.number != said.number or not known.same_content(said))
+    if other or worker.kind is not o.kind:
+        del d.workers[worker.id]
+        d.reservations.pop(worker.id, None)
+
+
 def take_in(d: Draft, o: Observed) -> None:
     """A worker of ours that the journal has lost. Whether it had proved itself is not known, unless clients are
     answered by it; one that nobody wants is ended by `advance`."""
@@ -161,14 +174,15 @@ def forget_past_hand_over(d: Draft, source: Worker, seen: Seen) -> None:
 
 
 def end_unknown_transfer(d: Draft, name: str, living: list[Worker], seen: Seen) -> None:
-    """One of an epoch that the journal, older than it, has not heard of, and whose source is gone: its target, if this
-    is one, holds what it was offered."""
-    known = d.before.service(name)
-    if known is None or any(seen[w.id].state is WorkerState.HANDING_OVER for w in living):
-        return
+    """One of an epoch or of a worker that the journal, older than it, has not heard of, and whose source is gone: its
+    target, if this is one, holds what it was offered."""
     newest = max(living, key=lambda w: seen[w.id].epoch, default=None)
-    if newest is not None and seen[newest.id].epoch > known.epoch and d.workers[newest.id].op is None:
-        d.run(OpKind.SOURCE_DEAD, newest, epoch=seen[newest.id].epoch)
+    if newest is None or any(seen[w.id].state is WorkerState.HANDING_OVER for w in living):
+        return
+    epoch, service = seen[newest.id].epoch, d.before.service(name)
+    known = service is not None and d.before.worker(newest.id) is not None and epoch <= service.epoch
+    if epoch and not known and d.workers[newest.id].op is None:
+        d.run(OpKind.SOURCE_DEAD, newest, epoch=epoch)
 
 
 def end_unpromised_swap(d: Draft, name: str) -> None:

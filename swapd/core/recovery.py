@@ -21,6 +21,7 @@ from swapd.core.behind import (
     catch_up_epochs,
     end_unknown_transfer,
     end_unpromised_swap,
+    forget_namesake,
     forget_past_hand_over,
     give_no_more,
     go_by_numbers,
@@ -54,6 +55,8 @@ def recovered(d: Draft, event: events.Recovered) -> None:
     for added in event.added:
         commands.service_added(d, added)
     seen = {o.worker: o for o in event.observed}
+    for o in event.observed:
+        forget_namesake(d, o)
     go_by_numbers(d, event.observed)
     for o in event.observed:
         give_no_more(d, o.worker)

@@ -9,7 +9,7 @@ from support.rollout_host import GIB, Host
 from swapd.core import errors, events
 from swapd.core.errors import Problem
 from swapd.core.events import Kept, Observed, Recovered
-from swapd.core.model import Kind, Op, OpKind, Strategy
+from swapd.core.model import Kind, Op, OpKind, Revision, Strategy
 from swapd.core.recovery import MAX_RECOVERIES
 from swapd.core.report import Health, health
 from swapd.core.states import Phase, WorkerState
@@ -418,6 +418,20 @@ def test_a_hand_over_that_the_journal_has_not_heard_of_ends_by_what_its_target_s
         assert host.begins(OpKind.STOP, op.target), "it does not decide, and is no more trusted"
 
 
+def test_a_transfer_to_a_worker_that_the_journal_does_not_know_has_an_epoch_of_other_count():
+    """Without the journal a daemon had begun to count anew."""
+    host = serving(total=36)
+    host.swap("chat", "b")
+    op = host.until(OpKind.HAND_OVER)
+    holds = found(host, op.target, epoch=op.epoch)
+    host.exit(op.worker)
+    host.swap("chat", "a")
+    journal = replace(host.state, workers=tuple(w for w in host.state.workers if w.id != op.target))
+    service = replace(chat(host), epoch=op.epoch + 50)
+    recovers(host, holds, Observed(op.worker), journal=replace(journal, services=(service,)))
+    assert host.begins(OpKind.SOURCE_DEAD, op.target).epoch == op.epoch
+
+
 def test_a_source_that_was_seen_before_its_target_had_started_owns_no_more():
     host = serving(total=36)
     journal = host.state
@@ -440,6 +454,18 @@ def test_what_a_living_worker_says_of_its_number_counts():
     assert (host.state.worker(stable).revision, chat(host).revision(2).fingerprint) == (2, "again")
     host.settle()
     assert host.answering("chat") == stable, "it serves on"
+
+
+@pytest.mark.parametrize("told", [{"kind": Kind.ENGINE}, {"revision": Revision(3, "chat", "b", "s", "b")}])
+def test_what_the_journal_knows_of_a_namesake_is_not_true_of_the_living(told):
+    """Without the journal a daemon has given the name once more."""
+    host = serving()
+    name = chat(host).owner
+    host.owner.clear()
+    living = replace(found(host, name, state=WorkerState.LOADED, owner=False), **told)
+    recovers(host, living)
+    worker = host.state.worker(name)
+    assert (worker.kind, worker.revision, worker.verified) == (living.kind, living.revision.number, False)
 
 
 def test_an_adoption_that_the_host_has_left_behind_is_not_made_again():
