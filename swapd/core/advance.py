@@ -123,11 +123,10 @@ def _make_ready(d: Draft, worker: Worker) -> None:
     """The next operation towards serving. At most one at a time."""
     if worker.op is not None or worker.ending or worker.can_serve:
         return
-    if not worker.connected:
-        if d.at >= worker.not_before:
-            d.run(OpKind.SPAWN, worker, step=step_of(d, worker, "spawn"))
-        else:
-            d.wake_at(worker.service, worker.not_before)
+    if d.at < worker.not_before:
+        d.wake_at(worker.service, worker.not_before)
+    elif not worker.connected:
+        d.run(OpKind.SPAWN, worker, step=step_of(d, worker, "spawn"))
     elif worker.state is WorkerState.PARKED or not (worker.confirmed and worker.warmed):
         if not _waits(d, worker.service, step_of(d, worker, "wait"), may_take(d, worker)):
             _take(d, worker)

@@ -199,6 +199,9 @@ def op_failed(d: Draft, event: events.OpFailed) -> None:
             d.set_service(op.service, problem=event.problem, bound=d.services[op.service].settings.listen)
         case OpKind.CONFIRM if _stop_parked(d, worker):
             pass
+        case OpKind.CONFIRM if worker.state is WorkerState.PARKED:  # others have its memory: it is no worse for that
+            _postpone(d, op.service, event.problem)
+            d.set_worker(worker.id, not_before=d.services[op.service].retry_at)
         case _:
             _worker_failed(d, worker, event.problem, event.log_tail)
 

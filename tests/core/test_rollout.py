@@ -456,6 +456,25 @@ def test_a_target_that_hangs_is_killed_before_the_source_may_read_again():
     assert chat(host).owner == stable
 
 
+def test_a_parked_model_that_finds_its_memory_taken_is_kept_and_tried_again():
+    """By somebody else's process. It may be the only copy of what it serves, and its wake takes no more for that."""
+    host = serving(hooks={"park", "wake"})
+    stable = chat(host).owner
+    host.swap("chat", "big")
+    host.settle(until_idle=False)
+    host.send(events.ReturnRequested(host.now, "chat", "t", only_soaking=True))
+    for _ in range(2):
+        confirm = finish_until(host, OpKind.CONFIRM)
+        assert host.pending.pop(confirm).op.worker == stable
+        host.send(events.OpFailed(host.now, confirm, Problem(errors.MEMORY_NOT_RELEASED, "3 GiB are held outside")))
+        assert host.state.worker(stable).state is WorkerState.PARKED
+        assert OpKind.CONFIRM not in kinds(host), "not at once: others may be waiting for their turn"
+        assert chat(host).problem.code == errors.MEMORY_NOT_RELEASED
+        host.pass_time(2.0)
+    host.settle(until_idle=False)
+    assert (chat(host).owner, chat(host).problem) == (stable, None)
+
+
 @pytest.mark.parametrize("starts", [False, True])
 def test_nobody_is_promised_what_an_in_place_swap_has_counted_on(starts):
     """Its clients would be held, and the old model stopped, for a load that finds no room."""
