@@ -9,6 +9,7 @@ from bench.harness import ROOT
 
 BENCHES = (
     "placement",
+    "verdict",
     "control",
     "recovery",
     "scale",

@@ -54,7 +54,6 @@ def agreement_evidence(
         a = kept * (compared + noise_compared)
         b = same * (1.0 + kept) + differed * kept + noise_differed
         x = (b - math.sqrt(max(b * b - 4.0 * a * same, 0.0))) / (2.0 * a)
-        x = min(max(x, 0.0), 1.0)
         agreed = _log_likelihood(compared - differed, differed, kept * x)
         return agreed + _log_likelihood(noise_compared - noise_differed, noise_differed, x)
 
