@@ -312,10 +312,24 @@ def _delivery_lines(record: Record) -> list[str]:
 
 
 def _proof_lines(record: Record) -> list[str]:
-    """By what clients may break, be it allowed or what the swap failed by."""
-    breaks = record.get("differences") or []
+    """By what clients may break, be it allowed or what the swap failed by; and the golden requests."""
+    breaks, golden = record.get("differences") or [], record.get("golden")
     allowed = "allowed: " if record.get("allow_breaking") else ""
-    return [f"{'contract' if not n else '':<9} {allowed}{printable(text)}" for n, text in enumerate(breaks)]
+    lines = [f"{'contract' if not n else '':<9} {allowed}{printable(text)}" for n, text in enumerate(breaks)]
+    if golden:
+        lines.append(f"golden    {golden_words(golden)}")
+        lines += [f"{'':<9} {printable(text)}" for text in golden["differences"]]
+    return lines
+
+
+def golden_words(golden: Record) -> str:
+    """40 requests: 39 answered rightly, 1 wrongly, p50 12 ms, p95 20 ms, slowest 31 ms"""
+    asked = golden["right"] + golden["wrong"]
+    counts = [f"{golden['right']} answered rightly", f"{golden['wrong']} wrongly"]
+    counts += [f"{golden['requests'] - asked} not asked"] if asked < golden["requests"] else []
+    times = [(name, golden[f"{name}_ms"]) for name in ("p50", "p95", "slowest")]
+    told = [f"{name} {milliseconds(ms)}" for name, ms in times if ms is not None]
+    return f"{golden['requests']} requests: {', '.join(counts + told)}"
 
 
 def _client_words(record: Record) -> str:

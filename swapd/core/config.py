@@ -89,12 +89,19 @@ class RequestConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectConfig:
-    """What the answer must be. At most one of `json_pointer` and `json_contains` is set."""
+    """What the answer must be, in every way that is set. At most one of `json_pointer` and `json_contains` is."""
 
     status: int = 200
     within_s: float = 10.0  # also the deadline of the request
     json_pointer: str | None = None  # RFC 6901: must exist in the answer
     json_contains: Mapping[str, Any] | None = None  # must be contained in the answer, objects key by key
+    json_exact: str | None = None  # JSON that the answer must be equal to
+    text: str | None = None  # the whole body
+    close: tuple[tuple[str, float | tuple[float, ...]], ...] = ()  # numbers at pointers, within the two tolerances:
+    rtol: float = 1e-3  # of the expected number
+    atol: float = 1e-6  # and beside that
+    label: str | None = None  # where the answer has a label, or scores of labels: the highest one's must be
+    label_is: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +111,14 @@ class ProbeConfig:
     request: RequestConfig
     expect: ExpectConfig = field(default_factory=ExpectConfig)
     repeat: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenConfig:
+    """[[services.NAME.golden]]"""
+
+    request: RequestConfig
+    expect: ExpectConfig = field(default_factory=ExpectConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +242,9 @@ class ServiceConfig:
     access_log: bool | str = False  # a line for each request: in `log_dir`, or in this file
     access_log_query: bool = False  # with the query of the request's target
     rules: tuple[Rule, ...] = ()  # what a candidate has to keep, in its stages and in its soak
+    golden: tuple[GoldenConfig, ...] = ()  # asked of every candidate before it gets clients
+    golden_rate: float = 5.0  # requests a second
+    golden_repeat: int = 1  # times each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

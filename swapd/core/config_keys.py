@@ -6,6 +6,7 @@ Duty: the one list that the parser, the redacted view, the comparison at `reload
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -156,6 +157,17 @@ EXPECT: Final = (
     Key("status", read.integer(100, 599)),
     _timeout("within", NEXT_SWAP, 0.001),
     Key("json", request.expected_json, field="json_pointer"),  # a table goes to json_contains
+    Key("exact", request.exact_json, field="json_exact", show=lambda text: None if text is None else json.loads(text)),
+    Key("text", request.exact_text),
+    Key("close", request.close_numbers, show=dict),
+    Key("rtol", read.number(0.0, 1e9)),
+    Key("atol", read.number(0.0, 1e300)),
+    Key("label", request.pointer),
+    Key("is", request.label, field="label_is"),
+)
+GOLDEN: Final = (
+    Key("request", None, NOW, cure='write request = { path = "/health" }'),
+    Key("expect", None, NOW),
 )
 WARMUP: Final = (
     Key("file", read.path, cure='write file = "warm.jsonl"'),
@@ -182,6 +194,9 @@ SERVICE: Final = (
     Key("access_log_query", read.flag, NOW),
     Key("session_key", proof.session_key, NOW),
     Key("rules", proof.rules, NOW, show=proof.show_rules),
+    Key("golden", None, NOW),
+    Key("golden_rate", read.number(0.01, 1000.0), NOW),
+    Key("golden_repeat", read.integer(1, 1000), NOW),
 )
 STRATEGY: Final = (
     Key("kind", read.choice("auto", "dual", "in-place", "canary", "shadow", "guarded"), NOW),
@@ -209,9 +224,9 @@ SHADOW: Final = (
     Key("compare", read.choice("exact", "json", "number", "label", "text"), NOW),
     Key("ignore", proof.pointers, NOW, show=list),
     Key("pointer", proof.pointer, NOW),
-    Key("rtol", proof.number(0.0, 1.0), NOW),
-    Key("atol", proof.number(0.0, 1e9), NOW),
-    Key("similar", proof.number(0.0, 1.0), NOW),
+    Key("rtol", read.number(0.0, 1.0), NOW),
+    Key("atol", read.number(0.0, 1e9), NOW),
+    Key("similar", read.number(0.0, 1.0), NOW),
 )
 SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "daemon": DAEMON,
@@ -224,6 +239,7 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "request": REQUEST,
     "expect": EXPECT,
     "warmup": WARMUP,
+    "golden": GOLDEN,
     "services": SERVICE,
     "strategies": STRATEGY,
     "shadow": SHADOW,

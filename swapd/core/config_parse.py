@@ -6,7 +6,7 @@ Total: whatever the tables hold, nothing is raised. May not know: the disk; `hos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from swapd.core.config import (
     DaemonConfig,
     DeviceConfig,
     ExpectConfig,
+    GoldenConfig,
     LivenessConfig,
     ModelConfig,
     ProbeConfig,
@@ -190,7 +191,7 @@ def _model(report: _Report, name: str, path: str, content: object) -> ModelConfi
     values["liveness"] = _make(LivenessConfig, liveness)
     contract = _read(report, "contract", f"{path}.contract", values.get("contract", {}))
     values["contract"] = _make(ContractConfig, contract)
-    values["probes"] = _probes(report, f"{path}.probes", values.get("probes", []))
+    values["probes"] = _each(report, f"{path}.probes", values.get("probes", []), _probe)
     if "warmup" in values:
         warmup = _read(report, "warmup", f"{path}.warmup", values["warmup"])
         values["warmup"] = _make(WarmupConfig, warmup, file="")
@@ -199,23 +200,35 @@ def _model(report: _Report, name: str, path: str, content: object) -> ModelConfi
     return _make(ModelConfig, values, name=name, directory=report.base)
 
 
-def _probes(report: _Report, path: str, content: object) -> tuple[ProbeConfig, ...]:
+def _each(report: _Report, path: str, content: object, read: Callable[[_Report, str, object], T]) -> tuple[T, ...]:
     if not isinstance(content, list | tuple):
         report.add(path, f"expected a list of tables: write [[{path}]], not {kind_of(content)}")
         return ()
-    return tuple(_probe(report, f"{path}[{index}]", probe) for index, probe in enumerate(content))
+    return tuple(read(report, f"{path}[{index}]", each) for index, each in enumerate(content))
 
 
 def _probe(report: _Report, path: str, content: object) -> ProbeConfig:
-    values = _read(report, "probes", path, content)
+    return _make(ProbeConfig, _asked(report, "probes", path, content), request=RequestConfig())
+
+
+def _golden(report: _Report, path: str, content: object) -> GoldenConfig:
+    return _make(GoldenConfig, _asked(report, "golden", path, content), request=RequestConfig())
+
+
+def _asked(report: _Report, section: str, path: str, content: object) -> dict[str, Any]:
+    """A request, and what its answer must be."""
+    values = _read(report, section, path, content)
     if "request" in values:
         values["request"] = _request(report, f"{path}.request", values["request"])
     if "expect" in values:
         expect = _read(report, "expect", f"{path}.expect", values["expect"])
         if isinstance(expect.get("json_pointer"), Mapping):
             expect["json_contains"] = expect.pop("json_pointer")
+        for key, other in (("label", "is"), ("is", "label")):
+            if _has(values["expect"], key) and not _has(values["expect"], other):
+                report.add(f"{path}.expect.{other}", f'is missing beside "{key}": write label = "/label", is = "cat"')
         values["expect"] = _make(ExpectConfig, expect)
-    return _make(ProbeConfig, values, request=RequestConfig())
+    return values
 
 
 def _request(report: _Report, path: str, content: object) -> RequestConfig:
@@ -230,7 +243,9 @@ def _request(report: _Report, path: str, content: object) -> RequestConfig:
 
 
 def _service(report: _Report, name: str, path: str, content: object) -> ServiceConfig:
-    return _make(ServiceConfig, _read(report, "services", path, content), name=name, listen=(), model="")
+    values = _read(report, "services", path, content)
+    values["golden"] = _each(report, f"{path}.golden", values.get("golden", []), _golden)
+    return _make(ServiceConfig, values, name=name, listen=(), model="")
 
 
 def _strategy(report: _Report, name: str, path: str, content: object) -> StrategyConfig:

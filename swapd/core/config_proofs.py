@@ -8,7 +8,7 @@ from enum import Enum
 from itertools import pairwise
 from typing import Any, Final, TypeVar
 
-from swapd.core.config_readers import Reader, Wrong, choice, items, kind_of, shown, size, text
+from swapd.core.config_readers import Reader, Wrong, choice, items, shown, size, text
 from swapd.core.delivery import Ends, Then
 from swapd.core.rules import NotARule, Rule, parse_rule
 from swapd.core.units import format_size
@@ -94,17 +94,6 @@ def methods(value: object, base: str) -> tuple[str, ...]:
 
 def path_starts(value: object, base: str) -> tuple[str, ...]:
     return items(value, base, pointer, 'the beginnings of paths, such as "/v1/"')
-
-
-def number(low: float, high: float) -> Reader:
-    def read(value: object, base: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Wrong(f"expected a number, not {kind_of(value)}")
-        if not low <= value <= high:
-            raise Wrong(f"{value} is out of range: write a number from {low:g} to {high:g}")
-        return float(value)
-
-    return read
 
 
 def one_of(kind: type[E]) -> Callable[[object, str], E]:

@@ -93,6 +93,17 @@ def integer(low: int, high: int) -> Reader:
     return read
 
 
+def number(low: float, high: float) -> Reader:
+    def read(value: object, base: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Wrong(f"expected a number from {low:g} to {high:g}, not {kind_of(value)}")
+        if not low <= value <= high:
+            raise Wrong(f"{value} is out of range: write a number from {low:g} to {high:g}")
+        return float(value)
+
+    return read
+
+
 def duration(low_s: float = 0.0, high_s: float = math.inf) -> Reader:
     def read(value: object, base: str) -> float:
         try:

@@ -10,11 +10,12 @@ import datetime
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Final
 
-from swapd.core.config_readers import Wrong, kind_of, quoted, shown, table, text
+from swapd.core.config_readers import Wrong, kind_of, number, quoted, shown, table, text
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)  # RFC 9110: method and field names
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")  # any token is legal; these get misspelt
@@ -86,11 +87,53 @@ def expected_json(value: object, base: str) -> str | Mapping[str, Any]:
         return dict(value)
     if not isinstance(value, str):
         raise Wrong(f'expected a JSON pointer such as "/choices/0/text", or an object, not {kind_of(value)}')
+    return pointer(value, base)
+
+
+def pointer(value: object, base: str) -> str:
+    """RFC 6901. "" is the whole answer."""
+    if not isinstance(value, str):
+        raise Wrong(f'expected a JSON pointer such as "/choices/0/text", not {kind_of(value)}')
     if value and not value.startswith("/"):
         cure = "/" + value.removeprefix("$").lstrip(".").replace("[", "/").replace("]", "").replace(".", "/")
         raise Wrong(f'{shown(value)} is not a JSON pointer: write "{cure}"')
     if re.search(r"~(?![01])", value):
         raise Wrong(f"{shown(value)}: in a JSON pointer ~ is written ~0, and / within a name ~1")
+    return value
+
+
+def exact_json(value: object, base: str) -> str:
+    _check_json(value, "", 0)
+    return json.dumps(value)
+
+
+def exact_text(value: object, base: str) -> str:
+    if not isinstance(value, str):
+        raise Wrong(f'expected a string, not {kind_of(value)}: for JSON write "exact" instead of "text"')
+    return value
+
+
+def close_numbers(value: object, base: str) -> tuple[tuple[str, float | tuple[float, ...]], ...]:
+    """Pointers to a number each, or to a list of numbers."""
+    faults: list[tuple[str, str]] = []
+    pairs: list[tuple[str, float | tuple[float, ...]]] = []
+    for name, content in table(value).items():
+        try:
+            numbers = [_finite(each, base) for each in (content if isinstance(content, list | tuple) else [content])]
+            pairs.append((pointer(name, base), tuple(numbers) if isinstance(content, list | tuple) else numbers[0]))
+        except Wrong as wrong:
+            faults += [("." + quoted(name) + at, message) for at, message in wrong.faults]
+    if faults:
+        raise Wrong(faults=faults)
+    return tuple(pairs)
+
+
+_finite: Final = number(-sys.float_info.max, sys.float_info.max)
+
+
+def label(value: object, base: str) -> str | int:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise Wrong(f"expected the label, or its index, not {kind_of(value)}")
     return value
 
 

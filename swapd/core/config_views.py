@@ -150,8 +150,8 @@ def _show(section: str, owner: Any) -> dict[str, Any]:
 def _shown(key: Key, value: Any) -> Any:
     if value is None:
         return "auto" if key.name == "devices" else None
-    if key.name == "probes":
-        return [_show("probes", probe) for probe in value]
+    if key.name in ("probes", "golden"):
+        return [_show(key.name, each) for each in value]
     if key.read is None:
         return _show(key.name, value)
     return _plain(key.show(value))

@@ -57,6 +57,7 @@ NOT_ON_DEVICE: Final = "NOT_ON_DEVICE"  # it answers, and holds next to nothing 
 WARMUP_FAILED: Final = "WARMUP_FAILED"
 PROBE_FAILED: Final = "PROBE_FAILED"
 PROBE_TOO_SLOW: Final = "PROBE_TOO_SLOW"
+GOLDEN_FAILED: Final = "GOLDEN_FAILED"  # the service's requests with expected answers were answered otherwise
 HAND_OVER_FAILED: Final = "HAND_OVER_FAILED"
 HOOK_FAILED: Final = "HOOK_FAILED"  # an Engine's stage, park or wake raised
 CANCELED: Final = "CANCELED"

@@ -58,6 +58,7 @@ def plan_record(
     hold_timeout_s: float,
     flags: Sequence[str] = (),
     breaks: Sequence[str] = (),
+    golden: int = 0,
 ) -> dict[str, Any]:
     here = [available_bytes(r, promised(state)) for r in measurement.readings if r.name in placement.devices]
     known = [room for room in here if room is not None]
@@ -86,6 +87,7 @@ def plan_record(
         "outage_terms": _terms(measurement.expected) if _has_outage(placement) else None,
         "hold_timeout_s": hold_timeout_s,
         "probes": probes,
+        "golden": golden,
         "open_streams": stats.get("streams"),
         "oldest_request_s": stats.get("oldest_in_flight_s"),
         "longest_stream_s": _longest_stream_s(service, placement.strategy) if stats.get("streams") else None,

@@ -299,6 +299,19 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Golden:
+    """How a candidate has answered the service's golden requests; how long those took that it answered rightly."""
+
+    requests: int  # that were to be asked
+    right: int = 0
+    wrong: int = 0
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    slowest_ms: float | None = None
+    differences: tuple[str, ...] = ()  # the first
+
+
+@dataclass(frozen=True, slots=True)
 class Swap:
     id: int
     service: str
@@ -336,8 +349,9 @@ class Swap:
     refused_requests: int = 0  # answered 503 while they were held: the wait was too long, or too many waited
     allow_name_mismatch: bool = False
     allow_breaking: bool = False
-    goes_back: bool = False  # to what has served before: its contract does not stand in its way
+    goes_back: bool = False  # to what has served before: neither its contract nor golden requests stand in its way
     differences: tuple[str, ...] = ()  # by which clients may break, as far as known: allowed, or what it failed by
+    golden: Golden | None = None
     steps: tuple[StepRecord, ...] = ()
     peak_memory_bytes: tuple[tuple[str, int], ...] = ()
 

@@ -7,7 +7,8 @@ show both. May not know: how requests are sent, or how often. JSON pointers are 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeVar
 
 from swapd.core import config_requests
@@ -27,15 +28,14 @@ def check_answer(expect: ExpectConfig, *, status: int, body: bytes, elapsed_s: f
             f"expected status {expect.status}, got {status}: {shown(body)}",
             {"expected": expect.status, "got": status},
         )
-    if expect.json_pointer is not None or expect.json_contains is not None:
+    if expect.text is not None and body != expect.text.encode("utf-8", "replace"):
+        return _text_differs(expect.text, body)
+    if needs_json(expect):
         try:
             document = json.loads(body)
         except (ValueError, RecursionError):
             return Problem(PROBE_FAILED, f"expected JSON, got {shown(body)}", {"got": shown(body)})
-        if expect.json_pointer is not None:
-            problem = _check_pointer(expect.json_pointer, document, body)
-        else:
-            problem = _check_contains(expect.json_contains or {}, document)
+        problem = next(_check_json(expect, document, body), None)
         if problem is not None:
             return problem
     if elapsed_s > expect.within_s:
@@ -47,7 +47,33 @@ def check_answer(expect: ExpectConfig, *, status: int, body: bytes, elapsed_s: f
     return None
 
 
-def _check_pointer(pointer: str, document: Any, body: bytes) -> Problem | None:
+def needs_json(expect: ExpectConfig) -> bool:
+    """Whether the answer must be whole, and JSON."""
+    asked = (expect.json_pointer, expect.json_contains, expect.json_exact, expect.label)
+    return bool(expect.close) or any(each is not None for each in asked)
+
+
+def _check_json(expect: ExpectConfig, document: Any, body: bytes) -> Iterator[Problem]:
+    pointers = [expect.json_pointer, expect.label, *(pointer for pointer, _ in expect.close)]
+    for pointer in pointers:
+        if pointer is not None and (problem := _at(pointer, document, body)[1]) is not None:
+            yield problem
+    if expect.json_contains is not None and (problem := _check_contains(expect.json_contains, document)) is not None:
+        yield problem
+    if expect.json_exact is not None:
+        problem = _check_contains(json.loads(expect.json_exact), document, exact=True)
+        if problem is not None:
+            yield problem
+    for pointer, wanted in expect.close:
+        yield from _check_close(expect, pointer, wanted, _at(pointer, document, body)[0])
+    if expect.label is not None:
+        label = top_label(_at(expect.label, document, body)[0])
+        if label != expect.label_is or isinstance(label, bool):
+            yield _differs(expect.label, expect.label_is, label)
+
+
+def _at(pointer: str, document: Any, body: bytes) -> tuple[Any, Problem | None]:
+    """What the pointer leads to, or that it leads nowhere."""
     value = document
     walked = ""
     for token in pointer.split("/")[1:]:
@@ -58,13 +84,62 @@ def _check_pointer(pointer: str, document: Any, body: bytes) -> Problem | None:
             value = value[int(name)]
         else:
             where = f"nothing at {walked + '/' + token!r}"
-            return Problem(
-                PROBE_FAILED,
-                f"expected the answer to have {pointer!r}, found {where} in {shown(body)}",
-                {"expected": pointer, "got": shown(body)},
-            )
+            text = f"expected the answer to have {pointer!r}, found {where} in {shown(body)}"
+            return None, Problem(PROBE_FAILED, text, {"expected": pointer, "got": shown(body)})
         walked += "/" + token
-    return None
+    return value, None
+
+
+def _check_close(expect: ExpectConfig, at: str, wanted: float | tuple[float, ...], got: Any) -> Iterator[Problem]:
+    """|got - wanted| <= atol + rtol * |wanted|, of each number; one that is not finite is close to none."""
+    if not isinstance(wanted, tuple):
+        wants, gots = [wanted], [got]
+    elif isinstance(got, list) and len(got) == len(wanted):
+        wants, gots = [*wanted], got
+    else:
+        yield _differs(at, list(wanted), got)
+        return
+    for index, (want, number) in enumerate(zip(wants, gots, strict=True)):
+        room = expect.atol + expect.rtol * abs(want)
+        right = isinstance(number, int | float) and not isinstance(number, bool)
+        if not right or not abs(_float(number) - want) <= room:
+            where = f"{at}/{index}" if isinstance(wanted, tuple) else at
+            text = (
+                f"expected {want:.9g} at {where or '/'!r} of the answer, give or take {room:.3g}, got {_json(number)}"
+            )
+            yield Problem(PROBE_FAILED, text, {"at": where, "expected": _json(want), "got": _json(number)})
+            return
+
+
+def _float(number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # JSON has integers of any length
+        return math.inf
+
+
+def top_label(value: Any) -> Any:
+    """The label itself; of {label: score} and [{"label", "score"}, ...] that of the highest score, of [score, ...] its
+    index."""
+    scores: Mapping[Any, Any] = {}
+    if isinstance(value, dict):
+        scores = value
+    elif isinstance(value, list) and all(isinstance(each, dict) and "label" in each for each in value):
+        scores = {str(each["label"]): each.get("score") for each in value}
+    elif isinstance(value, list):
+        scores = dict(enumerate(value))
+    numbers = {name: score for name, score in scores.items() if type(score) in (int, float)}
+    return max(numbers, key=lambda name: numbers[name]) if numbers else value
+
+
+def _text_differs(expected: str, body: bytes) -> Problem:
+    """From a little before the first character that differs."""
+    got = body.decode(errors="replace")
+    same = next((n for n, pair in enumerate(zip(expected, got, strict=False)) if len({*pair}) > 1), None)
+    start = max(0, (min(len(expected), len(got)) if same is None else same) - _SHOWN // 10)
+    where = f" from character {start} on" if start else ""
+    text = f"expected the text {_json(expected[start:])}{where}, got {shown(got[start:].encode())}"
+    return Problem(PROBE_FAILED, text, {"expected": _json(expected[start:]), "got": shown(got[start:].encode())})
 
 
 def _is_index(name: str) -> bool:
@@ -72,20 +147,21 @@ def _is_index(name: str) -> bool:
     return name.isascii() and name.isdigit() and len(name) < 16 and (name == "0" or name[0] != "0")
 
 
-def _check_contains(expected: Any, got: Any, where: str = "") -> Problem | None:
+def _check_contains(expected: Any, got: Any, where: str = "", *, exact: bool = False) -> Problem | None:
+    """`exact`: an object has no other keys either."""
     if isinstance(expected, Mapping):
-        if isinstance(got, dict):
+        if isinstance(got, dict) and not (exact and got.keys() - expected.keys()):
             for key, value in expected.items():
                 inner = f"{where}/{key}"
                 if key not in got:
                     return _differs(inner, value, got, missing=True)
-                if (problem := _check_contains(value, got[key], inner)) is not None:
+                if (problem := _check_contains(value, got[key], inner, exact=exact)) is not None:
                     return problem
             return None
     elif isinstance(expected, list | tuple):
         if isinstance(got, list) and len(got) == len(expected):
             for index, value in enumerate(expected):
-                if (problem := _check_contains(value, got[index], f"{where}/{index}")) is not None:
+                if (problem := _check_contains(value, got[index], f"{where}/{index}", exact=exact)) is not None:
                     return problem
             return None
     elif expected == got and isinstance(expected, bool) == isinstance(got, bool):  # in Python, True == 1

@@ -7,6 +7,7 @@ measured memory) are handed in by the daemon.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from swapd.core.controls import possible
@@ -16,6 +17,7 @@ from swapd.core.ledger import available_bytes
 from swapd.core.model import (
     RESTORE,
     DeviceReading,
+    Golden,
     Health,
     Kind,
     OpKind,
@@ -57,6 +59,7 @@ def swap_record(swap: Swap) -> dict[str, Any]:
         "allow_breaking": swap.allow_breaking,
         "differences": list(swap.differences),
         "delivery": _delivery(swap),
+        "golden": golden_record(swap.golden),
         "steps": [
             {
                 "name": s.name,
@@ -95,6 +98,10 @@ def _delivery(swap: Swap) -> dict[str, Any] | None:
         "paused": None if paused is None else {"at": paused.at, "why": paused.why, "actor": paused.actor or None},
         "possible": [] if swap.phase in TERMINAL else list(possible(swap)),
     }
+
+
+def golden_record(golden: Golden | None) -> dict[str, Any] | None:
+    return None if golden is None else {**asdict(golden), "differences": list(golden.differences)}
 
 
 def problem_record(problem: Problem | None) -> dict[str, Any] | None:

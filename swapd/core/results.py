@@ -16,7 +16,7 @@ from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.events import Amend, Measurement
 from swapd.core.fallback import try_in_place
-from swapd.core.model import FootprintSource, Kind, Op, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
+from swapd.core.model import FootprintSource, Golden, Kind, Op, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
 from swapd.core.states import FORWARD, Phase, WorkerState
 from swapd.core.to_come import to_come
 from swapd.core.transfers import end_transfer, owns, pointed, switched, transferred
@@ -100,7 +100,7 @@ def op_done(d: Draft, event: events.OpDone) -> None:
             d.set_worker(worker.id, warmed=True)
         case OpKind.VERIFY:
             d.set_worker(worker.id, verified=True, ready_at=d.at)
-            _compared(d, op, event.result)
+            _proved(d, op, event.result)
             _settle(d, worker, event.result.get("used_bytes"))
         case OpKind.ADOPT:
             bound = tuple(event.result.get("listeners", d.services[op.service].settings.listen))
@@ -119,11 +119,15 @@ def op_done(d: Draft, event: events.OpDone) -> None:
             pass
 
 
-def _compared(d: Draft, op: Op, told: Mapping[str, Any]) -> None:
-    """By what the clients of its swap may break, after a candidate has been asked."""
-    swap = d.services[op.service].swap
-    if op.kind is OpKind.VERIFY and swap is not None and "differences" in told:
+def _proved(d: Draft, op: Op, told: Mapping[str, Any]) -> None:
+    """What was found of a candidate, be it well or not: by what clients may break, how it answers golden requests."""
+    if op.kind is not OpKind.VERIFY or d.services[op.service].swap is None:
+        return
+    if "differences" in told:
         d.set_swap(op.service, differences=tuple(told["differences"]))
+    if "golden" in told:
+        golden = told["golden"]
+        d.set_swap(op.service, golden=Golden(**{**golden, "differences": tuple(golden["differences"])}))
 
 
 def parked(d: Draft, worker: Worker) -> None:
@@ -184,7 +188,7 @@ def op_failed(d: Draft, event: events.OpFailed) -> None:
         _hand_over_failed(d, worker, op, event)
         return
     d.set_worker(worker.id, op=None)
-    _compared(d, op, event.problem.details)
+    _proved(d, op, event.problem.details)
     match op.kind:
         case OpKind.STOP:
             # Something of the tree cannot be ended (a process in the kernel): its memory stays reserved, and it is

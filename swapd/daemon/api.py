@@ -78,6 +78,7 @@ class Api:
         stats = await self._reading.open_requests(service)
         if placed.is_return and placed.expected_outage_s is None:
             placed = replace(placed, expected_outage_s=self._knowledge.return_s(model, parked=True))
+        settings = self._knowledge.config.services[service.name]
         gpu_bytes = smallest_gpu_bytes(r for r in request.measurement.readings if r.name in placed.devices)
         return plan_record(
             self._loop.state,
@@ -88,9 +89,10 @@ class Api:
             back=self._way_back(service, placed, request.way_back),
             probes=len(model.probes),
             stats=stats,
-            hold_timeout_s=self._knowledge.config.services[service.name].hold_timeout_s,
+            hold_timeout_s=settings.hold_timeout_s,
             flags=shown_flags(model, gpu_bytes),
             breaks=[each.text for each in breaks(request)],
+            golden=len(settings.golden) * settings.golden_repeat,
         )
 
     def _way_back(self, service: Service, placed: Placement, can_load: bool) -> WayBack:

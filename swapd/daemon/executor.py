@@ -30,6 +30,7 @@ from swapd.daemon.answers import checked
 from swapd.daemon.contracts import Contracts
 from swapd.daemon.devices import Devices
 from swapd.daemon.draining import drain
+from swapd.daemon.golden import ask_golden
 from swapd.daemon.guard import Guard
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.live import Live
@@ -298,6 +299,8 @@ class Executor:
         report = await run_probes(live.address, model.probes, alive=live.alive, progress=self._progress(op, "probes"))
         proved = await self.contracts.check(op, live, model)
         self._knowledge.learn_time(model, "verify", asyncio.get_running_loop().time() - started_s)
+        progress = self._progress(op, "golden requests")
+        proved = await ask_golden(self.loop.state, self._knowledge, op, live, model, proved, progress)
         used = None
         if effect.slot is not None:
             readings = await self._devices.read(effect.slot.devices)
@@ -312,6 +315,7 @@ class Executor:
         answers = "1 answer" if report.answers == 1 else f"{report.answers} answers"
         detail = f"{answers}, slowest {report.slowest_s * 1000:.0f} ms"
         detail = detail if model.probes else "no probes are configured"
+        detail += f"; {proved['golden']['right']} golden requests" if "golden" in proved else ""
         return {"detail": detail, "used_bytes": used, **proved}
 
     async def _find_on_device(self, op: Op, model: ModelConfig, readings: Sequence[DeviceReading]) -> None:

@@ -1,8 +1,8 @@
 """Asking a worker at its private address: is it ready, warm, and right?
 
-Duty: one bounded HTTP/1.1 request to an address, "unix:/path" or "127.0.0.1:port" (h11), and the three uses of it: the
-ready path polled, the warm-up played, the probes run. `core.readiness` judges the answers. May not know: what comes
-before or after.
+Duty: one bounded HTTP/1.1 request to an address, "unix:/path" or "127.0.0.1:port" (h11), and the uses of it: the ready
+path polled, the warm-up played, the probes and the golden requests run. `core.readiness` judges the answers. May not
+know: what comes before or after.
 
 The answer comes from outside: its size, its speed and its grammar are limited here, and never taken on trust.
 """
@@ -18,7 +18,7 @@ from typing import Final
 
 import h11
 
-from swapd.core.config import ProbeConfig, RequestConfig, WarmupConfig
+from swapd.core.config import ExpectConfig, GoldenConfig, ProbeConfig, RequestConfig, WarmupConfig
 from swapd.core.errors import (
     BAD_REQUEST,
     NOT_READY,
@@ -27,13 +27,17 @@ from swapd.core.errors import (
     TIMEOUT,
     WARMUP_FAILED,
     WORKER_EXITED,
+    Problem,
     SwapdError,
 )
-from swapd.core.readiness import check_answer, parse_warmup, shown
+from swapd.core.golden import summary
+from swapd.core.model import Golden
+from swapd.core.readiness import check_answer, needs_json, parse_warmup, shown
 from swapd.host.deadlines import within
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024  # kept of an answer; what is beyond is read and forgotten
 MAX_WARMUP_BYTES: Final = 64 * 1024 * 1024  # of the file: representative requests, not a data set
+GOLDEN_AT_ONCE: Final = 4  # a candidate that is slower than their rate gets them at its own
 _POLL_FIRST_S: Final = 0.02
 _POLL_MAX_S: Final = 0.25
 # one poll of the ready path; a server that never answers this one may answer the next
@@ -269,10 +273,7 @@ async def run_probes(
                     message = f"{where}: expected an answer within {expect.within_s:g} s, got none in that time"
                     raise SwapdError(PROBE_TOO_SLOW, message, details) from None
                 raise SwapdError(PROBE_FAILED, f"{where}: {error.message}", details) from None
-            if answer.truncated and (expect.json_pointer is not None or expect.json_contains is not None):
-                message = f"{where}: the answer is over {MAX_BODY_BYTES >> 20} MiB, too long to be checked as JSON"
-                raise SwapdError(PROBE_FAILED, message, details)
-            problem = check_answer(expect, status=answer.status, body=answer.body, elapsed_s=answer.elapsed_s)
+            problem = _judge(expect, answer)
             if problem is not None:
                 message = f"{where}: {problem.message}"
                 raise SwapdError.of(replace(problem, message=message, details={**problem.details, **details}))
@@ -280,6 +281,61 @@ async def run_probes(
             if progress is not None:
                 progress(len(elapsed), total)
     return ProbeReport(len(elapsed), max(elapsed, default=0.0), loop.time() - started_s)
+
+
+async def run_golden(
+    address: str,
+    golden: Sequence[GoldenConfig],
+    *,
+    repeat: int,
+    per_s: float | None,
+    alive: Callable[[], bool] = _always,
+    progress: _Progress | None = None,
+) -> Golden:
+    """Asks every golden request `repeat` times, `per_s` a second, GOLDEN_AT_ONCE at a time at the most, and judges each
+    answer. `per_s` None: somebody waits, so without pauses, and no more once one was wrong. Raises SwapdError:
+    WORKER_EXITED."""
+    loop = asyncio.get_running_loop()
+    started_s = loop.time()
+    asked = [(number, run) for run in range(1, repeat + 1) for number in range(1, len(golden) + 1)]
+    todo = iter(enumerate(asked))
+    elapsed: list[float] = []
+    wrong: list[str] = []
+
+    async def play() -> None:
+        for turn, (number, run) in todo:
+            if per_s is not None:
+                await asyncio.sleep(max(0.0, started_s + turn / per_s - loop.time()))
+            elif wrong:
+                return
+            request, expect = golden[number - 1].request, golden[number - 1].expect
+            where = f"golden {number} ({request.method} {request.path})" + (f", run {run}" if repeat > 1 else "")
+            try:
+                answer = await _ask(address, request, expect.within_s)
+            except SwapdError as error:
+                await _check_alive(alive, f"during {where}")
+                wrong.append(f"{where}: {error.message}")
+            else:
+                problem = _judge(expect, answer)
+                elapsed.append(answer.elapsed_s) if problem is None else wrong.append(f"{where}: {problem.message}")
+            if progress is not None:
+                progress(len(elapsed) + len(wrong), len(asked))
+
+    players = [loop.create_task(play()) for _ in range(min(GOLDEN_AT_ONCE, len(asked)))]
+    try:
+        await asyncio.gather(*players)
+    finally:
+        for player in players:
+            player.cancel()
+        await asyncio.gather(*players, return_exceptions=True)
+    return summary(len(asked), elapsed, wrong)
+
+
+def _judge(expect: ExpectConfig, answer: HttpAnswer) -> Problem | None:
+    if answer.truncated and (expect.text is not None or needs_json(expect)):
+        text = f"the answer is over {MAX_BODY_BYTES >> 20} MiB, too long to be compared"
+        return Problem(PROBE_FAILED, text)
+    return check_answer(expect, status=answer.status, body=answer.body, elapsed_s=answer.elapsed_s)
 
 
 async def _ask(address: str, request: RequestConfig, deadline_s: float) -> HttpAnswer:

@@ -215,6 +215,14 @@ def test_what_breaks_clients_is_allowed_by_a_flag_and_shown(daemon, capsys):
     assert "contract  allowed: input 'x' is gone\n          allowed: input 'y' is gone\n" in shown
 
 
+def test_how_the_golden_requests_went_is_shown(daemon, capsys):
+    counts = {"requests": 40, "right": 30, "wrong": 1, "p50_ms": 12.0, "p95_ms": 20.0, "slowest_ms": 31.0}
+    daemon.answers["show"] = swap_record(golden={**counts, "differences": ["golden 3: no"]})
+    assert main(["show", "42"]) == 0
+    words = "30 answered rightly, 1 wrongly, 9 not asked, p50 12.0 ms, p95 20.0 ms, slowest 31.0 ms"
+    assert f"golden    40 requests: {words}\n          golden 3: no\n" in capsys.readouterr().out
+
+
 def test_a_dry_run_is_a_plan(daemon, capsys):
     assert main(["swap", "chat", "--to", "b", "--dry-run", "--max-outage", "2m"]) == 0
     assert daemon.calls[-1][:2] == ("plan", {"service": "chat", "to": "b", "max_outage": 120.0})

@@ -12,6 +12,10 @@ def _services(**listens):
     return {name: {"listen": listen, "model": "a"} for name, listen in listens.items()}
 
 
+def _expecting(**expect):
+    return {**PROBE, "expect": expect}
+
+
 def _asked_by(method):
     return {"request": {"path": "/x", "method": method}}
 
@@ -152,6 +156,18 @@ MISTAKES = [
     (((*A, "contract"), {"endpoints": ["POTS /x"]}), "models.a.contract.endpoints[0]", 'did you mean "POST"?'),
     (((*A, "contract"), {"v2": "/v2/models/bert"}), "models.a.contract.v2", 'such as "bert"'),
     (((*A, "contract"), {"v2": "bert/versions/3", "inputs": [], "endpoints": "GET /items/{id}"}), None, None),
+    # --- golden requests, and what a probe may expect as well
+    (((*CHAT, "golden"), PROBE), "services.chat.golden", "write [[services.chat.golden]]"),
+    (((*CHAT, "golden"), [{**PROBE, "repeat": 2}]), "services.chat.golden[0].repeat", "unknown key"),
+    (((*CHAT, "golden_rate"), 0), "services.chat.golden_rate", "from 0.01 to 1000"),
+    (((*CHAT, "golden_rate"), "5"), "services.chat.golden_rate", "expected a number"),
+    (((*CHAT, "golden"), [_expecting(label="/x")]), "services.chat.golden[0].expect.is", 'is missing beside "label"'),
+    (((*CHAT, "golden"), [_expecting(**{"is": "x"})]), "services.chat.golden[0].expect.label", 'missing beside "is"'),
+    (((*CHAT, "golden"), [_expecting(close={"score": 1})]), "services.chat.golden[0].expect.close.score", '"/score"'),
+    (((*CHAT, "golden"), [_expecting(close={"/s": "1"})]), 'services.chat.golden[0].expect.close."/s"', "a number"),
+    (((*CHAT, "golden"), [_expecting(text=5)]), "services.chat.golden[0].expect.text", 'write "exact"'),
+    (((*CHAT, "golden"), [_expecting(exact=[5, None])]), None, None),
+    (((*A, "probes"), [_expecting(close={"/v": [1, 2.5]}, text="", label="", **{"is": 3})]), None, None),
     # --- probes
     (((*A, "probes"), PROBE), "models.a.probes", "write [[models.a.probes]]"),
     (((*A, "probes"), [PROBE, {}]), "models.a.probes[1].request", "is missing"),

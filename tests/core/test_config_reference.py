@@ -42,6 +42,7 @@ def _named(tables: dict, section: str) -> set[str]:
     """The keys of a section that the tables set somewhere."""
     models = list(tables["models"].values())
     probes = [probe for model in models for probe in model.get("probes", ())]
+    golden = [each for service in tables["services"].values() for each in service.get("golden", ())]
     places = {
         "daemon": [tables["daemon"]],
         "devices": list(tables["devices"].values()),
@@ -54,8 +55,9 @@ def _named(tables: dict, section: str) -> set[str]:
         "contract": [model.get("contract", {}) for model in models],
         "warmup": [model.get("warmup", {}) for model in models],
         "probes": probes,
+        "golden": golden,
         "request": [probe["request"] for probe in probes],
-        "expect": [probe.get("expect", {}) for probe in probes],
+        "expect": [each.get("expect", {}) for each in [*probes, *golden]],
     }
     return {name for place in places[section] for name in place}
 
@@ -83,11 +85,13 @@ def test_what_the_reference_comments_out_is_the_default():
     sockets = {"control": "ipc:///run/swapd/control.sock", "events": "ipc:///run/swapd/events.sock"}
     assert replace(config.daemon, metrics=None) == DaemonConfig(**sockets, log_dir="/var/lib/swapd/logs")
     chat = config.services["chat"]
-    examples = {"session_key": chat.session_key, "rules": chat.rules}
+    examples = {"session_key": chat.session_key, "rules": chat.rules, "golden": chat.golden}
     assert chat == ServiceConfig(name="chat", listen=chat.listen, model=chat.model, **examples)
     careful = config.strategies["careful"]
     examples = {name: getattr(careful.shadow, name) for name in ("paths", "redact", "ignore", "pointer")}
     assert careful == StrategyConfig(name="careful", match=careful.match, shadow=Shadow(**examples))
+    expect = chat.golden[0].expect
+    assert (expect.rtol, expect.atol) == (ExpectConfig().rtol, ExpectConfig().atol)
     model = config.models["a"]
     assert model.ready == ReadyConfig(path=model.ready.path)
     assert model.liveness == LivenessConfig()

@@ -45,6 +45,73 @@ def test_a_pointer_to_nothing_is_named_with_the_part_that_is_missing(pointer, mi
     assert f"nothing at '{missing}" in problem.message
 
 
+SCORED = {"label": "cat", "score": 0.5, "n": 3, "vector": [1.0, 2.0], "scores": {"cat": 0.9, "dog": 0.1}}
+
+
+@pytest.mark.parametrize(
+    "expect",
+    [
+        {"json_exact": json.dumps(SCORED)},
+        {"json_exact": json.dumps({**SCORED, "n": 3.0})},
+        {"text": json.dumps(SCORED)},
+        {"close": (("/score", 0.5004), ("/n", 3.0))},
+        {"close": (("/vector", (1.0005, 2.001)),)},
+        {"close": (("/score", 0.6),), "atol": 0.1},
+        {"close": (("/score", 1.0),), "rtol": 0.5},
+        {"label": "/label", "label_is": "cat"},
+        {"label": "/scores", "label_is": "cat"},
+        {"label": "/vector", "label_is": 1},
+        {"label": "/n", "label_is": 3},
+    ],
+)
+def test_an_answer_is_right_in_every_way_that_is_asked(expect):
+    assert check(SCORED, **expect) is None
+
+
+@pytest.mark.parametrize(
+    ("expect", "words"),
+    [
+        ({"json_exact": '{"label": "cat"}'}, 'expected {"label": "cat"} at \'/\' of the answer, got'),
+        ({"json_exact": json.dumps({**SCORED, "vector": [1.0, 3.0]})}, "expected 3.0 at '/vector/1'"),
+        ({"text": json.dumps(SCORED)[:-1]}, "expected the text"),
+        ({"text": "no"}, 'expected the text "no", got {"label"'),
+        ({"close": (("/score", 0.6),)}, "expected 0.6 at '/score' of the answer, give or take 0.000601, got 0.5"),
+        ({"close": (("/label", 0.6),)}, 'got "cat"'),
+        ({"close": (("/vector", (1.0, 2.1)),)}, "expected 2.1 at '/vector/1'"),
+        ({"close": (("/vector", (1.0,)),)}, "expected [1.0] at '/vector' of the answer, got [1.0, 2.0]"),
+        ({"close": (("/gone", 1.0),)}, "nothing at '/gone'"),
+        ({"label": "/label", "label_is": "dog"}, 'expected "dog" at \'/label\' of the answer, got "cat"'),
+        ({"label": "/scores", "label_is": "dog"}, 'got "cat"'),
+        ({"label": "/gone", "label_is": "dog"}, "nothing at '/gone'"),
+        ({"json_pointer": "/label", "label": "/label", "label_is": "dog"}, 'got "cat"'),
+    ],
+)
+def test_an_answer_that_is_wrong_in_one_way_says_in_which(expect, words):
+    problem = check(SCORED, **expect)
+    assert problem.code == PROBE_FAILED
+    assert words in problem.message
+
+
+@pytest.mark.parametrize("body", [b'{"score": NaN}', b'{"score": true}', b'{"score": 1%s}' % (b"0" * 400), b"[]"])
+def test_what_is_no_finite_number_is_close_to_none(body):
+    assert check(body, close=(("/score", 1.0),), rtol=0.9).code == PROBE_FAILED
+
+
+def test_a_long_text_is_told_from_where_it_differs():
+    problem = check(b"x" * 5000 + b"b", text="x" * 5000 + "a")
+    assert "from character 4980 on" in problem.message
+    assert problem.message.endswith("xb")
+    assert len(problem.message) < 300
+
+
+@pytest.mark.parametrize(
+    "labels", [[{"label": "cat", "score": 0.1}, {"label": "dog", "score": 0.2}], {"cat": 1, "dog": 2}]
+)
+def test_of_scores_the_highest_label_counts(labels):
+    assert check(labels, label="", label_is="dog") is None
+    assert check(labels, label="", label_is="cat").code == PROBE_FAILED
+
+
 @pytest.mark.parametrize(
     "expected", [{}, {"ok": True}, {"choices": [{"text": "hi"}]}, {"choices": [{"a/b": {}}]}, {"": 5.0}]
 )

@@ -9,7 +9,7 @@ import pytest
 from support.process_http import RawHttp, ok
 from support.process_waiting import DEADLINE_S
 
-from swapd.core.config import ExpectConfig, ProbeConfig, RequestConfig, WarmupConfig
+from swapd.core.config import ExpectConfig, GoldenConfig, ProbeConfig, RequestConfig, WarmupConfig
 from swapd.core.errors import (
     BAD_REQUEST,
     NOT_READY,
@@ -417,6 +417,70 @@ def test_an_answer_too_long_to_be_checked_fails_only_where_json_is_expected(tmp_
         error = await fails(probes.run_probes(server.address, [probe("/a", json_pointer="")]))
         assert error.code == PROBE_FAILED
         assert "over 4 MiB" in error.message
+
+    with_server(tmp_path, test)
+
+
+# --- golden requests -----------------------------------------------------------------------------------------
+
+
+def golden(path: str, **expect) -> GoldenConfig:
+    return GoldenConfig(request=RequestConfig(path=path), expect=ExpectConfig(**{"within_s": DEADLINE_S, **expect}))
+
+
+CAT, DOG = ok(b'{"label": "cat"}'), ok(b'{"label": "dog"}')
+IS_CAT = {"label": "/label", "label_is": "cat"}
+
+
+def test_every_golden_answer_is_judged_and_counted_also_after_a_wrong_one(tmp_path):
+    async def test(server):
+        server.answers["/a"] = [DOG, CAT, CAT]
+        server.answers["/b"] = ok(b"", 404)
+        done = []
+        report = await probes.run_golden(
+            server.address,
+            [golden("/a", **IS_CAT), golden("/b", status=404), golden("/c", within_s=0.1)],
+            repeat=3,
+            per_s=200.0,
+            progress=lambda *numbers: done.append(numbers),
+        )
+        assert (report.requests, report.right, report.wrong) == (9, 5, 4)
+        assert done[-1] == (9, 9)
+        assert len(server.requests) == 9
+        assert 'golden 1 (GET /a), run 1: expected "cat" at \'/label\' of the answer, got "dog"' in report.differences
+        assert 0 < report.p50_ms <= report.p95_ms <= report.slowest_ms
+
+    with_server(tmp_path, test)
+
+
+def test_golden_requests_come_no_faster_than_at_their_rate(tmp_path):
+    async def test(server):
+        server.answers["/a"] = CAT
+        begun_s = asyncio.get_running_loop().time()
+        await probes.run_golden(server.address, [golden("/a")], repeat=6, per_s=20.0)
+        assert asyncio.get_running_loop().time() - begun_s >= 5 / 20
+
+    with_server(tmp_path, test)
+
+
+def test_where_somebody_waits_one_wrong_answer_is_enough(tmp_path):
+    async def test(server):
+        server.answers["/a"] = DOG
+        report = await probes.run_golden(server.address, [golden("/a", **IS_CAT)], repeat=100, per_s=None)
+        assert (report.requests, report.right) == (100, 0)
+        assert 1 <= report.wrong <= probes.GOLDEN_AT_ONCE
+        assert len(server.requests) == report.wrong
+
+    with_server(tmp_path, test)
+
+
+def test_death_during_the_golden_requests_is_told_as_death(tmp_path):
+    async def test(server):
+        server.answers["/a"] = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc"
+        error = await fails(
+            probes.run_golden(server.address, [golden("/a")], repeat=3, per_s=100.0, alive=lambda: False)
+        )
+        assert error.code == WORKER_EXITED
 
     with_server(tmp_path, test)
 

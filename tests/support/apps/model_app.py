@@ -6,7 +6,8 @@ after_cutover, oom, shutdown (which hangs), killed_at_switch, stopped_at_switch 
 PROBE_S: how long a probe takes. LEAK: it says that value when it fails to load and in its failing probe, and writes
 it at import. CHATTER: so many bytes of lines that it writes at import. EXIT_WHILE, "at:PATH": it exits at its import
 for as long as there is that file. TELLS, "at:DIRECTORY": it answers with the file there that a path names, and to
-/gone with 404. Every answer has, as "asked", how many requests of its path there were.
+/gone with 404. WRONG: every so manieth answer of /score has another label. Every answer has, as "asked", how many
+requests of its path there were.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ END_AT_THE_SWITCH = {"killed_at_switch": signal.SIGKILL, "stopped_at_switch": si
 TELLS = os.environ.get("TELLS", "").removeprefix("at:")
 files = [file for file in Path(TELLS).rglob("*") if file.is_file()] if TELLS else []
 told = {f"/{file.relative_to(TELLS)}": file.read_bytes() for file in files}
+WRONG = int(os.environ.get("WRONG", "0"))
 held = []
 hanging = set()  # "ready", "all": what has been told to hang, by /hang?what=…
 asked = Counter()
@@ -124,7 +126,10 @@ async def answer(scope, receive, send):
     if path == "/gone" or path in told:
         await whole(send, 200 if path in told else 404, told.get(path, b"{}"))
         return
-    text = json.dumps({"model": NAME, "pid": os.getpid(), "got": len(body), "asked": asked[path]}).encode()
+    document = {"model": NAME, "pid": os.getpid(), "got": len(body), "asked": asked[path]}
+    if path == "/score":
+        document |= {"label": "dog" if WRONG and asked[path] % WRONG == 0 else "cat", "score": 0.9}
+    text = json.dumps(document).encode()
     if status == 500:
         text = f"no access with {LEAK}".encode()
     await whole(send, status, text)
