@@ -18,6 +18,7 @@ BENCHES = (
     "front",
     "relay",
     "split",
+    "shadow",
     "peers",
     "handover",
 )  # the loudest one last

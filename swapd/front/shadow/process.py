@@ -41,7 +41,8 @@ MAX_STABLES: Final = 8  # addresses: those of workers that are gone, too
 
 def main(fd: int) -> int:
     """Run until the gate has gone."""
-    os.nice(NICENESS)
+    with contextlib.suppress(ValueError, OSError):  # a sandbox may forbid either
+        os.nice(NICENESS)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the gate's business
