@@ -78,7 +78,8 @@ class Sides:
 
 
 def sides(evidence: Evidence) -> Sides:
-    """Clients' requests count where the candidate gets any; else copies do. A stable that has too few now (it has been replaced) is taken as it was before."""
+    """Clients' requests count where the candidate gets any; else copies do. A stable that has too few now (it has been
+    replaced) is taken as it was before."""
     reference, name = evidence.stable, "the stable"
     before = evidence.before
     if reference.requests < evidence.min_requests and before is not None and before.requests > reference.requests:

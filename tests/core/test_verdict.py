@@ -353,9 +353,9 @@ def test_a_query_is_judged_by_its_value(value, outcome, text):
 
 def test_a_shadow_is_read_from_a_gates_stats():
     told = {
-        "copied": 9, "dropped": 1, "compared": 7, "agreed": 6, "failed": 1, "noise": {"compared": 3, "agreed": 2, "latency": {"390": 8}},
-        "latency": {"400": 7}, "samples": [], "throttled": 0.2,
-    }  # fmt: skip
+        **{"copied": 9, "dropped": 1, "compared": 7, "agreed": 6, "failed": 1, "samples": [], "throttled": 0.2},
+        **{"noise": {"compared": 3, "agreed": 2, "latency": {"390": 8}}, "latency": {"400": 7}},
+    }
     shadow = Shadow.from_json(told)
     assert (shadow.compared, shadow.agreed, shadow.failed) == (7, 6, 1)
     assert (shadow.noise_compared, shadow.noise_agreed) == (3, 2)
