@@ -5,10 +5,13 @@ VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
 # Recipes quote their paths: a clone may lie below a folder with a space in its name.
 
-.PHONY: demo demo-llm test test-real check tests bench soak fuzz install uninstall clean
+.PHONY: demo demo-guarded demo-llm test test-real check tests bench soak fuzz install uninstall clean
 
 demo: $(VENV)/.demo          ## swap two real models under load, both ways, and draw what the clients saw
 	"$(BIN)/python" -m demo.run
+
+demo-guarded: $(VENV)/.demo  ## a good model and three bad ones prove themselves, unattended; draws what the clients saw
+	"$(BIN)/python" -m demo.guarded
 
 demo-llm: $(VENV)/.demo-llm  ## swap the language model of a streaming chat (compiles llama-server once: 15 minutes)
 	"$(BIN)/python" -m demo.llm

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,12 +171,14 @@ def preflight() -> None:
         raise SystemExit(f"the demo's models are missing ({', '.join(missing)}): run `make demo`, which installs them")
 
 
-def expectations(texts: list[str], streams: list[list[str]]) -> dict[str, dict[str, Any]]:
+def expectations(
+    texts: list[str], streams: list[list[str]], names: Iterable[str] = tuple(NAMES)
+) -> dict[str, dict[str, Any]]:
     """What each model answers to each text, by its own word, before anything is swapped."""
     asked = json.dumps({"singles": texts, "streams": streams})
     environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     found = {}
-    for name in NAMES:  # one after the other: their speed is measured as well
+    for name in names:  # one after the other: their speed is measured as well
         command = [sys.executable, "-m", "demo.texts", name]
         done = subprocess.run(
             command, cwd=ROOT, input=asked, capture_output=True, text=True, env=environment, timeout=120, check=False
