@@ -12,13 +12,18 @@ IN_BODY = {"session_key": "json:/user"}
 
 
 @pytest.fixture
-def splitting(spawn, listener, engine):
+def stall_s():
+    return 60.0
+
+
+@pytest.fixture
+def splitting(spawn, listener, engine, stall_s):
     """A gate before two engines, of revisions 41 and 42; `point(percent)` gives the second its share."""
 
     class Splitting:
         def __init__(self):
             self.stable, self.candidate = engine(), engine()
-            self.gate = spawn(kind="gate", stall_s=2.0)
+            self.gate = spawn(kind="gate", stall_s=stall_s)
             self.epoch = 0
             self.match = []
             self.point(0)
@@ -133,6 +138,7 @@ def test_a_body_that_is_awaited_holds_up_nobody_else(splitting, connect):
     assert bodies == [BODY]
 
 
+@pytest.mark.parametrize("stall_s", [2.0])
 def test_an_awaited_body_that_never_comes_is_told_so_in_time(splitting, connect):
     splitting.point(50, **IN_BODY)
     client = connect()
