@@ -35,6 +35,8 @@ def _sections(plan: Record) -> Iterator[str]:
         yield from _section("adds", [printable(" ".join(plan["flags"]))])
     if plan.get("differences"):
         yield from _section("breaks", [printable(text) for text in plan["differences"]])
+    if plan.get("golden"):
+        yield from _section("golden", [f"{plan['golden']} requests with expected answers, before clients come"])
     if plan.get("probes") == 0:
         model = printable(plan["to"]["model"])
         yield from _section("proof", [f"none: model {model} has no probes, see [[models.{model}.probes]]"])

@@ -105,8 +105,10 @@ def _schema(schema: object, depth: int = _DEPTH) -> dict[str, Any]:
         return {"$ref": _name_of(schema["$ref"])}
     kept: dict[str, Any] = {}
     for key, value in schema.items():
-        if key in ("type", "enum", "required", "const", "nullable") or key in _LOWEST or key in _HIGHEST:
-            kept[key] = value
+        if key in ("const", "nullable") or key in _LOWEST or key in _HIGHEST:
+            kept |= {key: value} if _is_plain(value) else {}
+        elif key in ("type", "enum", "required"):
+            kept |= {key: value} if all(map(_is_plain, value if isinstance(value, list) else [value])) else {}
         elif key == "items":
             kept[key] = _schema(value, depth - 1)
         elif key == "properties":
@@ -135,7 +137,7 @@ def broken(old: Json, new: Json) -> Iterator[str]:
         after = offered.get(key)
         texts = ["is gone"] if after is None else [*_asked(before, after, asks), *_answered(before, after, answers)]
         for text in texts:
-            yield _cut(f"{shown(key)}: {text}", _SENTENCE)
+            yield _cut(printable(f"{shown(key)}: {text[:_SENTENCE]}"), _SENTENCE)
 
 
 def _asked(old: Json, new: Json, fit: _Fit) -> Iterator[str]:
@@ -330,6 +332,11 @@ def _table(value: object) -> Json:
 
 def _list(value: object) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else ()
+
+
+def _is_plain(value: object) -> bool:
+    """Neither a table nor a list, which could be nested without end."""
+    return value is None or isinstance(value, str | int | float)
 
 
 def _names(value: object) -> list[str]:

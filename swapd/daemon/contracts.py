@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from swapd.core.config import ContractConfig, ModelConfig
@@ -40,7 +40,8 @@ from swapd.host.probes import MAX_BODY_BYTES, HttpAnswer, fetch
 log = logging.getLogger("swapd.contracts")
 
 CANDIDATE_S: Final = 10.0  # for each answer; a framework makes its OpenAPI document when it is first asked
-STABLE_S: Final = 3.0  # of what serves: a swap does not wait longer for one that is busy
+STABLE_S: Final = 3.0  # of what serves, or starts: neither a swap nor a start waits longer
+MAX_KEPT_CHARS: Final = 1 << 20  # of one interface, in the journal; a longer one is asked for at each swap
 _MISSING: Final = (404, 405, 501)  # an endpoint that is not there answers one of these
 _SENDS: Final = ("POST", "PUT", "PATCH")
 
@@ -59,15 +60,13 @@ class Contracts:
     async def check(self, op: Op, live: Live, model: ModelConfig) -> Mapping[str, Any]:
         """Of a worker that has just proved itself. As the candidate of a swap it must be able to stand in for what
         serves: `differences` are those that were allowed. Raises SwapdError: CONTRACT_BROKEN, MODEL_NAME_MISMATCH."""
-        told, silent = await _ask(live.address, model.contract, CANDIDATE_S)
         worker, service = self._state().worker(op.worker), self._state().service(op.service)
-        if worker is not None and not silent:
-            self._knowledge.keep_told(worker, _questions(model.contract), told)
         swap = swap_of(service, worker)
-        if service is None or swap is None:
-            for text in silent:
-                log.warning("contract.not_told worker=%s %s", op.worker, text)
+        if worker is None or service is None or swap is None:
+            if worker is not None:
+                await self._learn(worker, live, model.contract)
             return {}
+        told, silent = await self._ask(worker, live, model.contract, CANDIDATE_S)
         number, old = self._incumbents.get(service.name, (0, UNKNOWN))
         if number != service.stable:  # the daemon was started again meanwhile
             old = await self._incumbent(service)
@@ -86,16 +85,42 @@ class Contracts:
         if model is None:
             return UNKNOWN
         contract = await self._knowledge.stable_contract(service)
-        told = self._knowledge.told(service, _questions(contract))
         worker = next((w for w in self._state().workers_of(service.name) if _serves(service, w)), None)
         live = self._live.get(worker.id) if worker is not None else None
-        if told is None and worker is not None and live is not None:
-            told, silent = await _ask(live.address, contract, STABLE_S)
-            for text in silent:
-                log.warning("contract.not_told worker=%s %s", worker.id, text)
-            if not silent:
-                self._knowledge.keep_told(worker, _questions(contract), told)
+        if worker is not None and live is not None:
+            return with_told(declared(model, contract), await self._learn(worker, live, contract))
+        told = self._knowledge.told(service.name, service.stable, _questions(contract))
         return with_told(declared(model, contract), told or UNKNOWN)
+
+    async def _learn(self, worker: Worker, live: Live, contract: ContractConfig) -> Interface:
+        """What its server tells, by asking it only where that is not kept."""
+        questions = _questions(contract)
+        kept = self._knowledge.told(worker.service, worker.revision, questions) if questions else UNKNOWN
+        if kept is not None:
+            return kept
+        told, silent = await self._ask(worker, live, contract, STABLE_S)
+        for text in silent:
+            log.warning("contract.not_told worker=%s %s", worker.id, text)
+        return told
+
+    async def _ask(
+        self, worker: Worker, live: Live, contract: ContractConfig, deadline_s: float
+    ) -> tuple[Interface, list[str]]:
+        """What the server tells of itself, and a sentence for each question that it does not answer rightly."""
+        paths = (contract.openapi, f"/v2/models/{contract.v2}" if contract.v2 else None, contract.models)
+        asked = [(path, read) for path, read in zip(paths, (read_openapi, read_v2, read_models), strict=True) if path]
+        answers = await asyncio.gather(*(_told(live.address, path, read, deadline_s) for path, read in asked))
+        told, silent = UNKNOWN, [answer for answer in answers if isinstance(answer, str)]
+        for answer in answers:
+            if isinstance(answer, Interface):
+                given = {key: value for key in _TOLD if (value := getattr(answer, key)) is not None}
+                told = replace(told, **given)
+        if asked and not silent:
+            # Not by `saved`: a server may have written numbers and texts that it refuses. In a thread: it may be long.
+            body = await asyncio.to_thread(lambda: json.dumps(asdict(told)))
+            if len(body) <= MAX_KEPT_CHARS:
+                self._knowledge.keep_told(worker, _questions(contract), body)
+        return told, silent
 
 
 def swap_of(service: Service | None, worker: Worker | None) -> Swap | None:
@@ -114,21 +139,6 @@ def _questions(contract: ContractConfig) -> str:
     """What a server is asked; "": nothing. What it has told once is told by it again as long as they are the same."""
     asked = [contract.openapi, contract.v2, contract.models]
     return json.dumps(asked) if any(asked) else ""
-
-
-async def _ask(address: str, contract: ContractConfig, deadline_s: float) -> tuple[Interface, list[str]]:
-    """What the server tells of itself, and a sentence for each question that it does not answer rightly."""
-    paths = (contract.openapi, f"/v2/models/{contract.v2}" if contract.v2 else None, contract.models)
-    asked = [(path, read) for path, read in zip(paths, (read_openapi, read_v2, read_models), strict=True) if path]
-    answers = await asyncio.gather(*(_told(address, path, read, deadline_s) for path, read in asked))
-    told, silent = UNKNOWN, []
-    for answer in answers:
-        if isinstance(answer, str):
-            silent.append(answer)
-        else:
-            given = {key: value for key in _TOLD if (value := getattr(answer, key)) is not None}
-            told = replace(told, **given)
-    return told, silent
 
 
 _TOLD: Final = ("inputs", "outputs", "listed", "api")

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -146,9 +144,9 @@ class Knowledge:
         model = self.serving(service)
         return declared(model, await self.stable_contract(service)) if model is not None else Interface()
 
-    def told(self, service: Service, questions: str) -> Interface | None:
-        """What the server of the stable revision's content has answered to these; None: it has not been asked."""
-        key = self._key(service.name, service.stable)
+    def told(self, service: str, revision: int, questions: str) -> Interface | None:
+        """What a server of this content has answered to these questions; None: that is not known."""
+        key = self._key(service, revision)
         text = self._known(lambda: self._journal.footprint(*key, _interface(questions))) if key is not None else None
         try:
             return saved.load(Interface, text) if text is not None else None
@@ -156,10 +154,9 @@ class Knowledge:
             log.warning("knowledge.not_known %s", error)
             return None
 
-    def keep_told(self, worker: Worker, questions: str, told: Interface) -> None:
+    def keep_told(self, worker: Worker, questions: str, body: str) -> None:
         key = self._key_of(worker)
-        if key is not None and questions:
-            body = json.dumps(asdict(told))  # not `saved`: a server may have written numbers and texts that it refuses
+        if key is not None:
             self._save(lambda: self._journal.save_footprint(*key, _interface(questions), body, now()))
 
     async def model_again(self, service: Service, number: int) -> ModelConfig:

@@ -174,9 +174,21 @@ def test_a_schema_nested_without_end_is_cut_and_one_of_unions_of_unions_is_too_l
         found(wide, wide)
 
 
+def test_values_that_are_nested_without_end_are_not_kept():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for key in ("enum", "const", "type", "required", "maximum"):
+        new = reduce(changed(*ASK, "properties", "format", to={key: [deep]}))
+        assert new["schemas"]["Ask"]["properties"]["format"] == {}
+
+
 def test_what_a_server_has_written_is_shortened_and_printable():
     evil = "a\x1b[31m" + "x" * 5000
-    new = changed(*ASK, "required", to=["prompt", evil])
-    (sentence,) = found(DOCUMENT, new)
-    assert sentence.isprintable()
-    assert len(sentence) <= 240
+    for new in (
+        changed(*ASK, "required", to=["prompt", evil]),
+        changed(*ANSWER, "properties", "text", "type", to=evil),
+    ):
+        (sentence,) = found(DOCUMENT, new)
+        assert sentence.isprintable()
+        assert len(sentence) <= 240
