@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Swapd, free_port, quoted
+from bench.harness import CLIENTS_SERVED, Swapd, free_port, quoted
 from bench.loader import ClientGroup, LoadProcess, LoadReport, LoadSpec, http_request
 from bench.picture import Mark, Series, duration, latency_over_time
 from bench.records import OK
@@ -26,7 +26,7 @@ from demo.texts import MODELS, sentences
 
 TEXTS, CLIENTS = 60, 6
 BUSY_SHARE = 0.3  # of one core, that the model is kept busy with: copies come on top
-PATIENCE_S = 180.0
+PATIENCE_S = 600.0
 WEIGHTS, LABEL = "enpt", "e5"
 
 MODEL = """
@@ -51,13 +51,13 @@ headroom = "0MiB"
 [services.embeddings]
 listen = {listen}
 model = "e5"
-rules = ["error_rate < 2%", "p95 <= 1.35 x stable", "agreement >= 99%"]
+rules = ["error_rate < 5%", "p95 <= 1.35 x stable", "agreement >= 98%"]
 
 [strategies.guarded-demo]         # as `guarded`, in a hurry
 kind = "guarded"
 steps = [20, 50]
 step_time = "6s"
-step_deadline = "90s"
+step_deadline = "150s"
 [strategies.guarded-demo.shadow]
 share = "100%"
 time = "6s"
@@ -77,8 +77,8 @@ class Release:
 
 
 RELEASES = (
-    Release("e5-slow", "60 % slower", good=False, mistake="slow"),
-    Release("e5-failing", "each 30th request fails", good=False, mistake="failing"),
+    Release("e5-slow", "twice as slow", good=False, mistake="slow"),
+    Release("e5-failing", "each tenth request fails", good=False, mistake="failing"),
     Release("e5-wrong", "the wrong weights", good=False, weights="original"),
     Release("e5-next", "as good as the old one", good=True),
 )
@@ -133,7 +133,7 @@ def release(swapd: Swapd, each: Release) -> Outcome:
     begun = swapd.control.call(
         "swap", service="embeddings", to=each.model, strategy="guarded-demo", actor="demo", reason=each.what
     )
-    record = swapd.wait_swap(begun["id"], PATIENCE_S)
+    record = settled(swapd, begun["id"])
     outcome = Outcome(each, begun_at, time.monotonic(), record)
     for step in record["steps"]:
         if "%" in step["name"]:
@@ -141,6 +141,17 @@ def release(swapd: Swapd, each: Release) -> Outcome:
     word = "promoted" if outcome.promoted else f"{record['phase']}: {record['reason']}"
     say(f"      {word}" + ("" if outcome.as_expected else "   UNEXPECTED"))
     return outcome
+
+
+def settled(swapd: Swapd, swap_id: int) -> dict[str, Any]:
+    """Promoted, sent back, or waiting for a person: which nobody is here."""
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        record: dict[str, Any] = swapd.control.call("show", id=swap_id)
+        if record["phase"] in (*CLIENTS_SERVED, "Paused"):
+            return record
+        time.sleep(0.2)
+    raise TimeoutError(f"swap {swap_id} has not settled within {PATIENCE_S:g} s")
 
 
 def draw(path: Path, begun: float, title: str, outcome: Outcome, report: LoadReport) -> None:

@@ -1,6 +1,6 @@
 """The transformer as somebody might have released it by mistake: `MISTAKE=slow` or `failing`. `app = "mistakes:app"`
 
-Slow: each text takes 60 % longer. Failing: each thirtieth request ends in an error, as with a batch that does not fit.
+Slow: each text takes twice as long. Failing: each tenth request ends in an error, as with a batch that does not fit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from e5 import App
 from embeddings import respond
 
 MISTAKE = os.environ.get("MISTAKE", "")
-SLOWER, FAILS_EVERY = 0.6, 30
+SLOWER, FAILS_EVERY = 1.0, 10
 _numbers = itertools.count(1)
 _model = App()
 
