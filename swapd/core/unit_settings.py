@@ -19,6 +19,7 @@ from swapd.core.process_tree import UNKNOWN_EXIT
 
 OLDEST_SYSTEMD: Final = 247  # ProtectProc=
 SLICE: Final = "swapd-workers.slice"
+GATE_FLAG: Final = "--gate"  # of worker/launch.py
 DAEMON_UNIT: Final = "swapd.service"
 USER: Final = "swapd"  # of gates, and of workers whose model names no other
 # Of gates and of workers without a user of their own. Not "swapd": whoever is of that one may command the daemon.
@@ -73,7 +74,8 @@ def properties(command: Command, environment_file: str) -> Iterator[str]:
         "RemainAfterExit=yes",  # exit status 0 must be told as well, also to a daemon that comes later
         "KillMode=mixed",  # SIGTERM to the worker, which ends its server in order; in the end SIGKILL to all of it
         f"TimeoutStopSec={STOP_LIMIT_S}s",
-        "OOMPolicy=kill",  # half of a tree is of no use
+        # Half of a model's tree is of no use. A gate has clients, and its shadow's process none.
+        "OOMPolicy=continue" if GATE_FLAG in command.argv else "OOMPolicy=kill",
         "UMask=0077",
         "LimitNOFILE=65536:1048576",  # a descriptor for every client connection, twice while they move
         "LimitMEMLOCK=infinity",  # pinned host memory: CUDA copies from it, RDMA needs it

@@ -44,6 +44,12 @@ def test_a_gpu_is_seen_only_by_whom_it_is_given_to():
     assert {"DevicePolicy=closed", "DeviceAllow=/dev/nvidiactl rw", "DeviceAllow=char-nvidia* rw"} <= set(given)
 
 
+def test_a_gate_outlives_the_process_of_its_shadow_when_memory_runs_out():
+    gate = replace(COMMAND, argv=(*COMMAND.argv, "--gate", COMMAND.directory))
+    assert "OOMPolicy=continue" in properties(gate, "/run/swapd/w/chat-1/environment")
+    assert "OOMPolicy=kill" in settings()
+
+
 def test_read_paths_hide_the_rest_of_the_data():
     assert "ProtectHome=read-only" in settings()
     hidden = settings(
