@@ -96,7 +96,7 @@ class Traffic:
         self._chance = random.Random(f"{candidate.name} {seed}")
         self._candidate, self._stage = candidate, stage
         self.ours, self.stable = Window(), Window()
-        self.shadow = Shadow(latency=Histogram(), stable_latency=Histogram())
+        self.shadow = Shadow(latency=Histogram(), noise_latency=Histogram())
         self._owed = 0.0
         self._paused_until_s = 0.0
 
@@ -104,12 +104,12 @@ class Traffic:
         slower, fails = self._candidate.at(min(at_s / self._stage.step_time_s, 1.0))
         arrivals = self._arrivals()
         for number in range(arrivals):
-            took = MEDIAN_S * math.exp(self._chance.gauss(0.0, SIGMA))
+            took = self._took()
             chosen = self._chance.random() < self._stage.share
             if not chosen or self._stage.copies:
                 self.stable.add(took, failed=self._chance.random() < STABLE_FAILS)
             if chosen and self._stage.copies:
-                self._copy(took, slower, fails)
+                self._copy(slower, fails)
             elif chosen:
                 took = self._roughly(took * slower, at_s + number / arrivals)
                 self.ours.add(took, failed=self._chance.random() < fails)
@@ -129,15 +129,16 @@ class Traffic:
         self._owed -= whole
         return whole
 
-    def _copy(self, took: float, slower: float, fails: float) -> None:
+    def _copy(self, slower: float, fails: float) -> None:
         chance, shadow, noise = self._chance, self.shadow, self._stage.noise
-        shadow.stable_latency.add(took)
         if chance.random() < fails:
             self.shadow = replace(shadow, failed=shadow.failed + 1)
             return
-        shadow.latency.add(MEDIAN_S * math.exp(chance.gauss(0.0, SIGMA)) * slower)
+        shadow.latency.add(self._took() * slower)
         agrees = chance.random() >= noise and chance.random() >= self._candidate.wrong
         again = chance.random() < self._stage.noise_share
+        if again:
+            shadow.noise_latency.add(self._took())
         assert shadow.noise_compared is not None
         self.shadow = replace(
             shadow,
@@ -146,6 +147,9 @@ class Traffic:
             noise_compared=shadow.noise_compared + again,
             noise_agreed=shadow.noise_agreed + (again and chance.random() >= noise),
         )
+
+    def _took(self) -> float:
+        return MEDIAN_S * math.exp(self._chance.gauss(0.0, SIGMA))
 
 
 def run(seed: int, candidate: Candidate, stage: Stage, rules: list[Rule]) -> Run:
