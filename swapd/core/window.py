@@ -20,7 +20,7 @@ _PER_LOG: Final = 1.0 / math.log(RATIO)
 _SHIFT: Final = -math.log(_LOWEST) * _PER_LOG
 # A window is kept in slices of equal numbers of requests, so that what begins late can be seen. When there are so many,
 # each two become one.
-MAX_SLICES: Final = 8
+MAX_SLICES: Final = 16
 _FIRST_SPAN: Final = 16
 _STATUS_CLASSES: Final = ("1", "2", "3", "4", "5")
 
@@ -92,9 +92,21 @@ class Histogram:
     def to_json(self) -> dict[str, int]:
         return {str(bucket): count for bucket, count in self}
 
+    def to_dense(self) -> list[int]:
+        """The lowest bucket, then the counts of it and all above it: a third of the length of `to_json` as a rule."""
+        if not self._counts:
+            return []
+        lowest, highest = min(self._counts), max(self._counts)
+        return [lowest, *(self._counts.get(bucket, 0) for bucket in range(lowest, highest + 1))]
+
     @classmethod
     def from_json(cls, value: object) -> Histogram:
-        """Raises ValueError where it is none."""
+        """Of either form. Raises ValueError where it is none."""
+        if isinstance(value, list):
+            lowest, *dense = (_count(number, "a number of a histogram") for number in value or [0])
+            if lowest + len(dense) > MAX_BUCKET + 1:
+                raise ValueError(f"a histogram has no bucket above {MAX_BUCKET}")
+            return cls({bucket: count for bucket, count in enumerate(dense, lowest) if count})
         if not isinstance(value, Mapping):
             raise ValueError("a histogram is an object of counts by bucket")
         counts: dict[int, int] = {}
@@ -121,7 +133,7 @@ class Slice:
         self.latency.merge(other.latency)
 
     def to_json(self) -> dict[str, Any]:
-        return {"requests": self.requests, "failed": self.failed, "latency": self.latency.to_json()}
+        return {"requests": self.requests, "failed": self.failed, "latency": self.latency.to_dense()}
 
     @classmethod
     def from_json(cls, value: object) -> Slice:

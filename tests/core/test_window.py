@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -62,8 +63,28 @@ def test_a_histogram_comes_back_from_json(values):
     assert Histogram.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
+@given(st.lists(TIMES))
+def test_a_histogram_comes_back_from_its_short_form(values):
+    made = histogram(*values)
+    assert Histogram.from_json(json.loads(json.dumps(made.to_dense()))) == made
+
+
 @pytest.mark.parametrize(
-    "wrong", [None, [], {"x": 1}, {"-1": 1}, {"1": -1}, {"1": 1.5}, {"1": True}, {str(MAX_BUCKET + 1): 1}, {"²": 1}]
+    "wrong",
+    [
+        None,
+        [-1],
+        [3, -1],
+        [3, True],
+        [MAX_BUCKET, 1, 1],
+        {"x": 1},
+        {"-1": 1},
+        {"1": -1},
+        {"1": 1.5},
+        {"1": True},
+        {str(MAX_BUCKET + 1): 1},
+        {"²": 1},
+    ],
 )
 def test_what_is_no_histogram_is_refused(wrong):
     with pytest.raises(ValueError, match="histogram"):
@@ -90,7 +111,7 @@ def test_a_run_of_failures_is_remembered_after_it_has_ended():
     assert (window.consecutive_failed, window.longest_failed) == (1, 3)
 
 
-@pytest.mark.parametrize("requests", [0, 1, 16, 17, 128, 129, 5000, 70_000])
+@pytest.mark.parametrize("requests", [0, 1, 16, 17, 256, 257, 5000, 70_000])
 def test_slices_are_few_and_equal_and_lose_nothing(requests):
     window = Window()
     for number in range(requests):
@@ -117,6 +138,18 @@ def test_a_window_comes_back_from_json():
     sent = json.loads(json.dumps(window.to_json()))
     assert Window.from_json(sent).to_json() == sent
     assert (sent["requests"], sent["failed"]) == (600, 86)
+
+
+def test_a_window_of_many_requests_is_told_in_few_bytes():
+    """Two of them and one without slices go into one message of 128 KiB, with other figures beside them."""
+    chance, window = random.Random(1), Window()
+    for _ in range(50_000):
+        took = 0.12 * math.exp(chance.gauss(0.0, 1.0))
+        window.add(took, first_byte=took / 2, tokens_per_s=3 / took)
+    told = window.to_json()
+    assert len(window.slices) > MAX_SLICES / 2
+    assert len(json.dumps(told["slices"])) < 20_000
+    assert len(json.dumps(told)) < 36_000
 
 
 def test_a_window_without_slices_is_one():

@@ -6,6 +6,7 @@ the most frequent, an answer in one piece that is good, is queued as its seconds
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 # The reply to `stats` is one message of at most 128 KiB, with other figures in it.
 MAX_TOLD_BYTES: Final = 80 * 1024
-_BUCKET_BYTES: Final = 14  # of one in JSON, at most: "1100":1000000,
 
 
 class Samples:
@@ -129,15 +129,8 @@ class Measure:
             before = next((period for period in reversed(self._past) if period.seen()), None)
             told: dict[str, Any] = {"since": max(0.0, now - current.began_at), **current.told(slices=True)}
             told["before"] = before.told(slices=False) if before is not None else None
-            if _bytes_of(told) > MAX_TOLD_BYTES:
+            if len(json.dumps(told)) > MAX_TOLD_BYTES:
                 told |= current.told(slices=False)
-            if _bytes_of(told) > MAX_TOLD_BYTES:
+            if len(json.dumps(told)) > MAX_TOLD_BYTES:
                 told["before"] = None
             return told
-
-
-def _bytes_of(told: Any) -> int:
-    """In JSON, or some more."""
-    if isinstance(told, dict):
-        return sum(_BUCKET_BYTES if isinstance(v, int) else 30 + _bytes_of(v) for v in told.values())
-    return sum(map(_bytes_of, told)) if isinstance(told, list) else 30

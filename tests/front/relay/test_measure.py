@@ -84,3 +84,15 @@ def test_however_widely_latencies_spread_they_are_told_in_one_message():
         assert len(json.dumps(told)) <= MAX_TOLD_BYTES
         assert [Window.from_json(window).requests for window in told["revisions"].values()] == [20_000, 20_000]
         measured.point(table(epoch, 41, 42), 20.0)
+
+
+def test_busy_windows_keep_their_slices_which_tell_a_slow_moment_from_a_slow_model():
+    rng = random.Random(2)
+    measured = measure(41, 42)
+    for epoch in (2, 3):
+        for revision in (41, 42):
+            measured.samples_of(revision).queue.extend(0.12 * rng.lognormvariate(0.0, 0.5) for _ in range(30_000))
+        told = measured.stats(20.0)
+        assert all(len(window["slices"]) > 8 for window in told["revisions"].values())
+        measured.point(table(epoch, 41, 42), 20.0)
+    assert told["before"] is not None
