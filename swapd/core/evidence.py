@@ -97,13 +97,28 @@ def sides(evidence: Evidence) -> Sides:
     return Sides(copies, again, name, copies=True)
 
 
-def tail(slices: Sequence[Slice], share: float) -> Sequence[Slice]:
-    """The latest slices that hold at least such a share of the requests."""
-    wanted, seen, start = share * sum(part.requests for part in slices), 0, len(slices)
-    while start and (seen < wanted or start == len(slices)):
-        start -= 1
+def tails(ours: Sequence[Slice], theirs: Sequence[Slice], share: float) -> tuple[Sequence[Slice], Sequence[Slice]]:
+    """The latest slices of both, at least such a share of each one's requests, and of the same time as far as slices
+    can tell: what slows a device down for some seconds must not be in the one and out of the other. Requests are
+    divided between the two in the same way as long as a window lasts, so that equal shares are of equal times."""
+    mine, others = _ends(ours, share), _ends(theirs, share)
+    if not mine or not others:
+        return ours, theirs
+    pairs = [(one, other) for one in mine for other in others]
+    (_, first), (_, second) = min(pairs, key=lambda pair: (abs(pair[0][0] - pair[1][0]), pair[0][0] + pair[1][0]))
+    return ours[first:], theirs[second:]
+
+
+def _ends(slices: Sequence[Slice], share: float) -> list[tuple[float, int]]:
+    """(share of the requests, where they start) of each end of at least such a share and at most twice of it; of the
+    shortest one that there is, where none is so short."""
+    found: list[tuple[float, int]] = []
+    total, seen = sum(part.requests for part in slices), 0
+    for start in range(len(slices) - 1, -1, -1):
         seen += slices[start].requests
-    return slices[start:]
+        if total and seen >= share * total and (not found or seen <= 2 * share * total):
+            found.append((seen / total, start))
+    return found
 
 
 def in_order(slices: Sequence[Slice], parts: int) -> list[Histogram]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from swapd.core.evidence import Evidence, Outcome, RuleVerdict, Sides, in_order, tail
+from swapd.core.evidence import Evidence, Outcome, RuleVerdict, Sides, in_order, tails
 from swapd.core.figures import count, milliseconds, plain
 from swapd.core.looks import (
     LAST_LOOK_Z,
@@ -108,7 +108,7 @@ def _compared(rule: Rule, evidence: Evidence, both: Sides) -> RuleVerdict:
     outcome, needed = _ratio_test(rule, evidence, ours, theirs)
     if outcome is Outcome.FAIL and not _lasting(rule, evidence, *slices):
         outcome, needed = Outcome.INCONCLUSIVE, ours.total + evidence.min_requests
-    lately, ends = "", [merged(part.latency for part in tail(one, LATE_SHARE)) for one in slices]
+    lately, ends = "", [merged(part.latency for part in end) for end in tails(*slices, LATE_SHARE)]
     if outcome is not Outcome.FAIL and _worse_lately(rule, evidence, *ends):
         outcome, (ours, theirs) = Outcome.FAIL, ends
         lately = of_the_last(ours.total)

@@ -7,10 +7,10 @@ May not know: what other rules say, or what follows (`verdict`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from swapd.core.evidence import Evidence, Outcome, RuleVerdict, Sides, tail
+from swapd.core.evidence import Evidence, Outcome, RuleVerdict, Sides, tails
 from swapd.core.figures import count, percent, plain
 from swapd.core.latency_rules import judge_latency
 from swapd.core.looks import (
@@ -59,7 +59,8 @@ def _errors(rule: Rule, evidence: Evidence, both: Sides) -> RuleVerdict:
 def _errors_compared(rule: Rule, evidence: Evidence, both: Sides) -> RuleVerdict:
     ours, theirs = both.candidate, both.reference
     whole = ours.requests, ours.failed, theirs.requests, theirs.failed
-    late = *_late(ours.slices), *_late(theirs.slices)
+    ends = tails(ours.slices, theirs.slices, LATE_SHARE)
+    late = *_counted(ends[0]), *_counted(ends[1])
     low, high = max(1.0, rule.bound / _RATIO_STEP), rule.bound * _RATIO_STEP
     found = ratio_evidence(*whole, low, high)
     negligible, needed = rate_test([whole[:2]], _NEGLIGIBLE, evidence.min_requests)
@@ -86,8 +87,8 @@ def _errors_compared(rule: Rule, evidence: Evidence, both: Sides) -> RuleVerdict
     return RuleVerdict(rule.text, outcome, text, ours.requests, max(needed, ours.requests), figures)
 
 
-def _late(slices: list[Slice]) -> tuple[int, int]:
-    return totals([(part.requests, part.failed) for part in tail(slices, LATE_SHARE)])
+def _counted(slices: Sequence[Slice]) -> tuple[int, int]:
+    return totals([(part.requests, part.failed) for part in slices])
 
 
 def _consecutive(rule: Rule, evidence: Evidence, both: Sides) -> RuleVerdict:

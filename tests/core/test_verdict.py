@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from swapd.core.evidence import in_order, tail
+from swapd.core.evidence import in_order, tails
 from swapd.core.figures import milliseconds, percent, plain
 from swapd.core.rules import parse_rule
 from swapd.core.verdict import Evidence, Outcome, Shadow, judge
@@ -378,9 +378,15 @@ def test_slices_are_told_apart_by_time():
     ]
     assert in_order(slices[:3], 4) == []
     assert in_order([], 4) == []
-    assert list(tail(slices, 0.25)) == slices[6:]
-    assert list(tail(slices, 0.3)) == slices[5:]
-    assert list(tail([], 0.3)) == []
+
+
+def test_ends_that_are_compared_are_of_the_same_time():
+    tens, ten_and_some = [Slice(10)] * 8, [Slice(16)] * 4 + [Slice(9)]
+    ours, theirs = tails(tens, ten_and_some, 0.25)
+    assert (len(ours), len(theirs)) == (3, 2)  # 38 % and 34 %, rather than 25 % and 34 %
+    assert [len(end) for end in tails(tens, [Slice(500)], 0.25)] == [4, 1]
+    assert [len(end) for end in tails(tens, [], 0.25)] == [8, 0]
+    assert [len(end) for end in tails([Slice()], [Slice()], 0.25)] == [1, 1]
 
 
 def test_a_figure_is_told_apart_from_its_bound():
