@@ -127,3 +127,34 @@ def test_what_a_killed_swapd_and_its_servers_left_behind_stops_nobody(daemon):
     daemon.start()
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=60)) as connection:
         assert ask(connection)
+
+
+ASKED = {"model": "chat", "prompt": "hi", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+
+
+def test_endpoints_models_and_golden_requests_are_asked_of_a_real_server(llama):
+    contract = (
+        'models = "/v1/models"\nendpoints = ["POST /v1/completions", "POST /v1/chat/completions", "GET /health"{}]'
+    )
+    tables = {"a": (1, ""), "again": (1, ""), "other": (2, ""), "less": (1, ', "POST /v1/nowhere"')}
+    models = [
+        llama(name, seed=seed) + f"[models.{name}.contract]\n{contract.format(more)}\n"
+        for name, (seed, more) in tables.items()
+    ]
+    with Daemon(models) as daemon:
+        connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=60)
+        connection.request("POST", "/v1/completions", json.dumps(ASKED), {"Content-Type": "application/json"})
+        text = json.loads(connection.getresponse().read())["choices"][0]["text"]
+        connection.close()
+        request = f"request = {{ path = '/v1/completions', body = '{json.dumps(ASKED)}', method = 'POST' }}"
+        expect = f"expect = {{ within = '60s', label = '/choices/0/text', is = {json.dumps(text)} }}"
+        golden = f"golden_repeat = 3\n[[services.chat.golden]]\n{request}\n{expect}\n"
+        daemon.write(models, service=golden)
+        daemon.call("reload")
+        less = daemon.swap("less")
+        assert (less["error"]["code"], len(less["differences"])) == ("CONTRACT_BROKEN", 1)
+        assert less["differences"][0].startswith("POST /v1/nowhere is declared, and answered 404")
+        other = daemon.swap("other")
+        assert (other["error"]["code"], other["golden"]["wrong"]) == ("GOLDEN_FAILED", 3)
+        again = daemon.swap("again")
+        assert (again["phase"], again["golden"]["right"], again["differences"]) == ("Soaking", 3, [])
