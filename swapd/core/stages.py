@@ -70,6 +70,7 @@ def _take_turn(d: Draft, name: str, swap: Swap, delivery: Delivery, stage: Stage
     elif now.then is Then.PAUSE:
         pause(d, name, Pause(d.at, now.why))
     elif now.then is Then.ABORT:
+        _end_stage(d, name, "failed", now.why)
         d.fail_swap(name, Problem(errors.ANALYSIS_FAILED, f"{stage.name}: {now.why}"), (), Phase.FAILED)
         d.end_candidate(name)
     elif now.look_at is not None:

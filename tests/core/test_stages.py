@@ -117,6 +117,7 @@ def test_what_follows_a_failed_stage_is_a_setting_and_follows_at_once(then, phas
         ended = host.finished[-1]
         assert (ended.phase, ended.error.code) == (Phase.FAILED, errors.ANALYSIS_FAILED)
         assert "4 of 31 failed" in ended.reason
+        assert [(s.status, s.detail) for s in ended.steps if "%" in s.name] == [("failed", "4 of 31 failed")]
         assert candidate not in host.processes
         assert host.answering("chat") == worker_of(host, 1).id
 
