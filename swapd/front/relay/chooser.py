@@ -27,15 +27,13 @@ class Chooser:
         able = [route for route in table.routes if route.weight > 0]
         splits = bool(table.routes) and not table.hold and (table.split or table.session_key is not None)
         simple = len(able) == 1 and not (able[0].match or able[0].blocked or table.hold or splits)
-        self._only = self._upstreams[able[0].worker] if simple else None  # where there is no choice
+        self.only = self._upstreams[able[0].worker] if simple else None  # where there is no choice
         self._split = Split(table, self._sessions) if splits else None  # where there are percents, or sessions to know
         key = table.session_key
         self.reads_bodies = splits and key is not None and key.kind == "json"
 
     def choose(self, exchange: Exchange, now: float) -> Upstream | None:
         """None: nobody is there for it."""
-        if self._only is not None and not exchange.unreachable:
-            return self._only
         split = self._split
         if split is None:
             return self._least_busy(exchange.unreachable, exchange.head.all_headers)

@@ -105,6 +105,8 @@ class Exchange:
     def begin(self, connection: UpstreamConnection) -> None:
         """Send what there is of it."""
         self.connection = connection
+        if self.choice is not None:
+            self.relay.chooser.begins(self.choice, self.relay.now)
         if self.relay.tee is not None:
             self.copy = self.relay.tee.begin(self.head, self.client.via, connection.upstream.route)
         out = build_request(self.head, self.client.via)

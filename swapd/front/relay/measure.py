@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 from swapd.core.window import Window
@@ -27,7 +28,7 @@ class Samples:
     __slots__ = ("queue", "window")
 
     def __init__(self) -> None:
-        self.queue: deque[float | dict[str, Any]] = deque()  # seconds, or what Window.add takes
+        self.queue: deque[Any] = deque()  # seconds (float), or what Window.add takes (dict)
         self.window = Window()
 
     def failed(self, status: int = 0) -> None:
@@ -57,16 +58,13 @@ class Samples:
         self.queue.append({"seconds": seconds, "status": 0})
 
     def fill(self) -> None:
-        queue, window, whole = self.queue, self.window, []
-        for _ in range(len(queue)):
-            sample = queue.popleft()
-            if isinstance(sample, float):
-                whole.append(sample)
-                continue
-            window.add_whole(whole)
-            whole = []
-            window.add(**sample)
-        window.add_whole(whole)
+        queue, window = self.queue, self.window
+        for kind, samples in groupby([queue.popleft() for _ in range(len(queue))], type):
+            if kind is float:
+                window.add_whole(list(samples))
+            else:
+                for sample in samples:
+                    window.add(**sample)
 
 
 class Period:

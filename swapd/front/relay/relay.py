@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from collections.abc import Coroutine
+from time import monotonic
 from typing import Any, Final, Protocol
 
 from swapd.front.answers import REPLACED, STOPPED
@@ -74,7 +74,7 @@ class Relay:
         self.turned_away = 0
         self.cut = 0
         self.access_log: AccessLog | None = None
-        self.measure = Measure(self.table, time.monotonic())
+        self.measure = Measure(self.table, monotonic())
         self._loop = loop
         self._gate = gate
         self._health_path = health_path.encode()
@@ -107,7 +107,7 @@ class Relay:
                 if not upstream.in_flight:
                     del self._upstreams[worker]
         self.chooser.point(table)
-        self.measure.point(table, time.monotonic())
+        self.measure.point(table, monotonic())
         for route in table.routes:
             self._upstreams[route.worker].samples = self.measure.samples_of(route.revision)
 
@@ -175,10 +175,12 @@ class Relay:
         if self.turning_away:
             exchange.refuse(503, *STOPPED)
             return
-        if self.chooser.reads_bodies and self.chooser.awaits_body(exchange):
-            self._await_body(exchange)
-            return
-        upstream = self.chooser.choose(exchange, self.now)
+        upstream = self.chooser.only
+        if upstream is None or exchange.unreachable:
+            if self.chooser.awaits_body(exchange):
+                self._await_body(exchange)
+                return
+            upstream = self.chooser.choose(exchange, self.now)
         if upstream is None:
             self._wait(exchange)
         elif upstream.route.blocks(exchange.head.target):
@@ -186,11 +188,11 @@ class Relay:
         else:
             exchange.upstream = upstream
             exchange.samples = upstream.samples
-            exchange.sent_at = time.monotonic()
+            exchange.sent_at = monotonic()
             upstream.exchanges.add(exchange)
             connection = None if exchange.fresh else upstream.take(self.now, idempotent=exchange.head.idempotent)
             if connection is not None:
-                self._send(exchange, connection)
+                exchange.begin(connection)
             else:
                 exchange.client.pause(BY_CONNECT)
                 self._task(connect(exchange, upstream))
@@ -200,11 +202,6 @@ class Relay:
             connection.abort()
             return
         exchange.client.resume(BY_CONNECT)
-        self._send(exchange, connection)
-
-    def _send(self, exchange: Exchange, connection: UpstreamConnection) -> None:
-        if exchange.choice is not None:
-            self.chooser.begins(exchange.choice, self.now)
         exchange.begin(connection)
 
     def _await_body(self, exchange: Exchange) -> None:
@@ -247,7 +244,7 @@ class Relay:
 
     def _log(self, exchange: Exchange) -> None:
         if self.access_log is not None:
-            self.access_log.note(exchange, time.monotonic())
+            self.access_log.note(exchange, monotonic())
 
     def log_to(self, access_log: AccessLog | None) -> None:
         """From here on; what was queued for the one before is written."""
