@@ -35,7 +35,7 @@ MOST_MEMORY: Final = 1024 * 1024 * 1024  # it has never needed a tenth; past it 
 REPORT_S: Final = 0.25
 WAITING_A_SLOT: Final = 4  # copies that wait, for each that is worked on
 WAITING_BYTES: Final = 16 * 1024 * 1024
-INTERVALS: Final = 256  # of copies that are over: a request's frame comes when its answer is whole
+PERIODS: Final = 1024  # of work that is over: a request's frame comes when its answer is whole
 MAX_STABLES: Final = 8  # addresses: those of workers that are gone, too
 
 
@@ -108,8 +108,9 @@ class Work:
         self._stables: dict[str, Server] = {}
         self._waiting: deque[Frame] = deque()
         self._waiting_bytes = 0
-        self._running: dict[asyncio.Task[None], float] = {}  # since when
-        self._over: deque[tuple[float, float]] = deque(maxlen=INTERVALS)  # when copies were worked on
+        self._running: set[asyncio.Task[None]] = set()
+        self._working_since: float | None = None
+        self._worked: deque[tuple[float, float]] = deque(maxlen=PERIODS)  # in order, without overlap
         self._replays = 0.5
 
     # --- what comes from the gate ------------------------------------------------------------------------------
@@ -134,17 +135,25 @@ class Work:
             self.figures.dropped("busy")
 
     def _working_at(self, moment: float) -> bool:
-        return any(since <= moment for since in self._running.values()) or any(
-            since <= moment <= until for since, until in self._over
-        )
+        """Somebody was working on a copy."""
+        if self._working_since is not None and self._working_since <= moment:
+            return True
+        for since, until in reversed(self._worked):
+            if until < moment:
+                break
+            if since <= moment:
+                return True
+        return False
 
     def _begin(self, frame: Frame) -> None:
+        if self._working_since is None:
+            self._working_since = time.monotonic()
         task = self._loop.create_task(self._copy(frame))
-        self._running[task] = time.monotonic()
+        self._running.add(task)
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._over.append((self._running.pop(task), time.monotonic()))
+        self._running.discard(task)
         if (error := task.exception()) is not None:  # a bug of ours, in one copy
             traceback.print_exception(error)
             self.figures.judged(Outcome(None), "internal")
@@ -155,6 +164,9 @@ class Work:
                 self.figures.dropped("quiet")
             else:
                 self._begin(frame)
+        if not self._running and self._working_since is not None:
+            self._worked.append((self._working_since, time.monotonic()))
+            self._working_since = None
 
     # --- one copy ----------------------------------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ def test_figures_that_no_process_can_go_on_from_are_given_up(shadowing, connect,
         "import socket, struct, sys\n"
         "gate = socket.socket(fileno=int(sys.argv[2]))\n"
         'told = b\'{"dropped_for": {}, "samples": 7}\'\n'
-        "gate.sendall(struct.pack('!dI', 0.5, len(told)) + told)\n"
+        "gate.sendall(struct.pack('!dI', 0.02, len(told)) + told)\n"
     )
     keeper = tmp_path / "sitecustomize.py"
     keeper.write_text(
@@ -181,9 +181,9 @@ def test_figures_that_no_process_can_go_on_from_are_given_up(shadowing, connect,
         assert client.get()[0] == 200
         return shadow.figures.get("agreed", 0) > 0
 
-    wait_until(works, "a process that works")
+    wait_until(works, "a process that works", 60)
     assert shadow.figures["restarts"] == 2
-    assert shadow.figures["throttled"] == 0.5
+    assert shadow.figures["throttled"] < 0.5, "it goes on from the share that was told"
 
 
 def test_one_that_stands_still_delays_nobody_and_takes_no_memory(shadowing, connect):
