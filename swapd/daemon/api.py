@@ -198,9 +198,9 @@ class Api:
     def _strategy(
         self, service: Service, params: Params, *, rehearsal: bool
     ) -> tuple[Strategy | None, Delivery | None]:
-        """Where the candidate shall stand, and how it shall prove itself. Raises BAD_REQUEST."""
+        """Where the candidate shall stand, and how it shall prove itself. Raises BAD_REQUEST, SHUTTING_DOWN."""
         config = self._knowledge.config
-        settings, asked = config.services[service.name], params.get("strategy")
+        settings, asked = self._knowledge.service_config(service.name), params.get("strategy")
         chosen = strategies.block(config, asked or settings.strategy)
         if (steps := params.get("steps")) is not None:
             chosen = strategies.with_steps(chosen, steps)
