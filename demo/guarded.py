@@ -202,9 +202,7 @@ def main() -> int:
     draw(chosen.out / "guarded-bad.svg", begun, "A slow model is sent back", bad, report)
     result = {"swaps": [outcome.record for outcome in outcomes], "clients": report.summary}
     (chosen.out / "guarded.json").write_text(json.dumps(result, indent=1) + "\n")
-    say(
-        f"\n{len(report.records):,} requests: {report.lost} lost. Pictures: {chosen.out}/guarded-good.svg, guarded-bad.svg"
-    )
+    say(f"\n{len(report.records):,} requests, {report.lost} lost; the pictures are in {chosen.out}")
     wrong = [outcome.release.model for outcome in outcomes if not outcome.as_expected]
     if wrong or report.lost:
         say(f"NOT WELL: judged wrongly: {', '.join(wrong) or 'none'}; errors: {report.summary['errors']}")
