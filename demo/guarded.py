@@ -137,7 +137,9 @@ def release(swapd: Swapd, each: Release) -> Outcome:
     outcome = Outcome(each, begun_at, time.monotonic(), record)
     for step in record["steps"]:
         if "%" in step["name"]:
-            say(f"      {step['name']:<12} {step['status']:<8} {duration(step['ms'] / 1000):>7}  {step['detail']}")
+            say(
+                f"      {step['name']:<12} {step['status']:<8} {duration((step['ms'] or 0) / 1000):>7}  {step['detail']}"
+            )
     word = "promoted" if outcome.promoted else f"{record['phase']}: {record['reason']}"
     say(f"      {word}" + ("" if outcome.as_expected else "   UNEXPECTED"))
     return outcome

@@ -16,10 +16,11 @@ CLIENTS = 6
 ALL = os.environ.get("CRASH_POINTS") == "all"
 DEATHS = [(n, when) for n in range(1, MOST) for when in ("intended", "done")]
 SOME = [(1, "done"), (3, "intended"), (5, "done")]
+SOME_PROVED = [(2, "done"), (5, "done"), (6, "intended"), (6, "done")]  # the gate, the candidate, the stage, the switch
 CASES = [(kind, change) for kind in KINDS for change in CHANGES]
 PAIRS = [
     *[("direct", "dual"), ("gate", "dual"), ("server", "dual"), ("direct", "in-place"), ("server", "in-place")],
-    *[("direct", "rollback"), ("gate", "rollback in place")],
+    *[("direct", "rollback"), ("gate", "rollback in place"), ("direct", "proved")],
 ]
 SERVING = [
     (kind, who, change)
@@ -31,7 +32,7 @@ SERVING = [
 def strikes(bench, change, daemon, check, who="daemon", how="SIGKILL"):
     """At each point, or some of them, until the change is shorter than that."""
     struck = 0
-    for number, when in DEATHS if ALL else SOME:
+    for number, when in DEATHS if ALL else SOME_PROVED if change == "proved" else SOME:
         with Crowd(daemon.port, keep_alive=3, first_answers=10) as crowd:
             if not bench.strike(crowd, change, number, when, who, how) and when == "done":
                 break

@@ -10,7 +10,13 @@ from support.daemon_host import Daemon, model, server, until
 
 CRASHING = Path(__file__).parent / "crashing_daemon.py"
 KINDS = {"direct": (model, ""), "gate": (model, 'front = "gate"'), "server": (server, "")}
-CHANGES = ("dual", "in-place", "rollback", "rollback in place")
+CHANGES = ("dual", "in-place", "rollback", "rollback in place", "proved")
+PROVED = """
+[strategies.proved]
+kind = "shadow"
+ends = "time"
+shadow = { share = "100%", time = "300ms" }
+"""  # clients get no answer of the candidate's before all do
 MOST = 25  # operations of one change
 OVER = ("Succeeded", "Canceled", "Failed")
 
@@ -19,10 +25,12 @@ def crashing(kind):
     make, service = KINDS[kind]
     plan = Path(f"/tmp/swapd-plan-{os.getpid()}")
     settings = f"{service}\nmax_outage = '5m'\ndrain_timeout = '10s'"
-    return Daemon([make("a"), make("b"), make("c")], service=settings, program=(CRASHING, plan))
+    return Daemon([make("a"), make("b"), make("c"), PROVED], service=settings, program=(CRASHING, plan))
 
 
 def strategy_of(change):
+    if change == "proved":
+        return change
     return "in-place" if change in ("in-place", "rollback in place") else "dual"
 
 
