@@ -137,9 +137,8 @@ def release(swapd: Swapd, each: Release) -> Outcome:
     outcome = Outcome(each, begun_at, time.monotonic(), record)
     for step in record["steps"]:
         if "%" in step["name"]:
-            say(
-                f"      {step['name']:<12} {step['status']:<8} {duration((step['ms'] or 0) / 1000):>7}  {step['detail']}"
-            )
+            took = duration((step["ms"] or 0) / 1000)
+            say(f"      {step['name']:<12} {step['status']:<8} {took:>7}  {step['detail']}")
     word = "promoted" if outcome.promoted else f"{record['phase']}: {record['reason']}"
     say(f"      {word}" + ("" if outcome.as_expected else "   UNEXPECTED"))
     return outcome

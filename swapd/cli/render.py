@@ -132,6 +132,25 @@ def status_notes(status: Record, now_s: float) -> list[str]:
             notes.append(f"{name}: {printable(each['device'])} is {each['state']}: {printable(each['trouble'])}")
         if service.get("note"):
             notes.append(f"{name}: {printable(service['note'])}")
+        notes += [f"{name}: {each}" for each in _proof_notes(service)]
+    return notes
+
+
+def _proof_notes(service: Record) -> list[str]:
+    """How far the proof of a swap's candidate is, who gets how much meanwhile, and whom it waits for."""
+    swap = service.get("swap") or {}
+    proof = swap.get("delivery")
+    if proof is None:
+        return []
+    weights = (service.get("split") or {}).get("weights") or {}
+    mine = weights.get(str(swap["to"]["revision"]))
+    notes = []
+    if mine is not None and mine["actual"] is not None and swap["phase"] != "Soaking":
+        notes.append(f"{revision(swap['to'])} gets {mine['actual']:.3g} % of the requests ({mine['set']:g} % set)")
+    if proof["verdict"] is not None:
+        notes.append(f"{proof['verdict']['verdict']}: {printable(proof['verdict']['text'])}")
+    if swap["phase"] == "Paused":
+        notes += [line.strip() for line in paused_lines(swap)]
     return notes
 
 
