@@ -38,7 +38,7 @@ def swap_record(swap: Swap) -> dict[str, Any]:
         "service": swap.service,
         "from": revision_record(swap.source),
         "to": revision_record(swap.target),
-        "strategy": _strategy(swap),
+        "strategy": strategy_of(swap),
         "why": swap.why,
         "fell_back": problem_record(swap.fell_back),
         "phase": swap.phase.value,
@@ -74,7 +74,7 @@ def swap_record(swap: Swap) -> dict[str, Any]:
     }
 
 
-def _strategy(swap: Swap) -> str:
+def strategy_of(swap: Swap) -> str:
     """As it was asked for, where the candidate proves itself in stages."""
     delivery = swap.delivery
     return delivery.name if delivery is not None and delivery.stages else swap.strategy.value

@@ -30,6 +30,7 @@ from swapd.daemon.keeping import CONTROL, Keeper
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.liveness import Liveness
 from swapd.daemon.loop import Loop
+from swapd.daemon.metrics import Metrics
 from swapd.daemon.reading import Reading
 from swapd.daemon.records import Records
 from swapd.daemon.reload import Reload
@@ -105,6 +106,7 @@ class Daemon:
         )
         self.loop = Loop(state, self.records, self.executor, self.publish, Redactor(secrets_of(config)))
         self.executor.loop = self.knowledge.loop = self.loop
+        self.metrics = Metrics(self.loop, self.workers, self.devices, self.knowledge)
         self.reading = Reading(self.loop, self.workers, self.devices, self.knowledge, self.journal)
         self.api = Api(self.loop, self.reading, self.knowledge, self.journal, self.stop)
         self.api.contracts = self.executor.contracts
@@ -215,7 +217,7 @@ class Daemon:
             access_logs.keep(lambda: self.config, lambda: list(self.workers.live.values())),
             *(self._mend_journal(), self._favour_servers(), self.restart.follow_changes()),
             *(Liveness(self.loop, self.workers, self.knowledge).run(), self.devices.watch()),
-            Analysis(self.loop, self.workers).run(),
+            *(Analysis(self.loop, self.workers).run(), self.metrics.run(self.config.daemon.metrics)),
         )
         tasks = [loop.create_task(each) for each in periodic]
         for task in tasks:

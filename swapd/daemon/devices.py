@@ -38,6 +38,7 @@ class Devices:
         self._watch_s = watch_s
         self._seen: dict[str, tuple[DeviceState, str]] = {}  # what was the matter with each when it was last read
         self._told: dict[str, DeviceConfig] = {}  # by the log
+        self._latest: dict[str, DeviceReading] = {}
         self._workers = workers
         self._state = state
         self.on_reading: Callable[[DeviceReading], None] = lambda reading: None  # hears of each
@@ -154,6 +155,10 @@ class Devices:
         found = ((name, *self._seen[name]) for name in names if name in self._seen)
         return [{"device": name, "state": state.value, "trouble": why} for name, state, why in found if why]
 
+    def latest(self) -> list[DeviceReading]:
+        """When each was last read, which `watch` sees to."""
+        return [self._latest[name] for name in self._configs if name in self._latest]
+
     async def watch(self) -> None:
         """Look though nobody asks: a GPU's trouble is told soon, and it is the peak of a day that is learned."""
         await asyncio.gather(*(self._watch(kind) for kind in DeviceKind))
@@ -175,6 +180,7 @@ class Devices:
     def _note(self, reading: DeviceReading) -> None:
         before, _ = self._seen.get(reading.name, (DeviceState.OK, ""))
         self._seen[reading.name] = (reading.state, reading.trouble)
+        self._latest[reading.name] = reading
         if reading.state is before:
             return
         tell = log.info if reading.state is DeviceState.OK else log.warning

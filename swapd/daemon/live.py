@@ -26,6 +26,7 @@ class Live:
     channel: WorkerChannel | None = None
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     stats: Mapping[str, Any] = field(default_factory=dict)
+    shadow: Mapping[str, Any] | None = None  # a gate's: what it last told of its copies, where metrics are served
     stopping: bool = False
     upstreams: set[str] = field(default_factory=set)  # a gate's: every worker that it was ever pointed to
     cpu_weight: int | None = None  # that it was last given; None: as it was started

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from swapd.core.errors import Problem
-from swapd.core.events import Event, Exit, Measure, Publish, Run, WakeAt
+from swapd.core.events import Event, Exit, Measure, Outcome, Publish, Run, WakeAt
 from swapd.core.model import State, Swap
 from swapd.core.redact import Redactor
 from swapd.core.rollout import step
@@ -42,6 +42,7 @@ class Loop:
     ) -> None:
         self.state = state
         self.redactor = redactor or Redactor()
+        self.observe: Callable[[State, Event, Outcome], None] = lambda before, event, outcome: None  # told of each step
         self._records = records
         self._effects = effects
         self._publish = publish
@@ -57,6 +58,7 @@ class Loop:
         self._records.write(outcome, event)
         for name, words in troubles(self.state, event, outcome.state):
             log.warning("%s %s", name, _line(words))
+        self.observe(self.state, event, outcome)
         self.state = outcome.state
         for effect in outcome.effects:
             if isinstance(effect, Run):

@@ -248,7 +248,6 @@ MISTAKES = [
     ),
     (((*CHAT, "strategy"), "in_place"), "services.chat.strategy", 'did you mean "in-place"?'),
     ((("strategies",), {"slow": {}}), None, None),
-    ((("daemon", "metrics"), "127.0.0.1:9464"), "daemon.metrics", "not supported yet"),
 ]
 
 
