@@ -2,7 +2,7 @@
 
 `core.verdict.judge`, asked once a second about simulated traffic with seeds: candidates that are perfect, slower by
 30 %, failing 2 % (the stable fails 0.1 %), leaking (slower and slower, and failing late), good but rough (its first
-requests take five times as long, and it pauses for a second now and then), or wrong in 3 % of answers
+requests take five times as long, and it pauses for a second every five minutes or so), or wrong in 3 % of answers
 where the stable disagrees with itself in 1 %. Each run is a stage as a service has it: it ends at the first FAIL, at a
 PASS once its time is over, or at its deadline. No process takes part. Goals: right in 95 % of the runs of each at 50
 requests a second of which 25 % are the candidate's, at most 5 % of the good ones failed at any traffic, and 5 ms of
@@ -80,7 +80,7 @@ class Run:
 
 
 PERFECT = Candidate("perfect", good=True)
-ROUGH = Candidate("good but rough", good=True, cold=20, pauses_every_s=180.0)
+ROUGH = Candidate("good but rough", good=True, cold=20, pauses_every_s=300.0)
 SLOWER = Candidate("slower by 30 %", slower_by=1.3)
 FAILING = Candidate("failing 2 %", fails=0.02)
 LEAKING = Candidate("leaking", slower_by=1.6, fails=0.08, leaking=True)
