@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from swapd.core import contract, errors, events, placement
+from swapd.core.delivery import Delivery
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
 from swapd.core.fallback import fallback_of
@@ -92,7 +93,7 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
         parks=bool(planned.parks),
         may_stop=event.way_back or wish.value == Strategy.IN_PLACE.value,
         fallback=fallback_of(planned, wish, event.measurement),
-        delivery=event.delivery if source is not None else None,
+        delivery=_delivery(event, planned) if source is not None else None,
         allow_name_mismatch=event.allow_name_mismatch,
         allow_breaking=event.allow_breaking,
         goes_back=event.goes_back,
@@ -112,6 +113,11 @@ def swap_requested(d: Draft, event: events.SwapRequested) -> Problem | str:
     if swap.strategy is not Strategy.IN_PLACE:
         d.reserve(worker, slot)
     return service.name
+
+
+def _delivery(event: events.SwapRequested, planned: placement.Placement) -> Delivery | None:
+    in_place = planned.strategy is Strategy.IN_PLACE
+    return event.delivery.in_place() if in_place and event.delivery is not None else event.delivery
 
 
 def _kept_revisions(service: Service) -> tuple[Revision, ...]:

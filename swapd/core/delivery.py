@@ -6,7 +6,7 @@ a verdict on what was measured, the time, or a person. What follows is then the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
@@ -19,6 +19,7 @@ LAST_WORD_S: Final = 3.0  # for the verdict of a stage whose time is over
 class StageKind(str, Enum):
     SHADOW = "shadow"  # copies of requests; clients get no answer of the candidate's
     CANARY = "canary"  # a share of the clients' requests
+    BASELINE = "baseline"  # nothing yet: the stable is measured, for the soak to be compared with
 
 
 class Ends(str, Enum):
@@ -56,7 +57,7 @@ class Shadow:
     paths: tuple[str, ...] = ()  # they begin with one of these; empty: all
     max_body_bytes: int = 256 * 1024
     concurrency: int = 2
-    noise: float = 10.0  # percent of the copies that the stable is asked again: how much it differs from itself
+    noise: float = 50.0  # percent of the copies that the stable is asked again: how much it differs from itself
     keep: int = 50  # disagreements kept to be read
     redact: tuple[str, ...] = ()  # JSON pointers that are not kept
     compare: str = "json"  # exact | json | number | label | text
@@ -77,7 +78,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        return f"{self.kind.value} {self.percent:g}%"
+        return self.kind.value if self.kind is StageKind.BASELINE else f"{self.kind.value} {self.percent:g}%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,15 @@ class Delivery:
     session_key: str | None = None  # header:NAME, cookie:NAME or json:/pointer
     shadow: Shadow | None = None
     rehearsal: bool = False  # it ends before the cutover, and no client gets an answer of the candidate's
+
+    @property
+    def shares(self) -> bool:
+        """It needs the old model and the candidate side by side."""
+        return any(stage.kind is not StageKind.BASELINE for stage in self.stages)
+
+    def in_place(self) -> Delivery:
+        """What is left of it where the old model makes room: its rules."""
+        return replace(self, stages=())
 
     def stage(self, index: int) -> Stage | None:
         """None: all are over."""

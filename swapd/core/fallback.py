@@ -62,6 +62,7 @@ def try_in_place(d: Draft, service: Service, worker: Worker, problem: Problem) -
         why=f"{fallback.why}; {swap.target.model} did not find the memory beside what serves: {problem.message}",
         parks=fallback.parks,
         fallback=None,
+        delivery=swap.delivery.in_place() if swap.delivery is not None else None,
         fell_back=problem,
         reason=f"{swap.target.model} is tried in place: beside what serves, memory ran out",
     )

@@ -77,7 +77,7 @@ def swap_record(swap: Swap) -> dict[str, Any]:
 def strategy_of(swap: Swap) -> str:
     """As it was asked for, where the candidate proves itself in stages."""
     delivery = swap.delivery
-    return delivery.name if delivery is not None and delivery.stages else swap.strategy.value
+    return delivery.name if delivery is not None and delivery.shares else swap.strategy.value
 
 
 def _delivery(swap: Swap) -> dict[str, Any] | None:

@@ -9,13 +9,14 @@ from swapd.core import errors
 from swapd.core.config import Config, ServiceConfig, StrategyConfig
 from swapd.core.config_proofs import percents
 from swapd.core.config_readers import Wrong, suggest
-from swapd.core.delivery import Delivery, Shadow, Stage, StageKind
+from swapd.core.delivery import Delivery, Ends, Shadow, Stage, StageKind
 from swapd.core.errors import SwapdError
 from swapd.core.model import Strategy
 
 PLAIN: Final = (Strategy.AUTO.value, Strategy.DUAL.value, Strategy.IN_PLACE.value)
 STAGED: Final = ("canary", "shadow", "guarded")
 REHEARSAL: Final = "rehearsal"
+BASELINE: Final = Stage(StageKind.BASELINE, 0.0, 10.0, 10.0, Ends.TIME)
 
 
 def known(config: Config) -> tuple[str, ...]:
@@ -43,6 +44,8 @@ def delivery(service: ServiceConfig, strategy: StrategyConfig, *, rehearsal: boo
         stages = tuple(stage for stage in stages if stage.kind is StageKind.SHADOW) or (_shadow(strategy),)
     if not stages and not service.rules and service.session_key is None:
         return None
+    if not stages and any(rule.relative for rule in service.rules):
+        stages = (BASELINE,)
     return Delivery(
         REHEARSAL if rehearsal else strategy.name,
         stages,

@@ -205,10 +205,10 @@ class Api:
         if (steps := params.get("steps")) is not None:
             chosen = strategies.with_steps(chosen, steps)
         delivery = strategies.delivery(settings, chosen, rehearsal=rehearsal)
-        if delivery is not None and delivery.stages and settings.protocol == "tcp":
+        if delivery is not None and delivery.shares and settings.protocol == "tcp":
             text = f'{service.name} has protocol = "tcp": there are no requests to be split, and no answers to compare.'
             raise SwapdError(errors.NOT_SUPPORTED, text)
-        staged = delivery is not None and bool(delivery.stages)
+        staged = delivery is not None and delivery.shares
         wish = Strategy.DUAL if rehearsal else strategies.wish(chosen)
         return (wish if asked or staged else None), delivery
 

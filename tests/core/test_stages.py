@@ -11,6 +11,7 @@ from swapd.core.evidence import Outcome
 from swapd.core.model import Kind, OpKind, Strategy
 from swapd.core.rules import parse_rule
 from swapd.core.states import Phase, WorkerState
+from swapd.core.strategies import BASELINE
 
 RULES = (parse_rule("error_rate < 1%"),)
 SHADOW = Stage(StageKind.SHADOW, 20, 60, 300)
@@ -30,10 +31,10 @@ def swapping(delivery=GUARDED, kinds=None, **settings):
     return host
 
 
-def ask(host, model, delivery):
+def ask(host, model, delivery, wish=Strategy.DUAL):
     request = host.swap_request("chat", model)
     fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
-    return host.send(events.SwapRequested(**{**fields, "strategy": Strategy.DUAL, "delivery": delivery}))
+    return host.send(events.SwapRequested(**{**fields, "strategy": wish, "delivery": delivery}))
 
 
 def swap(host):
@@ -310,3 +311,42 @@ def test_a_split_survives_as_its_label():
         assert Split.parse(split.label) == split
     for label in ("", "chat-7", "chat-7 x 0 0 0", "chat-7 5 0 0"):
         assert Split.parse(label) is None
+
+
+def test_in_place_the_rules_are_left_and_no_stage():
+    """Two cannot answer side by side where one makes room for the other: also where that is found out later."""
+    rules = Delivery("auto", (BASELINE,), rules=RULES)
+    host = Host(total=24 * GIB)
+    host.add("chat", "a", soak_s=100)
+    host.settle(until_idle=False)
+    assert ask(host, "big", rules, wish=None).strategy is Strategy.IN_PLACE
+    assert (swap(host).delivery.stages, swap(host).delivery.rules) == ((), RULES)
+    host.settle(until_idle=False)
+    assert swap(host).phase is Phase.SOAKING
+    host = Host(total=24 * GIB)
+    host.add("chat", "a")
+    host.settle(until_idle=False)
+    assert ask(host, "b", rules, wish=None).strategy is Strategy.DUAL
+    load = next(i for i in iter(lambda: _finish_to(host, OpKind.LOAD), None) if i)
+    host.pending.pop(load)
+    host.send(events.OpFailed(host.now, load, Problem(errors.OUT_OF_MEMORY, "no memory for it")))
+    assert (swap(host).strategy, swap(host).delivery.stages) == (Strategy.IN_PLACE, ())
+    host.settle(until_idle=False)
+    assert swap(host).phase is Phase.SOAKING
+
+
+def _finish_to(host, kind):
+    """The operation of this kind, once it is pending; else another one is carried out."""
+    for op_id, run in host.pending.items():
+        if run.op.kind is kind:
+            return op_id
+    host.finish(next(iter(host.pending)))
+    return 0
+
+
+def test_a_baseline_gives_the_candidate_nothing():
+    host = swapping(Delivery("auto", (BASELINE,), rules=RULES))
+    assert gate(host).split == Split(worker_of(host, 2).id)
+    host.pass_time(11)
+    host.settle(until_idle=False)
+    assert swap(host).phase is Phase.SOAKING

@@ -75,12 +75,15 @@ class Clients:
         connection.close()
 
 
-def deliver(candidate, phases, **env):
-    with Daemon([judged("a"), judged(candidate, **env), GUARDED], service=f"rules = {RULES}\nsoak = '30s'") as daemon:
+ENDS = ("Soaking", "Failed", "Canceled", "Paused")
+
+
+def deliver(strategy="careful", phases=ENDS, **env):
+    with Daemon([judged("a"), judged("b", **env), GUARDED], service=f"rules = {RULES}\nsoak = '60s'") as daemon:
         daemon.patience_s = PATIENCE_S
         with Clients(daemon.port) as clients:
             until(lambda: len(clients.statuses) > 100, what="answers")
-            record = daemon.call("swap", service="chat", to=candidate, strategy="careful")
+            record = daemon.call("swap", service="chat", to="b", strategy=strategy)
             record = daemon.wait(record["id"], phases)
             clients.models.clear()
             until(lambda: len(clients.models) > 50, what="answers afterwards")
@@ -90,7 +93,7 @@ def deliver(candidate, phases, **env):
 
 
 def test_a_good_model_is_promoted_by_itself():
-    record, serving, clients = deliver("b", ("Soaking", "Failed", "Canceled", "Paused"))
+    record, serving, clients = deliver()
     assert record["phase"] == "Soaking", record["reason"]
     assert serving == {"b"}
     assert set(clients.statuses) == {200}
@@ -109,9 +112,24 @@ def test_a_good_model_is_promoted_by_itself():
     ids=["slow", "wrong", "failing", "another schema"],
 )
 def test_a_bad_model_is_sent_back_by_itself_and_no_client_notices(env, stage, rule):
-    record, serving, clients = deliver("b", ("Soaking", "Failed", "Canceled", "Paused"), **env)
+    record, serving, clients = deliver(**env)
     assert (record["phase"], record["error"]["code"]) == ("Failed", "ANALYSIS_FAILED"), record["reason"]
     assert stage in record["reason"]
     assert rule in record["reason"]
     assert serving == {"a"}
     assert set(clients.statuses) == {200}
+
+
+@pytest.mark.parametrize(
+    ("env", "rule"),
+    [({"ERROR_EVERY": "5", "ERROR_AFTER": "100"}, "error_rate"), ({"LEAK_MS": "4"}, "p95")],
+    ids=["failing later", "leaking"],
+)
+def test_a_model_that_gets_worse_in_its_soak_is_sent_back_by_itself(env, rule):
+    record, serving, _ = deliver("dual", ("Succeeded", "Failed", "Canceled"), **env)
+    assert (record["phase"], record["error"]["code"]) == ("Failed", "ANALYSIS_FAILED"), record["reason"]
+    assert "in its soak" in record["reason"]
+    assert rule in record["reason"]
+    assert record["cutover_ms"] is not None
+    assert record["return_cutover_ms"] is not None
+    assert serving == {"a"}

@@ -1,7 +1,8 @@
 """A classifier whose faults are set by its environment: what candidates are judged by.
 
 NAME. LATENCY_MS: of an answer (10). WRONG_EVERY, ERROR_EVERY: each so-manieth answer has another label, or is a 500.
-LEAK_MS: so much slower with each hundred answers. SCHEMA: another name of the field "label".
+ERROR_AFTER: so many are well before. LEAK_MS: so much slower
+with each hundred answers. SCHEMA: another name of the field "label".
 """
 
 import asyncio
@@ -11,7 +12,9 @@ import os
 
 NAME = os.environ.get("NAME", "?")
 LATENCY_S = float(os.environ.get("LATENCY_MS", "10")) / 1000
-WRONG_EVERY, ERROR_EVERY = (int(os.environ.get(name, "0")) for name in ("WRONG_EVERY", "ERROR_EVERY"))
+WRONG_EVERY, ERROR_EVERY, ERROR_AFTER = (
+    int(os.environ.get(name, "0")) for name in ("WRONG_EVERY", "ERROR_EVERY", "ERROR_AFTER")
+)
 LEAK_S = float(os.environ.get("LEAK_MS", "0")) / 1000
 FIELD = os.environ.get("SCHEMA", "label")
 LABELS = ("good", "bad", "neutral")
@@ -41,7 +44,7 @@ async def classify(body):
     asked += 1
     mine = asked
     await asyncio.sleep(LATENCY_S + LEAK_S * (mine // 100))
-    if ERROR_EVERY and mine % ERROR_EVERY == 0:
+    if ERROR_EVERY and mine > ERROR_AFTER and mine % ERROR_EVERY == 0:
         return 500, {"error": "out of luck"}
     place = int.from_bytes(hashlib.sha256(body).digest()[:4], "big") + bool(WRONG_EVERY and mine % WRONG_EVERY == 0)
     return 200, {FIELD: LABELS[place % len(LABELS)], "score": 0.9, "id": f"{NAME}-{mine}"}

@@ -24,6 +24,7 @@ from swapd.core.model import OpKind
 from swapd.core.rules import parse_rule
 from swapd.core.states import Phase as SwapPhase
 from swapd.core.states import WorkerState
+from swapd.core.strategies import BASELINE
 
 MODELS = ("a", "b", "big", "bad")
 HUNG = frozenset(
@@ -206,7 +207,7 @@ def delivery(pick: int) -> Delivery:
     stages = (Stage(StageKind.SHADOW, 20, 5, 30, ends), Stage(StageKind.CANARY, 5, 0, 30, ends))
     return Delivery(
         "guarded",
-        (stages, stages[1:], (*stages, Stage(StageKind.CANARY, 50, 5, 5, Ends.TIME)), ())[pick // 3 % 4],
+        (stages, stages[1:], (*stages, Stage(StageKind.CANARY, 50, 5, 5, Ends.TIME)), (), (BASELINE,))[pick // 3 % 5],
         rules=(parse_rule("error_rate < 1%"),) if pick // 9 % 4 else (),
         on_fail=(Then.ABORT, Then.PAUSE)[pick // 36 % 2],
         on_inconclusive=list(Then)[pick // 72 % 3],

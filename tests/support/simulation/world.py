@@ -220,7 +220,7 @@ class World:
         self, service: str, model: str, *, again: bool = False, delivery: Delivery | None = None
     ) -> events.SwapRequested:
         measured = self.measurement(model)
-        wish = Strategy.DUAL if delivery is not None and delivery.stages else None
+        wish = Strategy.DUAL if delivery is not None and delivery.shares else None
         return events.SwapRequested(
             self.now, service, self.revision(service, model), measured, wish, None, "t", again=again, delivery=delivery
         )
