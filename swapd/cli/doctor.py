@@ -13,7 +13,7 @@ from swapd.cli import render, text
 from swapd.cli.bundle import write_bundle
 from swapd.cli.facts import Gathering
 from swapd.cli.render import Output
-from swapd.cli.text import count, gib, printable, revision, seconds, when
+from swapd.cli.text import count, gib, is_kept, kept_words, printable, revision, seconds, when
 from swapd.core.diagnosis import Facts, Finding, Host, Severity, diagnose, is_wrong
 
 NOTHING_WRONG: Final = 0
@@ -116,6 +116,9 @@ def _memory_lines(devices: Sequence[Record]) -> Iterator[str]:
 
 def _holders(device: Record) -> Iterator[str]:
     for worker in device["workers"]:
+        if is_kept(worker):
+            yield kept_words(worker)
+            continue
         of = f" of {gib(worker['reserved_bytes'])} reserved" if worker["reserved_bytes"] is not None else ""
         yield f"{printable(worker['id'])} {gib(worker['used_bytes'])}{of}"
     for foreign in device["foreign"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from swapd.cli.text import UNKNOWN, printable, revision, seconds
+from swapd.cli.text import UNKNOWN, is_kept, kept_words, printable, revision, seconds
 from swapd.core.sizes import human_bytes, human_seconds
 
 Record = Mapping[str, Any]
@@ -21,6 +21,14 @@ def strategy_words(record: Record) -> str:
     """The strategy and why, which often begins with the strategy itself."""
     strategy, why = record["strategy"], printable(record["why"])
     return why if why.startswith(strategy) else f"{strategy}: {why}"
+
+
+def _other_words(other: Record) -> str:
+    """possible: in-place on gpu0: ... / dual impossible on gpu0: ..."""
+    words = strategy_words(other)
+    if other["possible"]:
+        return f"possible: {words}"
+    return words if words == printable(other["why"]) else f"impossible: {words}"
 
 
 def _sections(plan: Record) -> Iterator[str]:
@@ -41,7 +49,8 @@ def _sections(plan: Record) -> Iterator[str]:
         model = printable(plan["to"]["model"])
         yield from _section("proof", [f"none: model {model} has no probes, see [[models.{model}.probes]]"])
     for other in plan["alternatives"]:
-        yield from _section("or", [f"{'possible' if other['possible'] else 'impossible'}: {strategy_words(other)}"])
+        if other["why"] not in plan["why"]:  # what was passed over is told there
+            yield from _section("or", [_other_words(other)])
     for change in plan["would_change"]:
         yield from _section("change", [printable(change)])
 
@@ -74,6 +83,9 @@ def _totals(device: Record) -> str:
 def _holders(device: Record) -> list[str]:
     lines = []
     for worker in device["workers"]:
+        if is_kept(worker):
+            lines.append(kept_words(worker))
+            continue
         name = f"{printable(worker['model'])} ({worker['id']})" if worker.get("model") else printable(worker["id"])
         lines.append(f"{name}: {_size(worker['reserved_bytes'])} promised, {_size(worker['used_bytes'])} held")
     return lines + [

@@ -193,7 +193,12 @@ def device_notes(devices: Sequence[Record]) -> list[str]:
     """Who is on each device, ours and others."""
     notes = []
     for device in devices:
-        users = [f"{w['id']} {gib(w['used_bytes'])} of {gib(w['reserved_bytes'])} reserved" for w in device["workers"]]
+        users = [
+            text.kept_words(w)
+            if text.is_kept(w)
+            else f"{w['id']} {gib(w['used_bytes'])} of {gib(w['reserved_bytes'])} reserved"
+            for w in device["workers"]
+        ]
         users += [f"pid {f['pid']} {printable(f['name'])} {gib(f['bytes'])}, not swapd's" for f in device["foreign"]]
         notes += [f"{printable(device['name'])}: {user}" for user in users]
     return notes

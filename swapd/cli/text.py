@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from swapd.core.model import RETURN, TO_COME
 from swapd.core.sizes import human_bytes
 
 UNKNOWN = "?"
@@ -21,12 +22,23 @@ def printable(text: object) -> str:
 
 
 def gib(size_bytes: Any) -> str:
-    """20.0 GiB; below a hundredth of that in MiB."""
+    """20.0 GiB; below one in MiB, as in plans."""
     if not isinstance(size_bytes, int | float):
         return UNKNOWN
-    if 0 < abs(size_bytes) < (1 << 30) / 10:
+    if 0 < abs(size_bytes) < 1 << 30:
         return human_bytes(int(size_bytes))
     return f"{size_bytes / (1 << 30):.1f} GiB"
+
+
+def is_kept(holder: Mapping[str, Any]) -> bool:
+    """A promise that no worker holds: for the return of a service, or a load that is to come."""
+    return str(holder["id"]).startswith((RETURN, TO_COME))
+
+
+def kept_words(holder: Mapping[str, Any]) -> str:
+    """320 MiB kept for the return of chat, until its swap or soak ends"""
+    ends = ", until its swap or soak ends" if str(holder["id"]).startswith(RETURN) else ""
+    return f"{gib(holder['reserved_bytes'])} kept for the {printable(holder['id'])}{ends}"
 
 
 def count(value: Any) -> str:

@@ -245,6 +245,25 @@ def test_a_dry_run_is_a_plan(daemon, capsys):
     )
 
 
+def test_a_plan_tells_what_was_passed_over_once():
+    told = "dual impossible on gpu0: a holds 20.0 of 24.0 GiB; b needs 6.0 GiB, 3.5 GiB available"
+    other = {"strategy": "dual", "possible": False, "why": told}
+    page = "\n".join(plan_lines(plan(why=f"{told}; in-place on gpu0: b needs 6.0 GiB", alternatives=[other])))
+    assert page.count(told) == 1
+    assert f"or        {told}" in plan_lines(plan(why="in-place on gpu0: b needs 6.0 GiB", alternatives=[other]))
+    could = {"strategy": "dual", "possible": True, "why": "dual on gpu1: b needs 6.0 GiB"}
+    assert "or        possible: dual on gpu1: b needs 6.0 GiB" in plan_lines(plan(alternatives=[could]))
+
+
+def test_what_is_kept_for_a_return_is_no_worker_whose_use_is_unknown(daemon, capsys):
+    kept = {"id": "return of chat", "model": None, "reserved_bytes": 320 << 20, "used_bytes": None}
+    words = "320 MiB kept for the return of chat, until its swap or soak ends"
+    assert f"          {words}" in plan_lines(plan(memory=[device(workers=[kept])]))
+    daemon.answers["devices"] = [device(workers=[kept])]
+    assert main(["devices"]) == 0
+    assert f"gpu0: {words}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("outage_s", "words"),
     [
