@@ -63,8 +63,11 @@ def breach(
     if mine is None or (worker_id not in over and (over or stages)):
         return None
     used = measured_use(reading, worker_id)
-    left_text = f"{human_bytes(max(0, left), down=True)} of {reading.name} was free, below its floor of"
-    left_text += f" {human_bytes(floor_bytes)}" if floor_bytes else " nothing: its workers hold more than its budget"
+    free_text = f"{human_bytes(max(0, left), down=True)} of {reading.name} was free"
+    below = (
+        f"below its floor of {human_bytes(floor_bytes)}" if floor_bytes else "and its workers held more than its budget"
+    )
+    left_text = f"{free_text}, {below}"
     took = "" if used is None else f" had taken {human_bytes(used, up=True)}"
     if not stages and mine.bytes is not None:
         took += f"{' and' if took else ''} was promised {human_bytes(mine.bytes)}"

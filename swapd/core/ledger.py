@@ -175,9 +175,12 @@ def overdrawn(reading: DeviceReading, reservations: Sequence[Reservation], worke
     lacks = -min(ledger if ledger is not None else 0, unclaimed if unclaimed is not None else 0)
     if lacks <= 0:
         return None
+    excess = f"{human_bytes(lacks, up=True)} of that are promised to others"
+    if len(real) == 1:
+        excess = f"that is {human_bytes(lacks, up=True)} more than {reading.name} has for it"
     text = (
         f"{worker_id} has taken {human_bytes(used, up=True)} of {reading.name}, and {human_bytes(mine.bytes)} were"
-        f" planned for it: {human_bytes(lacks, up=True)} of that are promised to others."
+        f" planned for it: {excess}."
         f' Declare device_memory = "{-(-used // MIB)}MiB" for its model, or make it take less.'
     )
     details = {"device": reading.name, "used_bytes": used, "reserved_bytes": mine.bytes, "lacks_bytes": lacks}

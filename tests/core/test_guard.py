@@ -81,7 +81,9 @@ def test_a_budget_without_headroom_is_guarded_too():
     now = reading(free=0, used=[("a-1", 10 * GIB), ("b-2", 14 * GIB)])
     assert breach(now, HERE, "b-2", 0) is None, "all of it is taken, and no more"
     now = reading(free=0, used=[("a-1", 10 * GIB), ("b-2", 14 * GIB + 1)])
-    assert "more than its budget" in breach(now, HERE, "b-2", 0).message
+    message = breach(now, HERE, "b-2", 0).message
+    assert "0 B of gpu0 was free, and its workers held more than its budget" in message
+    assert "floor" not in message, "there is none"
 
 
 @given(st.integers(0, 24 * GIB), st.integers(0, 24 * GIB), st.integers(0, GIB))

@@ -589,4 +589,13 @@ def test_taking_more_than_planned_is_let_be_while_everybody_finds_their_own():
     assert problem.code == "VRAM_INSUFFICIENT"
     assert problem.details["lacks_bytes"] == 1 * GIB
     assert 'device_memory = "15360MiB"' in problem.message
+    assert "1.0 GiB of that are promised to others" in problem.message
     assert overdrawn(gpu(used=(("b-4", None),)), (mine, other), "b-4") is None, "not known is not too much"
+
+
+def test_a_model_alone_that_takes_more_than_there_is_has_not_taken_it_from_others():
+    budget = gpu(total=24 * GIB, free=0, used=(("b-4", 25 * GIB),))
+    problem = overdrawn(budget, (Reservation("b-4", "chat", "gpu0", 10 * GIB),), "b-4")
+    assert problem is not None
+    assert "others" not in problem.message
+    assert "that is 1.0 GiB more than gpu0 has for it" in problem.message
