@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from swapd.cli.text import UNKNOWN, is_kept, kept_words, printable, revision, seconds
+from swapd.core.outage import not_counted
 from swapd.core.sizes import human_bytes, human_seconds
 
 Record = Mapping[str, Any]
@@ -137,7 +138,8 @@ def _outage_words(plan: Record) -> str:
     too_long = (
         f", longer than hold_timeout ({human_seconds(hold)}): clients get 503 from then on" if outage > hold else ""
     )
-    return human_seconds(outage) + too_long
+    terms = plan.get("outage_terms")
+    return human_seconds(outage) + (not_counted(terms["release_s"]) if terms else "") + too_long
 
 
 def _term_words(terms: Record | None) -> list[str]:

@@ -40,13 +40,17 @@ def longest_drain_s(stats: Mapping[str, Any], drain_timeout_s: float) -> float |
 
 
 def outage_words(expected: ExpectedTimes) -> str:
-    """4.1 s / at most 64 s, 60 s of it for open requests / at least 12 s"""
+    """4.1 s / at most 64 s, 60 s of it for open requests / at least 12 s / 8 s, not counting the release (not known)"""
     total = human_seconds(expected.at_least_s)
     if expected.outage_s is None:
         return f"at least {total}"
-    if not expected.drain_s:
-        return total
-    return f"at most {total}, {human_seconds(expected.drain_s)} of it for open requests"
+    words = f"at most {total}, {human_seconds(expected.drain_s)} of it for open requests" if expected.drain_s else total
+    return words + not_counted(expected.release_s)
+
+
+def not_counted(release_s: float | None) -> str:
+    """Of an old worker that was never parked or stopped yet, nobody knows how long that takes."""
+    return ", not counting the release (not known yet)" if release_s is None else ""
 
 
 def waits_ms(swap: Swap, result: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -211,8 +211,9 @@ class Knowledge:
             gpus=model.gpus,
         )
         times = self._times(model)
-        proof_s = times.get("warm", 0.0) + times.get("verify", 0.0)
-        proof_s += times.get("golden", 0.0) if self.service_config(service).golden else 0.0
+        proof_s = times.get("warm", 0.0) + times["verify"] if "verify" in times else None
+        if proof_s is not None and self.service_config(service).golden:
+            proof_s += times.get("golden", 0.0)
         expected = ExpectedTimes(drain_s=drain_s, release_s=release_s, load_s=times.get("load"), warm_s=proof_s)
         can_stage = kind is DeviceKind.NVML and model.stage
         reads = await asyncio.to_thread(_file_bytes, model) > 0

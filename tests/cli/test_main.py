@@ -307,6 +307,12 @@ def test_a_plan_says_what_is_not_known_and_leaves_out_what_does_not_apply():
     assert "device " not in dual
 
 
+def test_an_outage_that_does_not_count_the_release_says_so():
+    terms = {"drain_s": 0.0, "release_s": None, "load_s": 7.8, "warm_s": 0.1}
+    lines = plan_lines(plan(outage_terms=terms, expected_outage_s=7.9))
+    assert "outage    7.9 s, not counting the release (not known yet)" in lines
+
+
 def test_a_plan_for_several_devices_tells_each_of_them():
     lines = plan_lines(plan(devices=["gpu0", "gpu1"]))
     assert "needs     6.0 GiB on each of gpu0, gpu1, declared: device_memory = 6.0 GiB" in lines

@@ -553,6 +553,13 @@ def test_what_open_requests_may_still_take_counts_and_is_told():
     assert "fewer requests are open" in problem.message
 
 
+def test_an_outage_without_a_known_release_says_so():
+    told = "expected outage 8.5 s, not counting the release (not known yet)"
+    assert told in placed(**FULL, expected=ExpectedTimes(drain_s=0.0, load_s=8.0, warm_s=0.5)).why
+    known = ExpectedTimes(drain_s=0.0, release_s=0.5, load_s=8.0, warm_s=0.5)
+    assert placed(**FULL, expected=known).why.endswith("expected outage 9 s")
+
+
 def test_in_place_without_a_way_back_takes_an_explicit_wish():
     problem = refused("NO_WAY_BACK", **FULL, way_back=False)
     assert "keep each version under a path of its own" in problem.message

@@ -90,7 +90,7 @@ def test_a_plan_has_every_figure_that_it_was_decided_by(gpus, other):
         assert device["foreign"] == [{"pid": other.pid, "bytes": 3 * GIB, "name": f"/usr/bin/process-{other.pid}"}]
         now, then, after = (planned[f"available_{when}bytes"] for when in ("", "then_", "after_"))
         assert (now, then, after) == (int(10.5 * GIB), int(20.5 * GIB), int(8.5 * GIB))
-        assert planned["outage_terms"]["load_s"] is None
+        assert (planned["outage_terms"]["load_s"], planned["outage_terms"]["warm_s"]) == (None, None)
         assert (planned["rollback"], planned["rollback_later"]) == ("cold", "cold")
         daemon.swap("b")
         daemon.swap("a")
