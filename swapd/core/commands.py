@@ -198,7 +198,7 @@ def _return_placement(service: Service, kept: Worker, event: events.SwapRequeste
         would_change=(),
         expected_outage_s=None if parked else 0.0,
         need_bytes=slot.need_bytes if slot is not None else None,
-        need_source=event.measurement.footprint.source,
+        need_source=slot.source if slot is not None else event.measurement.footprint.source,
         is_return=True,
     )
 

@@ -81,7 +81,7 @@ def plan_record(
         "would_change": list(placement.would_change),
         "need_bytes": need,
         "need_source": placement.need_source.value,
-        "need_detail": measurement.footprint.detail,
+        "need_detail": "promised when it was loaded" if placement.is_return else measurement.footprint.detail,
         "last_forecast": _forecast(measurement.footprint.last),
         "expected_outage_s": placement.expected_outage_s,
         "outage_terms": _terms(measurement.expected) if _has_outage(placement) else None,

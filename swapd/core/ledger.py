@@ -160,6 +160,13 @@ def room_for(reading: DeviceReading, reservations: Sequence[Reservation], worker
     return Problem(MEMORY_NOT_RELEASED, f"{text}.", details)
 
 
+def beyond_plan(used_bytes: int | None, need_bytes: int | None) -> str:
+    """In words, of a model that has taken more than was planned for it, and is let be."""
+    if used_bytes is None or need_bytes is None or used_bytes <= need_bytes:
+        return ""
+    return f"; it took {human_bytes(used_bytes, up=True)}, {human_bytes(need_bytes)} were planned"
+
+
 def overdrawn(reading: DeviceReading, reservations: Sequence[Reservation], worker_id: str) -> Problem | None:
     """After a load: does what `worker_id` has really taken break what others were promised?
 

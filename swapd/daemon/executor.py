@@ -21,7 +21,7 @@ from swapd.core.config import Config, ModelConfig, ServiceConfig
 from swapd.core.delivery import Delivery
 from swapd.core.errors import Problem, SwapdError
 from swapd.core.events import ContentChanged, Measure, Measured, OpDone, OpFailed, Run, TimerFired, WakeAt
-from swapd.core.ledger import most_used, overdrawn
+from swapd.core.ledger import beyond_plan, most_used, overdrawn
 from swapd.core.model import DeviceKind, DeviceReading, Kind, Op, OpKind, Worker
 from swapd.core.on_device import not_on_device
 from swapd.core.out_of_memory import told_by_its_log
@@ -301,13 +301,15 @@ class Executor:
         self._knowledge.learn_time(model, "verify", asyncio.get_running_loop().time() - started_s)
         progress = self._progress(op, "golden requests")
         proved = await ask_golden(self.loop.state, self._knowledge, op, live, model, proved, progress)
-        used = None
+        used, beyond = None, ""
         if effect.slot is not None:
             readings = await self._devices.read(effect.slot.devices)
+            self._peaks.see(readings)
             await self._find_on_device(op, model, readings)
             self._knowledge.learn_footprint(op, effect.slot, readings)
             self._knowledge.learn_residues(op.service, readings)
             used = most_used(readings, op.worker)
+            beyond = beyond_plan(used, effect.slot.need_bytes)
             for reading in readings:
                 problem = overdrawn(reading, self.loop.state.reservations, op.worker)
                 if problem is not None:
@@ -316,6 +318,7 @@ class Executor:
         detail = f"{answers}, slowest {report.slowest_s * 1000:.0f} ms"
         detail = detail if model.probes else "no probes are configured"
         detail += f"; {proved['golden']['right']} golden requests" if "golden" in proved else ""
+        detail += beyond
         return {"detail": detail, "used_bytes": used, **proved}
 
     async def _find_on_device(self, op: Op, model: ModelConfig, readings: Sequence[DeviceReading]) -> None:

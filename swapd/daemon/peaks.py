@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from swapd.core.events import PeakSeen
+from swapd.core.guard import left_bytes
 from swapd.core.model import DeviceReading, Service, State
 from swapd.daemon.devices import Devices
 from swapd.daemon.release import Release
@@ -41,21 +42,26 @@ class Peaks:
                 begun = clock()
                 readings = await self._devices.read_all()
                 self._release.see(readings)
-                for service in filter(_is_under_way, self._state().services):
-                    self._see(service, readings)
+                self.see(readings)
                 await asyncio.sleep(max(SAMPLE_S, (clock() - begun) / SAMPLE_SHARE))
         finally:
             self._sampling = False
             self._highest = {}
             self._release.forget()
 
+    def see(self, readings: Sequence[DeviceReading]) -> None:
+        """What was read for another end counts too: samples may miss the most that a candidate held."""
+        for service in filter(_is_under_way, self._state().services):
+            self._see(service, readings)
+
     def _see(self, service: Service, readings: Sequence[DeviceReading]) -> None:
         assert service.swap is not None
         devices = {name for _, slot in service.slots for name in slot.devices}
         for r in readings:
-            if r.name not in devices or not r.known or r.total_bytes is None or r.free_bytes is None:
+            left = left_bytes(r)
+            if r.name not in devices or not r.known or r.total_bytes is None or left is None:
                 continue
-            used, key = r.total_bytes - r.free_bytes, (service.swap.id, r.name)
+            used, key = r.total_bytes - left, (service.swap.id, r.name)
             if used > self._highest.get(key, -1):
                 self._highest[key] = used
                 self._take(PeakSeen(now(), service.name, r.name, used))

@@ -1,6 +1,7 @@
 """What a plan says beforehand, and whether it comes true: outage, memory, and the way back."""
 
 import contextlib
+import re
 import threading
 
 import pytest
@@ -79,7 +80,12 @@ def test_a_candidate_that_takes_what_others_were_promised_fails_and_is_planned_w
 
 def test_a_candidate_that_takes_more_than_it_declares_and_harms_nobody_is_charged_for_it():
     with Daemon([A, model("more", HOLD_MB="200")]) as daemon:
-        daemon.swap("more")
+        record = daemon.swap("more")
+        [verify] = [step for step in record["steps"] if step["name"] == "verify"]
+        assert re.search(r"; it took \d{3} MiB, \d+ MiB were planned", verify["detail"]), verify
+        [peak] = record["peak_memory_bytes"].values()
+        used = {w["model"]: w["used_bytes"] for w in daemon.call("workers")}
+        assert peak > 0.9 * (used["a"] + used["more"])
         reserved = {w["model"]: w["reserved_bytes"] for w in daemon.call("workers")}
         assert reserved["more"] > 200 << 20
 

@@ -59,6 +59,8 @@ def test_rollback_after_the_soak_of_a_resident_revision_is_instant(daemon):
     planned = daemon.call("plan", service="chat", to="a")
     assert planned["why"].startswith("a return"), planned
     assert (planned["expected_outage_s"], planned["rollback"]) == (0.0, "none")
+    [kept] = [w["reserved_bytes"] for w in pid if w["model"] == "a"]
+    assert (planned["need_bytes"], planned["need_detail"]) == (kept, "promised when it was loaded")
     record = daemon.call("rollback", service="chat", reason="worse answers")
     record = daemon.wait(record["id"], ("Canceled",))
     assert 0 < record["return_cutover_ms"] == record["return_outage_ms"]
