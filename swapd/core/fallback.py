@@ -59,7 +59,8 @@ def try_in_place(d: Draft, service: Service, worker: Worker, problem: Problem) -
     d.set_swap(
         service.name,
         strategy=Strategy.IN_PLACE,
-        why=f"{fallback.why}; {swap.target.model} did not find the memory beside what serves: {problem.message}",
+        why=f"{fallback.why}; {swap.target.model} did not find the memory beside what serves"
+        f"{_now(need_bytes, fallback)}: {problem.message}",
         parks=fallback.parks,
         fallback=None,
         delivery=swap.delivery.in_place() if swap.delivery is not None else None,
@@ -67,3 +68,10 @@ def try_in_place(d: Draft, service: Service, worker: Worker, problem: Problem) -
         reason=f"{swap.target.model} is tried in place: beside what serves, memory ran out",
     )
     return None
+
+
+def _now(need_bytes: int | None, fallback: Fallback) -> str:
+    """`fallback.why` was said before it was seen to take more."""
+    if need_bytes is None or need_bytes == fallback.slot.need_bytes:
+        return ""
+    return f", and is planned with {human_bytes(need_bytes, up=True)} now"

@@ -102,16 +102,20 @@ def beside(request: PlacementRequest, spot: Spot, strategy: Strategy) -> Option:
     option = _fit(
         request, *after_release(spot.reading, spot.reservations, dict.fromkeys(request.retiring, 0)), strategy
     )
-    retired = [r.worker_id for r in spot.workers(request.retiring)]
-    if retired and option.possible:
-        first = both(
-            f"the soak of {request.name(w)} is ended"
-            if w in request.soaking
-            else f"{request.name(w)}, which takes no clients, is stopped"
-            for w in retired
-        )
-        return replace(option, how=f", once {first}")
-    return option
+    first = _retired_words(request, spot)
+    if first and not option.possible and option.available_bytes is not None:
+        return replace(option, reason=f"{option.reason}, even once {first}")
+    return replace(option, how=f", once {first}") if first else option
+
+
+def _retired_words(request: PlacementRequest, spot: Spot) -> str:
+    """What a swap stops on the device in any case, so that its memory counts as free."""
+    return both(
+        f"the soak of {request.name(w)} is ended"
+        if w in request.soaking
+        else f"{request.name(w)}, which takes no clients, is stopped"
+        for w in (r.worker_id for r in spot.workers(request.retiring))
+    )
 
 
 def if_parked(request: PlacementRequest, spot: Spot) -> Option | None:
@@ -139,7 +143,9 @@ def _without(request: PlacementRequest, spot: Spot, residues: dict[str, int]) ->
 
 
 def _whom(request: PlacementRequest, spot: Spot, residues: dict[str, int]) -> str:
-    return both(map(request.name, residues)) + _frees(spot.reading, spot.workers(request.incumbents), residues)
+    first = _retired_words(request, spot)
+    freed = _frees(spot.reading, spot.workers(request.incumbents), residues)
+    return both(map(request.name, residues)) + freed + (f", once {first}" if first else "")
 
 
 def _fit(

@@ -32,7 +32,8 @@ def holders(reading: DeviceReading, reservations: Sequence[Reservation], name: N
     parts = []
     for r in here:
         used = measured_use(reading, r.worker_id)
-        verb = "holds" if r.settled or (used or 0) >= (r.bytes or 0) else "is promised"
+        unseen = used is None and r.settled and not r.for_return
+        verb = "holds" if unseen or (used or 0) >= (r.bytes or 0) else "is promised"
         parts.append(f"{name(r.worker_id)} {verb} {human_bytes(held_bytes(reading, r))}")
     known = sum(measured_use(reading, r.worker_id) or 0 for r in here)
     unmeasured = any(measured_use(reading, r.worker_id) is None and r.settled for r in here)

@@ -58,7 +58,7 @@ def test_memory_that_runs_out_beside_the_old_model_is_tried_once_in_its_place(co
     first = fail(host, finish_until(host, kind), code)
     swap = chat(host).swap
     assert (swap.strategy, swap.phase, swap.fell_back.code) == (Strategy.IN_PLACE, Phase.PREPARING, code)
-    assert "did not find the memory beside what serves" in swap.why
+    assert "did not find the memory beside what serves:" in swap.why
     assert ("swap.strategy", "in-place") in [(name, body.get("strategy")) for name, body in host.told]
     host.settle(until_idle=False)
     swap = chat(host).swap
@@ -121,6 +121,7 @@ def test_what_was_seen_of_the_first_try_is_what_the_second_is_promised():
     host = serving()
     host.swap("chat", "b")
     first = fail(host, finish_until(host, OpKind.LOAD), errors.GUARD_KILLED, used=13 * GIB)
+    assert "beside what serves, and is planned with 13.0 GiB now:" in chat(host).swap.why
     confirm = finish_until(host, OpKind.CONFIRM, skip=(first,))
     assert host.pending[confirm].slot.need_bytes == 13 * GIB
     assert [r.bytes for r in host.state.reservations] == [13 * GIB]

@@ -354,6 +354,21 @@ def test_a_new_swap_counts_on_the_end_of_the_soak():
     assert answer.why.endswith("once chat-2, which takes no clients, is stopped")
 
 
+def test_the_end_of_the_soak_is_told_also_where_it_does_not_make_room_enough():
+    reading = gpu(free=4 * GIB, used=(("chat-2", 5 * GIB), ("chat-3", 15 * GIB)))
+    reservations = (held("chat-2", 5 * GIB), held("chat-3", 15 * GIB))
+    soak = {"retiring": ("chat-2",), "soaking": ("chat-2",)}
+    answer = placed(readings=(reading,), reservations=reservations, footprint=need(10 * GIB), **soak)
+    assert answer.strategy is Strategy.IN_PLACE
+    assert "8.5 GiB available after 512 MiB headroom, even once the soak of chat-2 is ended;" in answer.why
+    assert "by stopping a (chat-3) (frees 15.0 GiB), once the soak of chat-2 is ended; expected outage" in answer.why
+
+
+def test_a_worker_that_holds_less_than_it_was_promised_is_not_said_to_hold_all_of_it():
+    answer = placed(readings=(gpu(used=(("chat-3", 19 * GIB),)),), reservations=(held(),))
+    assert "a (chat-3) is promised 20.0 of 24.0 GiB" in answer.why
+
+
 def test_a_need_that_is_unknown_is_admitted_only_alone():
     empty = gpu("gpu1", free=24 * GIB, used=())
     assert placed(footprint=UNKNOWN_NEED, readings=(gpu(), empty)).device == "gpu1"
