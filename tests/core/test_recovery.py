@@ -7,6 +7,7 @@ import pytest
 from support.rollout_host import GIB, Host
 
 from swapd.core import errors, events
+from swapd.core.delivery import Delivery, Split, Stage, StageKind
 from swapd.core.errors import Problem
 from swapd.core.events import Kept, Observed, Recovered
 from swapd.core.model import Kind, Op, OpKind, Revision, Strategy
@@ -37,6 +38,7 @@ class Left(Host):
         if state is WorkerState.SERVING and not owner and worker.kind is Kind.DIRECT:
             state = WorkerState.LOADED
         told = {"state": state, "owner": owner, "points_to": worker.points_to, "hooks": worker.hooks}
+        told["split"] = worker.split
         return Observed(worker.id, service=worker.service, kind=worker.kind, **(told | what))
 
     def dies(self, *, crashed=True, **seen):
@@ -698,3 +700,38 @@ def test_a_service_that_was_leaving_and_is_in_the_file_again_stays(gated):
     host.settle()
     assert not chat(host).leaving
     assert host.answering("chat")
+
+
+# --- stages ------------------------------------------------------------------------------------------------------
+
+
+def in_a_stage():
+    """A swap whose canary is in force."""
+    host = serving(**DUAL)
+    request = host.swap_request("chat", "b")
+    stage = Stage(StageKind.CANARY, 5, 60, 300)
+    host.send(replace(request, strategy=Strategy.DUAL, delivery=Delivery("canary", (stage,))))
+    host.settle(until_idle=False)
+    assert chat(host).swap.stage_at is not None
+    return host
+
+
+def test_a_stage_goes_on_with_its_table_and_so_with_what_was_measured():
+    host = in_a_stage()
+    before = chat(host).swap
+    host.dies()
+    assert host.begins(OpKind.POINT) is None, "a new table begins to measure anew"
+    assert chat(host).swap == before
+    host.pass_time(61)
+    host.settle(until_idle=False)
+    assert chat(host).swap.phase is Phase.SOAKING
+
+
+def test_a_gate_that_has_another_split_than_the_stage_gets_its_table_again():
+    host = in_a_stage()
+    host.dies(**{key(chat(host).owner): {"split": None}})
+    assert host.begins(OpKind.POINT).split == Split(chat_worker(host, 2).id, 5.0)
+
+
+def chat_worker(host, revision):
+    return next(w for w in host.state.workers if w.revision == revision)

@@ -77,6 +77,21 @@ def test_a_direct_service_goes_through_a_gate_and_out_again():
     assert host.state.service("chat").owner == worker_of(host, 2).id
 
 
+def test_nobody_is_asked_who_has_not_answered_its_probes():
+    host = Host(total=24 * GIB)
+    host.add("chat", "a")
+    host.settle(until_idle=False)
+    ask(host, "b", GUARDED)
+    while not [run for run in host.pending.values() if run.op.kind is OpKind.VERIFY]:
+        host.finish(next(iter(host.pending)))
+    verify = next(i for i, run in host.pending.items() if run.op.kind is OpKind.VERIFY)
+    for op_id in [i for i in host.pending if i != verify]:
+        host.finish(op_id)
+    assert all(run.op.split is None for run in host.pending.values())
+    host.finish(verify)
+    assert [run.op.split for run in host.pending.values()] == [Split(worker_of(host, 2).id, shadow=True)]
+
+
 def test_stages_follow_each_other_each_with_its_share_and_its_verdict():
     host = swapping()
     seen = []
