@@ -17,6 +17,7 @@ from swapd.core.errors import Problem
 from swapd.core.events import Amend, Measurement
 from swapd.core.fallback import try_in_place
 from swapd.core.model import FootprintSource, Golden, Kind, Op, OpKind, Revision, Service, Slot, Strategy, Swap, Worker
+from swapd.core.stages import begin_again
 from swapd.core.states import FORWARD, Phase, WorkerState
 from swapd.core.to_come import to_come
 from swapd.core.transfers import end_transfer, owns, pointed, switched, transferred
@@ -286,6 +287,8 @@ def worker_exited(d: Draft, event: events.WorkerExited) -> None:
             worker.service, worker.op.step, "done" if expected else "failed", "" if expected else event.problem.message
         )
     end_transfer(d, worker)
+    if worker.split is not None and d.services[worker.service].owner is None:
+        begin_again(d, worker.service, f"{worker.id} ended, and with it what it had measured")
     if not worker.ending:
         _lost(d, worker, event)
 

@@ -54,12 +54,18 @@ def proceed(d: Draft, name: str) -> None:
     stage, candidate = stage_of(swap), d.worker_of(name, swap.target.number)
     if stage is None or candidate is None or not candidate.can_serve:
         return
-    if swap.source is None or (d.server_of(name) is None and not swap.delivery.rehearsal):
+    if not (_stable_serves(d, name, swap) or swap.delivery.rehearsal):
         why = f"nobody else answers the clients, and {swap.target.model} has answered its probes"
         _end_stage(d, name, "canceled", why)
         d.set_swap(name, stage=len(swap.delivery.stages))
     elif swap.stage_at is not None:
         _take_turn(d, name, swap, swap.delivery, stage)
+
+
+def _stable_serves(d: Draft, name: str, swap: Swap) -> bool:
+    """It answers the clients, or will as soon as a gate before it is there again."""
+    stable = d.worker_of(name, swap.source.number) if swap.source is not None else None
+    return d.server_of(name) is not None or (stable is not None and stable.can_serve)
 
 
 def _take_turn(d: Draft, name: str, swap: Swap, delivery: Delivery, stage: Stage) -> None:
@@ -85,6 +91,14 @@ def begin_stage(d: Draft, name: str, split: Split | None) -> None:
         return
     d.set_swap(name, stage_at=d.at, finding=None)
     d.begin_step(name, stage.name)
+
+
+def begin_again(d: Draft, name: str, why: str) -> None:
+    """What was measured is gone with the gate that did."""
+    swap = d.services[name].swap
+    if swap is not None and stage_of(swap) is not None and swap.stage_at is not None:
+        _end_stage(d, name, "canceled", why)
+        d.set_swap(name, stage_at=None, finding=None)
 
 
 def next_stage(d: Draft, name: str, why: str, *, to_the_end: bool = False) -> None:

@@ -365,3 +365,16 @@ def test_a_baseline_gives_the_candidate_nothing():
     host.pass_time(11)
     host.settle(until_idle=False)
     assert swap(host).phase is Phase.SOAKING
+
+
+@pytest.mark.parametrize("kind", [Kind.DIRECT, Kind.ENGINE])
+def test_a_gate_that_dies_in_a_stage_sends_nobody_to_the_candidate_and_the_stage_begins_again(kind):
+    host = swapping(Delivery("canary", (SLICE,), rules=RULES), kinds={"a": kind, "b": kind})
+    judge(host, Outcome.PASS)
+    host.pass_time(30)
+    host.exit(gate(host).id)
+    host.settle(until_idle=False)
+    assert host.answering("chat") == worker_of(host, 1).id
+    assert gate(host).split == Split(worker_of(host, 2).id, 5)
+    assert (swap(host).phase, swap(host).stage_at, swap(host).finding) == (Phase.PROGRESSING, host.now, None)
+    assert steps(host) == [("canary 5%", "canceled"), ("canary 5%", "running")]
