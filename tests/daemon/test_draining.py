@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from swapd.core.config import ServiceConfig
 from swapd.core.errors import INTERNAL, TIMEOUT, WORKER_EXITED, SwapdError
 from swapd.core.model import Kind, Op, OpKind
 from swapd.daemon.draining import drain
@@ -76,13 +77,17 @@ def test_a_gate_that_refuses_is_told():
         drained(Asked("chat-1", Kind.ENGINE), gate)
 
 
+CHAT = ServiceConfig(name="chat", listen=("127.0.0.1:8000",), model="a")
+
+
 def point(everybody, target):
     def live(name):
         if name not in everybody:
             raise SwapdError(WORKER_EXITED, f"{name} is not running.")
         return everybody[name]
 
-    return asyncio.run(Transfers(live, {}, lambda: 2.0).point(op(OpKind.POINT, "chat-gate-2", target)))
+    transfers = Transfers(live, {}, lambda: 2.0, lambda name: (None, CHAT))
+    return asyncio.run(transfers.point(op(OpKind.POINT, "chat-gate-2", target)))
 
 
 def test_a_gate_is_pointed_to_where_the_worker_answers_and_remembers_it():
