@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-from swapd.cli import text
+from swapd.cli import proofs, text
 from swapd.cli.plan_page import strategy_words
 from swapd.cli.text import NONE, clock, count, gib, milliseconds, printable, revision, seconds, when
 from swapd.core.errors import CANCELED, CRASH_LOOP
@@ -132,25 +132,7 @@ def status_notes(status: Record, now_s: float) -> list[str]:
             notes.append(f"{name}: {printable(each['device'])} is {each['state']}: {printable(each['trouble'])}")
         if service.get("note"):
             notes.append(f"{name}: {printable(service['note'])}")
-        notes += [f"{name}: {each}" for each in _proof_notes(service)]
-    return notes
-
-
-def _proof_notes(service: Record) -> list[str]:
-    """How far the proof of a swap's candidate is, who gets how much meanwhile, and whom it waits for."""
-    swap = service.get("swap") or {}
-    proof = swap.get("delivery")
-    if proof is None:
-        return []
-    weights = (service.get("split") or {}).get("weights") or {}
-    mine = weights.get(str(swap["to"]["revision"]))
-    notes = []
-    if mine is not None and mine["actual"] is not None and swap["phase"] != "Soaking":
-        notes.append(f"{revision(swap['to'])} gets {mine['actual']:.3g} % of the requests ({mine['set']:g} % set)")
-    if proof["verdict"] is not None:
-        notes.append(f"{proof['verdict']['verdict']}: {printable(proof['verdict']['text'])}")
-    if swap["phase"] == "Paused":
-        notes += [line.strip() for line in paused_lines(swap)]
+        notes += [f"{name}: {each}" for each in proofs.status_notes(service)]
     return notes
 
 
@@ -313,47 +295,12 @@ def swap_lines(record: Record, now_s: float) -> list[str]:
             f"soak      until {when(record['soak_until'], now_s)}, {revision(record['from'])} {record['kept']}"
         )
     lines.append(f"clients   {_client_words(record)}")
-    lines += _delivery_lines(record)
-    lines += _proof_lines(record)
+    lines += proofs.delivery_lines(record)
+    lines += proofs.contract_lines(record)
     for device, peak in (record.get("peak_memory_bytes") or {}).items():
         lines.append(f"peak      {gib(peak)} in use on {printable(device)}, by everything there")
     lines += ["", *(step_line(step) for step in record["steps"])] if record["steps"] else []
     return [*lines, *(["", *failure_lines(record)] if record.get("error") else [])]
-
-
-def _delivery_lines(record: Record) -> list[str]:
-    """How far the candidate's proof is."""
-    proof = record.get("delivery")
-    if proof is None or not (proof["stages"] or proof["rules"]):
-        return []
-    names = [stage["name"] for stage in proof["stages"]]
-    now = min(proof["stage"], len(names))
-    where = f"{now + 1} of {len(names)}: {names[now]}" if now < len(names) else "all over" if names else "none"
-    lines = [f"stages    {where}" + (f" ({', '.join(names)})" if len(names) > 1 else "")] if names else []
-    lines += [f"rules     {', '.join(printable(rule) for rule in proof['rules'])}"] if proof["rules"] else []
-    verdict = proof["verdict"]
-    return lines + ([f"verdict   {verdict['verdict']}: {printable(verdict['text'])}"] if verdict else [])
-
-
-def _proof_lines(record: Record) -> list[str]:
-    """By what clients may break, be it allowed or what the swap failed by; and the golden requests."""
-    breaks, golden = record.get("differences") or [], record.get("golden")
-    allowed = "allowed: " if record.get("allow_breaking") else ""
-    lines = [f"{'contract' if not n else '':<9} {allowed}{printable(text)}" for n, text in enumerate(breaks)]
-    if golden:
-        lines.append(f"golden    {golden_words(golden)}")
-        lines += [f"{'':<9} {printable(text)}" for text in golden["differences"]]
-    return lines
-
-
-def golden_words(golden: Record) -> str:
-    """40 requests: 39 answered rightly, 1 wrongly, p50 12 ms, p95 20 ms, slowest 31 ms"""
-    asked = golden["right"] + golden["wrong"]
-    counts = [f"{golden['right']} answered rightly", f"{golden['wrong']} wrongly"]
-    counts += [f"{golden['requests'] - asked} not asked"] if asked < golden["requests"] else []
-    times = [(name, golden[f"{name}_ms"]) for name in ("p50", "p95", "slowest")]
-    told = [f"{name} {milliseconds(ms)}" for name, ms in times if ms is not None]
-    return f"{golden['requests']} requests: {', '.join(counts + told)}"
 
 
 def _client_words(record: Record) -> str:
@@ -371,14 +318,6 @@ def _wait_words(record: Record, way: str) -> list[str]:
     held, cutover = _held_ms(record, way), record.get(f"{way}cutover_ms")
     words = [f"waited {milliseconds(held)}"] if held is not None else []
     return words + ([f"cutover {milliseconds(cutover)}"] if cutover is not None else [])
-
-
-def paused_lines(record: Record) -> list[str]:
-    """What it waits for, and what may be done."""
-    name, proof = printable(record["service"]), record.get("delivery") or {}
-    verbs = (possible.split(" ") for possible in proof.get("possible") or ("resume", "promote", "cancel"))
-    ways = (" ".join(["  swapd-cli", verb, name, *options]) for verb, *options in verbs)
-    return [f"paused: {printable(record['reason'])}", *ways]
 
 
 def headline(record: Record) -> str:

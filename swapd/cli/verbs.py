@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from swapd.cli import render, text
+from swapd.cli import proofs, render, text
 from swapd.cli.looking import DONE, FOLLOW_S, Arguments, Looking
 from swapd.cli.plan_page import plan_lines
 from swapd.cli.render import Output
@@ -124,7 +124,7 @@ class Verbs(Looking):
             return UNFINISHED
         if record["phase"] == "Paused":
             if not self._json(record):
-                self._output.lines(render.paused_lines(record))
+                self._output.lines(proofs.paused_lines(record))
             return UNFINISHED
         well = record["phase"] in PHASES_WELL or (returning and record["phase"] == "Canceled")
         more_follows = self._arguments.verb == "wait" and self._arguments.healthy and well  # one document of JSON
