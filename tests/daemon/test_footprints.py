@@ -29,12 +29,13 @@ def test_a_new_file_under_an_old_name_is_not_judged_by_the_old_one(gpus, tmp_pat
 
 
 def test_a_row_that_somebody_has_changed_is_learned_anew(gpus):
-    with gpus.daemon([gpus.model("a"), gpus.model("b", holds=8, needs=0)]) as daemon:
+    with gpus.daemon([gpus.model("a"), gpus.model("b", holds=8, needs=9)]) as daemon:
         daemon.swap("b")
         daemon.swap("a")
+        assert plan(daemon, "b")["last_forecast"] is not None
         with sqlite3.connect(f"{daemon.dir}/s/journal.db", timeout=30) as journal:
             journal.execute("UPDATE footprint SET body = '[]'")
-        assert plan(daemon, "b")["need_source"] == "unknown"
+        assert plan(daemon, "b")["last_forecast"] is None
 
 
 def test_a_plan_tells_how_wrong_the_last_one_was(gpus):
