@@ -266,6 +266,21 @@ class StrategyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NotifyConfig:
+    """[notify.NAME]: one of `url` and `command` is set."""
+
+    name: str
+    on: tuple[str, ...]  # of `core.notices.NAMES`
+    services: tuple[str, ...] | None = None  # None: of all, and what is of none
+    url: str | None = field(default=None, repr=False)  # that of a webhook is a secret mostly
+    headers_file: str | None = None
+    headers_file_values: Mapping[str, str] = field(default_factory=dict, repr=False)  # set by host.config_file
+    command: tuple[str, ...] = field(default=(), repr=False)
+    timeout_s: float = 10.0  # of one attempt, in all
+    attempts: int = 8  # over two minutes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The whole configuration. Mappings are in the order of the file, keyed by name."""
 
@@ -275,3 +290,4 @@ class Config:
     models: Mapping[str, ModelConfig]
     services: Mapping[str, ServiceConfig]
     strategies: Mapping[str, StrategyConfig] = field(default_factory=dict)
+    notify: Mapping[str, NotifyConfig] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from swapd.core.config import (
 )
 from swapd.core.config_addresses import clash
 from swapd.core.config_engines import check_models
+from swapd.core.config_notify import check_notify
 from swapd.core.config_readers import NAME, quoted, suggest
 from swapd.core.model import DeviceKind
 from swapd.core.units import format_size
@@ -48,6 +49,7 @@ def check_config(config: Config) -> Iterator[Fault]:
     yield from _services(config)
     yield from _listeners(config)
     yield from _socket_paths(config)
+    yield from check_notify(config)
 
 
 def _devices(config: Config) -> Iterator[Fault]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from swapd.core import config_addresses as address
 from swapd.core import config_contract as contract
+from swapd.core import config_notify as notify
 from swapd.core import config_proofs as proof
 from swapd.core import config_readers as read
 from swapd.core import config_requests as request
@@ -228,6 +229,15 @@ SHADOW: Final = (
     Key("atol", read.number(0.0, 1e9), NOW),
     Key("similar", read.number(0.0, 1.0), NOW),
 )
+NOTIFY: Final = (
+    Key("on", notify.events, NOW, cure='write on = ["swap.finished", "swap.paused", "service.health"]', show=list),
+    Key("services", notify.services, NOW, show=lambda names: None if names is None else list(names)),
+    Key("url", notify.url, NOW, show=notify.show_url),
+    Key("headers_file", read.path, NOW),
+    Key("command", read.command, NOW, show=notify.show_command),
+    _timeout("timeout", NOW, 0.1, 600.0),
+    Key("attempts", read.integer(1, 100), NOW),
+)
 SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "daemon": DAEMON,
     "devices": DEVICE,
@@ -243,8 +253,9 @@ SECTIONS: Final[dict[str, tuple[Key, ...]]] = {
     "services": SERVICE,
     "strategies": STRATEGY,
     "shadow": SHADOW,
+    "notify": NOTIFY,
 }
-TABLES: Final = ("daemon", "devices", "models", "services", "strategies")  # at the top of the file
+TABLES: Final = ("daemon", "devices", "models", "services", "strategies", "notify")  # at the top of the file
 
 
 @dataclass(frozen=True, slots=True)

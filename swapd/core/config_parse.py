@@ -23,6 +23,7 @@ from swapd.core.config import (
     GoldenConfig,
     LivenessConfig,
     ModelConfig,
+    NotifyConfig,
     ProbeConfig,
     ReadyConfig,
     RequestConfig,
@@ -60,6 +61,7 @@ def parse_tables(
         models=_named(report, tables, "models", _model),
         services=_named(report, tables, "services", _service),
         strategies=_named(report, tables, "strategies", _strategy),
+        notify=_named(report, tables, "notify", _notify),
     )
     for name, content in tables.items():
         if name not in keys.TABLES:
@@ -253,6 +255,10 @@ def _strategy(report: _Report, name: str, path: str, content: object) -> Strateg
     if "shadow" in values:
         values["shadow"] = _make(Shadow, _read(report, "shadow", f"{path}.shadow", values["shadow"]))
     return _make(StrategyConfig, values, name=name)
+
+
+def _notify(report: _Report, name: str, path: str, content: object) -> NotifyConfig:
+    return _make(NotifyConfig, _read(report, "notify", path, content), name=name, on=())
 
 
 def _has(content: object, name: str) -> bool:

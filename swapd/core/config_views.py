@@ -66,7 +66,7 @@ def settings_digest(model: ModelConfig) -> str:
 def redacted(config: Config) -> dict[str, Any]:
     """The whole configuration with its defaults, spelled as in the file, fit for JSON and for other eyes."""
     shown: dict[str, Any] = {"file": config.file, "daemon": _show("daemon", config.daemon)}
-    for kind in ("devices", "models", "services", "strategies"):
+    for kind in ("devices", "models", "services", "strategies", "notify"):
         shown[kind] = {name: _show(kind, each) for name, each in getattr(config, kind).items()}
     return shown
 
@@ -88,7 +88,7 @@ def _set(value: Any) -> Any:
 def diff_config(old: Config, new: Config) -> tuple[Change, ...]:
     """What changed, in the order of the tables. Compared by the real values, shown without secrets."""
     changes = list(_compare("daemon", ("daemon", "", "daemon"), old.daemon, new.daemon))
-    for kind in ("devices", "models", "services", "strategies"):
+    for kind in ("devices", "models", "services", "strategies", "notify"):
         before, after = getattr(old, kind), getattr(new, kind)
         whole = NEXT_SWAP if kind == "models" else NOW
         for name in [*before, *(name for name in after if name not in before)]:
@@ -119,6 +119,8 @@ def _compare(section: str, where: _Where, old: Any, new: Any) -> Iterator[Change
             yield from _compare(key.name, at, before, after)
         else:
             yield Change(*at, _shown(key, before), _shown(key, after), key.effect)
+    if section == "notify" and old.headers_file_values != new.headers_file_values:
+        yield Change(*where[:2], f"{where[2]}.headers_file", HIDDEN, HIDDEN, NOW)
     if section == "models" and old.env_file_values != new.env_file_values:
         yield Change(*where[:2], f"{where[2]}.env_file", HIDDEN, HIDDEN, NEXT_SWAP)
 

@@ -14,6 +14,7 @@ from itertools import zip_longest
 from typing import Any, Final
 from urllib.parse import quote
 
+from swapd.core import config_notify
 from swapd.core.config import Config, ModelConfig
 from swapd.core.errors import Problem
 from swapd.core.events import Event, OpDone, OpFailed, WorkerExited, WorkerHung
@@ -28,8 +29,10 @@ _SECRET_NAME: Final = re.compile(
 
 
 def secrets_of(config: Config) -> set[str]:
-    """Those of all its models."""
-    return {secret for model in config.models.values() for secret in secrets_of_model(model)}
+    """Those of all its models, and of those whom events are told to."""
+    of_models = {secret for model in config.models.values() for secret in secrets_of_model(model)}
+    of_commands = {secret for notify in config.notify.values() for secret in _in_command(notify.command)}
+    return of_models.union(of_commands, config_notify.secrets_of(config))
 
 
 def secrets_of_model(model: ModelConfig) -> set[str]:

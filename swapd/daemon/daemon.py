@@ -31,6 +31,7 @@ from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.liveness import Liveness
 from swapd.daemon.loop import Loop
 from swapd.daemon.metrics import Metrics
+from swapd.daemon.notices import Notices
 from swapd.daemon.reading import Reading
 from swapd.daemon.records import Records
 from swapd.daemon.reload import Reload
@@ -99,6 +100,8 @@ class Daemon:
         self.listeners = bind_all(config, self.keeper.given, kept, lent)
         self.closing = Closing(config, self.listeners, self.keeper.given.values())
 
+        self.notices = Notices(config, lambda: self.loop.redactor)
+        stack.push_async_callback(self.notices.close)
         self.devices = Devices(config.devices, self.workers, lambda: self.loop.state, self.publish)
         self.knowledge = Knowledge(config, self.journal, self.devices)
         self.executor = Executor(
@@ -106,7 +109,7 @@ class Daemon:
         )
         self.loop = Loop(state, self.records, self.executor, self.publish, Redactor(secrets_of(config)))
         self.executor.loop = self.knowledge.loop = self.loop
-        self.metrics = Metrics(self.loop, self.workers, self.devices, self.knowledge)
+        self.metrics = Metrics(self.loop, self.workers, self.devices, self.knowledge, self.notices)
         self.reading = Reading(self.loop, self.workers, self.devices, self.knowledge, self.journal)
         self.api = Api(self.loop, self.reading, self.knowledge, self.journal, self.stop)
         self.api.contracts = self.executor.contracts
@@ -173,6 +176,7 @@ class Daemon:
         """Go by a new configuration from now on."""
         self.config = self.executor.config = self.knowledge.config = self.workers.config = config
         self.closing.configure(config)
+        self.notices.configure(config)
         self.loop.redactor = self.loop.redactor.also(secrets_of(config))  # workers of before live on, and so do logs
         logging.getLogger().setLevel(config.daemon.log_level.upper())
 
@@ -183,6 +187,7 @@ class Daemon:
 
     def publish(self, event: str, body: Mapping[str, Any]) -> None:
         self.control.publish(event, body)
+        self.notices.hear(event, body)
         self.restart.stirred.set()
         self.reading.hear(event)
         if event == "service.removed":

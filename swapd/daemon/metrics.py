@@ -23,6 +23,7 @@ from swapd.daemon.devices import Devices
 from swapd.daemon.knowledge import Knowledge
 from swapd.daemon.live import Live
 from swapd.daemon.loop import Loop
+from swapd.daemon.notices import Notices
 from swapd.daemon.workers import Workers
 from swapd.host import listeners
 from swapd.host.clock import wall_s as now
@@ -36,12 +37,13 @@ BIND_AGAIN_S: Final = 5.0
 
 
 class Metrics:
-    def __init__(self, loop: Loop, workers: Workers, devices: Devices, knowledge: Knowledge) -> None:
+    def __init__(self, loop: Loop, workers: Workers, devices: Devices, knowledge: Knowledge, notices: Notices) -> None:
         self.meter = Meter()
         self._loop = loop
         self._workers = workers
         self._devices = devices
         self._knowledge = knowledge
+        self._notices = notices
         self._started_at = now()
         self._told: dict[str, str] = {}  # of gates whose windows could not be read
         self._threads = ThreadPoolExecutor(1, "metrics")  # to write the text: one scrape at a time, off the loop
@@ -122,6 +124,10 @@ class Metrics:
         configured = {name: each.model for name, each in self._knowledge.config.services.items()}
         gauges.of_services(values, state, configured)
         gauges.of_devices(values, state, self._devices.latest())
+        for name, (counts, queued) in self._notices.figures().items():
+            values.set("swapd_notifications_queued", queued, notify=name)
+            for outcome in ("delivered", "failed", "dropped"):
+                values.count("swapd_notifications_total", counts.get(outcome, 0), notify=name, outcome=outcome)
         for service in state.services:
             fronts = [live[w.id] for w in state.workers_of(service.name) if w.id in live]
             told = (front.stats for front in fronts if front.kind is not Kind.ENGINE)

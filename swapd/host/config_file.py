@@ -18,7 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from swapd.core.config import Config, ConfigProblem, ModelConfig
+from swapd.core.config import Config, ConfigProblem, ModelConfig, NotifyConfig
+from swapd.core.config_notify import header_fault
 from swapd.core.config_parse import parse_tables
 from swapd.core.config_readers import kind_of, quoted, shown, variable_fault
 from swapd.core.engine_flags import LLAMA_SERVER
@@ -126,7 +127,8 @@ def _load(path: Path) -> tuple[Config | None, list[ConfigProblem]]:
     models = {
         name: _with_env_file(model, model_files.get(name, str(path)), problems) for name, model in config.models.items()
     }
-    return replace(config, models=models), problems
+    notify = {name: _with_headers(each, str(path), problems) for name, each in config.notify.items()}
+    return replace(config, models=models, notify=notify), problems
 
 
 def _read_toml(path: Path, problems: list[ConfigProblem]) -> dict[str, Any] | None:
@@ -215,6 +217,25 @@ def _with_env_file(model: ModelConfig, file: str, problems: list[ConfigProblem])
         ConfigProblem(file, key, f"{each.file}{each.key and ', ' + each.key}: {each.message}") for each in found
     ]
     return replace(model, env_file_values=values)
+
+
+def _with_headers(notify: NotifyConfig, file: str, problems: list[ConfigProblem]) -> NotifyConfig:
+    """`Name: value` lines; blank lines and those beginning with # are skipped."""
+    if notify.headers_file is None:
+        return notify
+    path, headers, found = Path(notify.headers_file), dict[str, str](), list[ConfigProblem]()
+    text, mode = _read_text(path, found, "create it, and chmod 600 it, or leave headers_file out") or ("", 0)
+    faults = [f"{each.file}: {each.message}" for each in found]
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        faults.append(f"{path}: can be read or written by every user, and it is for secrets: chmod 600 {path}")
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            name, colon, value = (part.strip() for part in line.partition(":"))
+            if fault := header_fault(name if colon else "", value):
+                faults.append(f"{path}, line {number}: {fault}")
+            headers[name] = value
+    problems += [ConfigProblem(file, f"notify.{quoted(notify.name)}.headers_file", fault) for fault in faults]
+    return replace(notify, headers_file_values=headers)
 
 
 def _parse_env_file(path: Path, problems: list[ConfigProblem]) -> dict[str, str]:

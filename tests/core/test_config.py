@@ -17,6 +17,7 @@ from swapd.core.config import (
     GoldenConfig,
     LivenessConfig,
     ModelConfig,
+    NotifyConfig,
     ProbeConfig,
     ReadyConfig,
     RequestConfig,
@@ -187,10 +188,11 @@ def test_every_field_has_a_key_and_every_key_a_field():
         "services": ServiceConfig,
         "strategies": StrategyConfig,
         "shadow": Shadow,
+        "notify": NotifyConfig,
     }
     assert owners.keys() == config_keys.SECTIONS.keys()
     # From the table's name, the file, and the key json.
-    made = {"name", "env_file_values", "json_contains"}
+    made = {"name", "env_file_values", "headers_file_values", "json_contains"}
     for section, owner in owners.items():
         attributes = {key.attribute for key in config_keys.SECTIONS[section]}
         assert attributes == set(owner.__dataclass_fields__) - made, section

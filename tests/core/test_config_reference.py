@@ -55,6 +55,7 @@ def _named(tables: dict, section: str) -> set[str]:
         "contract": [model.get("contract", {}) for model in models],
         "warmup": [model.get("warmup", {}) for model in models],
         "probes": probes,
+        "notify": list(tables["notify"].values()),
         "golden": golden,
         "request": [probe["request"] for probe in probes],
         "expect": [each.get("expect", {}) for each in [*probes, *golden]],

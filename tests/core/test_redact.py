@@ -77,11 +77,11 @@ def test_an_event_keeps_its_code_and_figures_and_loses_the_secret():
 )
 def test_a_variable_is_a_secret_by_a_word_of_its_name(name, secret):
     model = SimpleNamespace(env={name: "value-of-it"}, env_file_values={"ANY": "value-of-file"}, command=())
-    found = secrets_of(SimpleNamespace(models={"a": model}))
+    found = secrets_of(SimpleNamespace(models={"a": model}, notify={}))
     assert found == ({"value-of-it", "value-of-file"} if secret else {"value-of-file"})
 
 
 def test_an_option_of_a_command_is_a_secret_by_a_word_of_its_name():
     command = ("serve", "--api-key", "one", "--hf-token=two", "--max-tokens", "20", "--ssl-keyfile=f", "--key")
     model = SimpleNamespace(env={}, env_file_values={}, command=command)
-    assert secrets_of(SimpleNamespace(models={"a": model})) == {"one", "two", ""}
+    assert secrets_of(SimpleNamespace(models={"a": model}, notify={})) == {"one", "two", ""}
