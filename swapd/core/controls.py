@@ -9,6 +9,7 @@ from swapd.core import errors, events, recovery
 from swapd.core.delivery import Pause
 from swapd.core.draft import Draft
 from swapd.core.errors import Problem
+from swapd.core.evidence import Outcome
 from swapd.core.model import Service, Swap
 from swapd.core.stages import go_on, next_stage, pause, stage_of
 from swapd.core.states import Phase
@@ -84,8 +85,11 @@ def judged(d: Draft, event: events.Judged) -> None:
     swap = service.swap if service is not None else None
     if swap is None or swap.id != event.swap or swap.delivery is None:
         return
+    known = swap.finding
+    if swap.phase is Phase.PAUSED and known is not None and known.outcome is Outcome.FAIL:
+        return  # what has failed is not measured on
     stage = None if swap.phase is Phase.SOAKING else swap.stage
-    of_a_stage = swap.phase is Phase.PROGRESSING and swap.stage_at is not None
+    of_a_stage = swap.phase in (Phase.PROGRESSING, Phase.PAUSED) and swap.stage_at is not None
     if stage == event.stage and (swap.phase is Phase.SOAKING or of_a_stage):
         d.set_swap(event.service, finding=event.finding)
 

@@ -36,6 +36,8 @@ def split_for(d: Draft, service: Service, main: Worker) -> Split | None:
     candidate, stable = (d.worker_of(service.name, r.number) for r in (swap.target, swap.source))
     stage = stage_of(swap)
     if stage is not None and main == stable and candidate is not None and candidate.can_serve:
+        if swap.phase is Phase.PAUSED and swap.stage_at is None:
+            return _as_it_is(d, service, candidate)
         if stage.kind is StageKind.SHADOW:
             return Split(candidate.id, shadow=True, round=swap.round)
         return Split(candidate.id, stage.percent, round=swap.round)
@@ -45,16 +47,27 @@ def split_for(d: Draft, service: Service, main: Worker) -> Split | None:
     return None
 
 
+def _as_it_is(d: Draft, service: Service, candidate: Worker) -> Split | None:
+    """In a pause no stage begins; the share of the one before goes on."""
+    owner = d.owner_of(service.name)
+    split = owner.split if owner is not None else None
+    return split if split is not None and split.worker == candidate.id else None
+
+
 def proceed(d: Draft, name: str) -> None:
     """On to the next stage where this one has ended; what follows a verdict."""
     service = d.services[name]
     swap = service.swap
-    if swap is None or swap.delivery is None or swap.phase not in (Phase.PREPARING, Phase.PROGRESSING):
+    if swap is None or swap.delivery is None or swap.phase not in (Phase.PREPARING, Phase.PROGRESSING, Phase.PAUSED):
         return
     stage, candidate = stage_of(swap), d.worker_of(name, swap.target.number)
     if stage is None or candidate is None or not candidate.can_serve:
         return
-    if not (_stable_serves(d, name, swap) or swap.delivery.rehearsal):
+    if swap.phase is Phase.PAUSED:
+        finding = swap.finding
+        if finding is not None and finding.outcome is Outcome.FAIL and swap.delivery.on_fail is Then.ABORT:
+            _abort(d, name, stage, finding.text)
+    elif not (_stable_serves(d, name, swap) or swap.delivery.rehearsal):
         why = f"nobody else answers the clients, and {swap.target.model} has answered its probes"
         _end_stage(d, name, "canceled", why)
         d.set_swap(name, stage=len(swap.delivery.stages))
@@ -76,11 +89,15 @@ def _take_turn(d: Draft, name: str, swap: Swap, delivery: Delivery, stage: Stage
     elif now.then is Then.PAUSE:
         pause(d, name, Pause(d.at, now.why))
     elif now.then is Then.ABORT:
-        _end_stage(d, name, "failed", now.why)
-        d.fail_swap(name, Problem(errors.ANALYSIS_FAILED, f"{stage.name}: {now.why}"), (), Phase.FAILED)
-        d.end_candidate(name)
+        _abort(d, name, stage, now.why)
     elif now.look_at is not None:
         d.wake_at(name, now.look_at)
+
+
+def _abort(d: Draft, name: str, stage: Stage, why: str) -> None:
+    _end_stage(d, name, "failed", why)
+    d.fail_swap(name, Problem(errors.ANALYSIS_FAILED, f"{stage.name}: {why}"), (), Phase.FAILED)
+    d.end_candidate(name)
 
 
 def begin_stage(d: Draft, name: str, split: Split | None) -> None:
@@ -144,7 +161,7 @@ def go_on(d: Draft, name: str) -> None:
     since, paused, finding = swap.stage_at, swap.paused, swap.finding
     failed = finding is not None and finding.outcome is Outcome.FAIL
     if since is not None:
-        since = since + d.at - paused.at if paused.actor else d.at
+        since = since + d.at - max(since, paused.at) if paused.actor else d.at
     phase = Phase.PREPARING if swap.stage == 0 and since is None else Phase.PROGRESSING
     d.set_phase(name, phase, paused=None, stage_at=since, reason=f"{swap.target.model} is on its way")
     if not paused.actor:

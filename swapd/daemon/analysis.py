@@ -91,12 +91,14 @@ DEFAULT_URL: Final = "http://127.0.0.1:9090"
 
 
 def is_judged(swap: Swap) -> bool:
-    """Its candidate answers clients, or gets copies. In a soak only by rules: nobody asked for more."""
+    """Its candidate answers clients, or gets copies: in a pause as well. In a soak only by rules: nobody asked for
+    more."""
     if swap.delivery is None or swap.source is None:
         return False
     if swap.phase is Phase.SOAKING:
         return bool(swap.delivery.rules) and not _has_failed(swap)
-    return swap.phase is Phase.PROGRESSING and swap.stage_at is not None and stage_of(swap) is not None
+    under_way = swap.phase is Phase.PROGRESSING or (swap.phase is Phase.PAUSED and not _has_failed(swap))
+    return under_way and swap.stage_at is not None and stage_of(swap) is not None
 
 
 def _has_failed(swap: Swap) -> bool:
@@ -123,7 +125,7 @@ def evidence_of(swap: Swap, stats: Mapping[str, Any], at: float, values: Mapping
         before=_window(before.get("revisions", {}), swap.source.number) if before is not None else None,
         values=values,
         elapsed_s=elapsed_s if stage is not None else float(windows.get("since", 0.0)),
-        last_look=stage is not None and elapsed_s >= stage.at_most_s,
+        last_look=stage is not None and swap.phase is not Phase.PAUSED and elapsed_s >= stage.at_most_s,
         min_requests=swap.delivery.min_requests,
     )
 

@@ -378,3 +378,49 @@ def test_a_gate_that_dies_in_a_stage_sends_nobody_to_the_candidate_and_the_stage
     assert gate(host).split == Split(worker_of(host, 2).id, 5)
     assert (swap(host).phase, swap(host).stage_at, swap(host).finding) == (Phase.PROGRESSING, host.now, None)
     assert steps(host) == [("canary 5%", "canceled"), ("canary 5%", "running")]
+
+
+@pytest.mark.parametrize(("then", "ends"), [(Then.ABORT, True), (Then.PAUSE, False)])
+def test_in_a_pause_a_candidate_that_fails_is_taken_back(then, ends):
+    host = swapping(Delivery("canary", (HALF,), rules=RULES, on_fail=then))
+    host.send(events.PauseRequested(host.now, "chat", "ana"))
+    host.pass_time(3600)
+    judge(host, Outcome.FAIL, "400 of 900 failed")
+    if ends:
+        assert (swap(host), host.finished[-1].error.code) == (None, errors.ANALYSIS_FAILED)
+        assert host.answering("chat") == worker_of(host, 1).id
+        return
+    judge(host, Outcome.INCONCLUSIVE)
+    host.send(events.Resumed(host.now, "chat", "ana"))
+    host.settle(until_idle=False)
+    assert (swap(host).round, gate(host).split.round) == (1, 1)
+
+
+def test_in_a_pause_no_stage_begins():
+    host = Host(total=24 * GIB)
+    host.add("chat", "a")
+    host.settle(until_idle=False)
+    ask(host, "b", Delivery("canary", (SLICE,), rules=RULES))
+    host.send(events.PauseRequested(host.now, "chat", "ana"))
+    host.pass_time(10)
+    host.settle(until_idle=False)
+    assert (gate(host).split, swap(host).stage_at) == (None, None)
+    host.pass_time(10)
+    host.send(events.Resumed(host.now, "chat", "ana"))
+    host.settle(until_idle=False)
+    assert (gate(host).split, swap(host).stage_at) == (Split(worker_of(host, 2).id, 5), host.now)
+
+
+def test_a_table_that_comes_into_force_in_a_pause_counts_from_its_end():
+    host = Host(total=24 * GIB)
+    host.add("chat", "a")
+    host.settle(until_idle=False)
+    ask(host, "b", Delivery("canary", (SLICE,), rules=RULES))
+    while not any(run.op.split for run in host.pending.values()):
+        host.finish(next(iter(host.pending)))
+    host.send(events.PauseRequested(host.now, "chat", "ana"))
+    host.pass_time(10)
+    host.settle(until_idle=False)
+    host.pass_time(100)
+    host.send(events.Resumed(host.now, "chat", "ana"))
+    assert swap(host).stage_at == host.now

@@ -21,6 +21,11 @@ time = "2s"
 compare = "label"
 concurrency = 4
 noise = "50%"
+[strategies.by-hand]
+kind = "canary"
+steps = [50]
+step_time = "0s"
+ends = "manual"
 """
 PATIENCE_S = 120.0
 
@@ -132,4 +137,11 @@ def test_a_model_that_gets_worse_in_its_soak_is_sent_back_by_itself(env, rule):
     assert rule in record["reason"]
     assert record["cutover_ms"] is not None
     assert record["return_cutover_ms"] is not None
+    assert serving == {"a"}
+
+
+def test_a_model_that_gets_worse_while_its_swap_waits_for_somebody_is_sent_back():
+    record, serving, _ = deliver("by-hand", ("Succeeded", "Failed", "Canceled"), ERROR_EVERY="5", ERROR_AFTER="100")
+    assert (record["phase"], record["error"]["code"]) == ("Failed", "ANALYSIS_FAILED"), record["reason"]
+    assert "error_rate" in record["reason"]
     assert serving == {"a"}
