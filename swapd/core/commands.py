@@ -145,6 +145,10 @@ def plan(state: State, event: events.SwapRequested) -> placement.Placement | Pro
             f" wait for it (swapd-cli wait {service.name}) or cancel it (swapd-cli cancel {service.name})."
         )
         return Problem(errors.SWAP_IN_PROGRESS, text, {"swap": swap.id, "phase": swap.phase.value})
+    if event.delivery is not None and event.delivery.rehearsal:
+        refusal = _no_rehearsal(state, service)
+        if refusal is not None:
+            return refusal
     stable = service.revision(service.stable)
     if stable is not None and stable.same_content(event.candidate) and not event.again:
         text = (
@@ -164,6 +168,21 @@ def plan(state: State, event: events.SwapRequested) -> placement.Placement | Pro
     if isinstance(placed, Problem) or placed.strategy is not Strategy.IN_PLACE or not event.measurement.host_note:
         return placed
     return replace(placed, why=f"{placed.why}; {event.measurement.host_note}")
+
+
+def _no_rehearsal(state: State, service: Service) -> Problem | None:
+    """It changes nothing: neither who serves, nor that the way back from a soak is open."""
+    if service.swap is not None:
+        text = (
+            f"Swap {service.swap.id} of {service.name} to {service.swap.target.model} is in its soak, which a rehearsal"
+            f" would end: wait until it has ended (swapd-cli wait {service.name}), or end it (swapd-cli promote"
+            f" {service.name} --full)."
+        )
+        return Problem(errors.SWAP_IN_PROGRESS, text, {"swap": service.swap.id, "phase": service.swap.phase.value})
+    if not any(w.revision == service.stable and w.can_serve for w in state.workers_of(service.name)):
+        text = f"Nothing serves {service.name} now, so that there is nothing to rehearse beside."
+        return Problem(errors.NOT_POSSIBLE_NOW, text)
+    return None
 
 
 def breaks(event: events.SwapRequested) -> tuple[contract.Difference, ...]:

@@ -25,9 +25,12 @@ ROLLBACK: Final = "rollback"
 def possible(swap: Swap) -> tuple[str, ...]:
     """The controls that make sense where it stands."""
     in_stages = swap.delivery is not None and stage_of(swap) is not None
+    unproved = swap.delivery is not None and swap.delivery.rehearsal and swap.stage_at is None
     match swap.phase:
         case Phase.PREPARING:
-            return (PAUSE, *((PROMOTE_FULL,) if in_stages else ()), CANCEL)
+            return (PAUSE, *((PROMOTE_FULL,) if in_stages and not unproved else ()), CANCEL)
+        case Phase.PAUSED if unproved:
+            return (RESUME, CANCEL)  # a rehearsal that ends well has at least begun
         case Phase.PROGRESSING if in_stages:
             return (PAUSE, PROMOTE, PROMOTE_FULL, CANCEL)
         case Phase.PAUSED:

@@ -424,3 +424,37 @@ def test_a_table_that_comes_into_force_in_a_pause_counts_from_its_end():
     host.pass_time(100)
     host.send(events.Resumed(host.now, "chat", "ana"))
     assert swap(host).stage_at == host.now
+
+
+REHEARSAL = Delivery("rehearsal", (SHADOW,), rules=RULES, rehearsal=True)
+
+
+def test_without_anything_that_serves_there_is_no_rehearsal():
+    host = Host(total=24 * GIB)
+    host.add("chat", "a")
+    host.settle(until_idle=False)
+    host.exit(worker_of(host, 1).id)
+    refused = ask(host, "b", REHEARSAL)
+    assert refused.code == errors.NOT_POSSIBLE_NOW
+    host.settle(until_idle=False)
+    assert host.answering("chat") == worker_of(host, 1).id
+
+
+def test_a_rehearsal_ends_no_soak():
+    host = swapping(Delivery("canary", ()), soak_s=100)
+    assert ask(host, "a", REHEARSAL).code == errors.SWAP_IN_PROGRESS
+    assert swap(host).phase is Phase.SOAKING
+
+
+def test_a_rehearsal_that_has_not_begun_does_not_end_well():
+    host = Host(total=24 * GIB)
+    host.add("chat", "a")
+    host.settle(until_idle=False)
+    ask(host, "b", REHEARSAL)
+    assert possible(swap(host)) == ("pause", "cancel")
+    assert host.send(events.PromoteRequested(host.now, "chat", "ana", full=True)).code == errors.NOT_POSSIBLE_NOW
+    host.send(events.PauseRequested(host.now, "chat", "ana"))
+    assert host.send(events.PromoteRequested(host.now, "chat", "ana")).code == errors.NOT_POSSIBLE_NOW
+    host.send(events.Resumed(host.now, "chat", "ana"))
+    host.settle(until_idle=False)
+    assert possible(swap(host)) == ("pause", "promote", "promote --full", "cancel")
