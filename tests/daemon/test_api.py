@@ -80,7 +80,7 @@ def test_a_swap_is_refused_while_the_journal_cannot_be_written(world):
     ids=lambda changed: next(iter(changed)),
 )
 def test_a_gate_is_another_one_with_any_setting_that_it_is_started_with(changed):
-    config = SimpleNamespace(daemon=DaemonConfig())
+    config = SimpleNamespace(daemon=DaemonConfig(), strategies={})
     service = ServiceConfig(name="chat", listen=("127.0.0.1:8000",), model="a", front="gate")
     gate = service_settings(config, service).gate
     assert service_settings(config, replace(service, model="b", soak_s=1.0)).gate == gate
