@@ -7,8 +7,8 @@ import pytest
 from support.daemon_host import Crowd, Daemon, model, until
 
 SIGNALS = {"killed": signal.SIGKILL, "stopped": signal.SIGSTOP}
-SLOW = {"LOAD_S": "0.6", "READY_AFTER_S": "1.2", "PROBE_S": "0.4"}
-READY = '[models.b.ready]\npath = "/ready"\ntimeout = "3s"\n'
+SLOW = {"LOAD_S": "0.6", "READY_AFTER_S": "2.0", "PROBE_S": "0.4"}
+READY = '[models.b.ready]\npath = "/ready"\ntimeout = "5s"\n'
 MEMORY = {"dual": "100MiB", "in-place": "960MiB"}
 CODES = {"WORKER_EXITED", "NOT_READY", "PROBE_FAILED", "PROBE_TOO_SLOW", "HAND_OVER_FAILED", "TIMEOUT"}
 
