@@ -39,6 +39,7 @@ from swapd.daemon.peaks import Peaks
 from swapd.daemon.release import Release
 from swapd.daemon.staging import bring_files
 from swapd.daemon.transfers import HELLO, REQUEST_S, Transfers
+from swapd.daemon.work import course_of
 from swapd.daemon.workers import Workers
 from swapd.host.clock import wall_s as now
 from swapd.host.probes import run_probes, run_warmup, wait_ready
@@ -141,7 +142,8 @@ class Executor:
             before.cancel()  # what the worker was doing is void
             await asyncio.wait({before}, timeout=REQUEST_S)
         try:
-            result = checked(op, await self._guard.beside(effect, _METHODS[op.kind](self, effect)))
+            with course_of(swap_id=self._swap_of(op), service=op.service, worker=op.worker, op=op.kind.value):
+                result = checked(op, await self._guard.beside(effect, _METHODS[op.kind](self, effect)))
         except SwapdError as error:
             if self._will_be_told(op, error):
                 return
@@ -154,6 +156,11 @@ class Executor:
             self.loop.take(OpFailed(now(), op.id, problem))
         else:
             self.loop.take(OpDone(now(), op.id, result))
+
+    def _swap_of(self, op: Op) -> int | None:
+        """The swap that it is a step of."""
+        service = self.loop.state.service(op.service)
+        return service.swap.id if op.step is not None and service is not None and service.swap is not None else None
 
     def _failure(self, op: Op, problem: Problem) -> OpFailed:
         """With what the model's log says of it, where it may be the model's own. Blocks."""

@@ -18,6 +18,7 @@ import swapd
 from swapd.core.config import Config
 from swapd.core.errors import CONFIG_INVALID, JOURNAL_NEWER, SwapdError
 from swapd.daemon.daemon import Daemon
+from swapd.daemon.work import Formatter
 from swapd.host.config_file import check, load_config
 from swapd.host.journal import know_schema
 from swapd.host.journal_reader import JournalReader
@@ -102,7 +103,9 @@ def _raise_file_limit() -> None:
 def _set_up_logging(level: str) -> None:
     """One line an event on stderr; under systemd the journal adds the time."""
     stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    logging.basicConfig(level=level.upper(), format=f"{stamp}%(levelname).1s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter(f"{stamp}%(levelname).1s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 if __name__ == "__main__":
