@@ -1,46 +1,22 @@
 """The Prometheus endpoint of a real daemon: over swaps, a restart of the daemon, and an address that is taken."""
 
-import http.client
+import asyncio
+import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 
-from prometheus_client.parser import text_string_to_metric_families
+import pytest
 from support.daemon_host import Crowd, Daemon, free_port, model, server, until
+from support.scraped import Scraped
 
-from swapd.core.metrics import BY_NAME, METRICS
+from swapd.core.errors import SwapdError
+from swapd.core.metrics import BY_NAME, METRICS, SECONDS
+from swapd.host.prometheus import value_of
 
-
-class Scraped(Daemon):
-    """With an endpoint."""
-
-    def __init__(self, models, **more):
-        self.metrics_port = free_port()
-        super().__init__(models, daemon=f'metrics = "127.0.0.1:{self.metrics_port}"', **more)
-
-    def text(self):
-        connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=20)
-        try:
-            connection.request("GET", "/metrics")
-            return connection.getresponse().read().decode()
-        except ConnectionRefusedError:
-            return ""
-        finally:
-            connection.close()
-
-    def scrape(self):
-        """{(sample's name, labels as sorted pairs): value}"""
-        families = text_string_to_metric_families(self.text())
-        return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
-
-    def value(self, name, **labels):
-        """The sum of what has these labels; None: there is no such series."""
-        wanted = {key: str(value) for key, value in labels.items()}.items()
-        found = [v for (sample, pairs), v in self.scrape().items() if sample == name and wanted <= dict(pairs).items()]
-        return sum(found) if found else None
-
-    def comes(self, goal, name, **labels):
-        until(lambda: self.value(name, **labels) == goal, what=f"{name} {labels} = {goal}")
+PROMETHEUS = shutil.which("prometheus")
 
 
 def base_names(scraped):
@@ -155,3 +131,34 @@ def test_it_can_be_a_unix_socket():
             sock.connect(str(path))
             sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
             assert sock.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed (Debian: prometheus)")
+def test_a_real_prometheus_scrapes_it(tmp_path):
+    with Scraped([server("a")]) as daemon:
+        for _ in range(5):
+            daemon.get("/")
+        daemon.comes(5, "swapd_requests_total")
+        target = {"job_name": "swapd", "static_configs": [{"targets": [f"127.0.0.1:{daemon.metrics_port}"]}]}
+        (tmp_path / "p.yml").write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": [target]}))
+        port = free_port()
+        told = [f"--config.file={tmp_path}/p.yml", f"--storage.tsdb.path={tmp_path}/data"]
+        with (tmp_path / "out").open("wb") as output:
+            process = subprocess.Popen(
+                [PROMETHEUS, *told, f"--web.listen-address=127.0.0.1:{port}"], stdout=output, stderr=output
+            )
+        try:
+            until(lambda: asked(port, "up") == 1, what="a scrape that it takes")
+            until(lambda: asked(port, "sum(swapd_requests_total)") == 5, what="the count")
+            assert asked(port, "count(swapd_request_duration_seconds_bucket)") == len(SECONDS) + 1
+        finally:
+            process.kill()
+            process.wait()
+
+
+def asked(port, query):
+    """By swapd's own reader of a Prometheus."""
+    try:
+        return asyncio.run(value_of(f"http://127.0.0.1:{port}", query))
+    except SwapdError:
+        return None
