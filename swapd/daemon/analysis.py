@@ -37,14 +37,18 @@ class Analysis:
     def __init__(self, loop: Loop, workers: Workers) -> None:
         self._loop = loop
         self._workers = workers
-        self._values: dict[str, tuple[float, float | None]] = {}  # of queries, by the rule's text: when, and what
+        self._values: dict[tuple[str, str], tuple[float, float | None]] = {}  # by address and query: when, and what
+        self._asking: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def run(self) -> None:
-        while True:
-            for service in self._loop.state.services:
-                if (swap := service.swap) is not None and is_judged(swap):
-                    await self._look(service, swap)
-            await asyncio.sleep(LOOK_S)
+        try:
+            while True:
+                judged = [(s, s.swap) for s in self._loop.state.services if s.swap is not None and is_judged(s.swap)]
+                await asyncio.gather(*(self._look(service, swap) for service, swap in judged))
+                await asyncio.sleep(LOOK_S)
+        finally:
+            for task in self._asking.values():
+                task.cancel()
 
     async def _look(self, service: Service, swap: Swap) -> None:
         """A gate that does not answer is asked again; what it says that makes no sense is told in the log."""
@@ -54,7 +58,7 @@ class Analysis:
             return
         try:
             stats = await live.request("stats", {"windows": True}, deadline_s=STATS_S)
-            evidence = evidence_of(swap, stats, now(), await self._queried(swap.delivery))
+            evidence = evidence_of(swap, stats, now(), self._queried(swap, swap.delivery))
         except (SwapdError, ValueError) as error:
             log.warning("analysis.not_measured service=%s gate=%s why=%s", service.name, live.id, error)
             return
@@ -69,22 +73,30 @@ class Analysis:
         stage = None if swap.phase is Phase.SOAKING else swap.stage
         self._loop.take(Judged(at, swap.service, swap.id, stage, Finding(verdict.outcome, text, at)))
 
-    async def _queried(self, delivery: Delivery) -> dict[str, float | None]:
-        """Values of rules that ask a Prometheus. One that cannot be asked is not known: that fails nothing."""
+    def _queried(self, swap: Swap, delivery: Delivery) -> dict[str, float | None]:
+        """Values of rules that ask a Prometheus, which is asked beside the looks: they wait for nobody. One that cannot
+        be asked is not known, nor what was asked before the stage began: that fails nothing."""
         found: dict[str, float | None] = {}
         for rule in delivery.rules:
             if rule.metric is not Metric.QUERY:
                 continue
-            at, value = self._values.get(rule.text, (0.0, None))
-            if now() - at > QUERY_S:
-                try:
-                    value = await value_of(rule.url or DEFAULT_URL, rule.query)
-                except SwapdError as error:
-                    log.warning("analysis.query_failed rule=%r why=%s", rule.text, error.message)
-                    value = None
-                self._values[rule.text] = (now(), value)
-            found[rule.text] = value
+            key = (rule.url or DEFAULT_URL, rule.query)
+            at, value = self._values.get(key, (0.0, None))
+            is_old = at < (swap.stage_at or 0.0)
+            if key not in self._asking and (is_old or now() - at > QUERY_S):
+                self._asking[key] = asyncio.create_task(self._ask(key, rule.text))
+            found[rule.text] = None if is_old else value
         return found
+
+    async def _ask(self, key: tuple[str, str], rule: str) -> None:
+        at, value = now(), None
+        try:
+            value = await value_of(*key)
+        except SwapdError as error:
+            log.warning("analysis.query_failed rule=%r why=%s", rule, error.message)
+        finally:
+            self._values[key] = (at, value)
+            del self._asking[key]
 
 
 DEFAULT_URL: Final = "http://127.0.0.1:9090"

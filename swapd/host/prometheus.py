@@ -6,6 +6,7 @@ Source: https://prometheus.io/docs/prometheus/latest/querying/api/#instant-queri
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import math
 import urllib.error
@@ -36,12 +37,13 @@ async def value_of(url: str, query: str, *, deadline_s: float = DEADLINE_S) -> f
 def _ask(url: str, query: str, deadline_s: float) -> bytes:
     where = f"{url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
     try:
-        with urllib.request.urlopen(where, timeout=deadline_s) as answer:  # http or https: `core.rules` sees to that
+        try:
+            answer = urllib.request.urlopen(where, timeout=deadline_s)  # http or https: `core.rules` sees to that
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
             return bytes(answer.read(MAX_ANSWER_BYTES))
-    except urllib.error.HTTPError as error:
-        with error:
-            return bytes(error.read(MAX_ANSWER_BYTES))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the last: somebody else than a server of HTTP
         raise SwapdError(NOT_READY, f"{url} does not answer: {error}") from None
 
 

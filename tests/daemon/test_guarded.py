@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 import time
 
@@ -83,8 +84,8 @@ class Clients:
 ENDS = ("Soaking", "Failed", "Canceled", "Paused")
 
 
-def deliver(strategy="careful", phases=ENDS, **env):
-    with Daemon([judged("a"), judged("b", **env), GUARDED], service=f"rules = {RULES}\nsoak = '60s'") as daemon:
+def deliver(strategy="careful", phases=ENDS, rules=RULES, **env):
+    with Daemon([judged("a"), judged("b", **env), GUARDED], service=f"rules = {rules}\nsoak = '60s'") as daemon:
         daemon.patience_s = PATIENCE_S
         with Clients(daemon.port) as clients:
             until(lambda: len(clients.statuses) > 100, what="answers")
@@ -145,3 +146,25 @@ def test_a_model_that_gets_worse_while_its_swap_waits_for_somebody_is_sent_back(
     assert (record["phase"], record["error"]["code"]) == ("Failed", "ANALYSIS_FAILED"), record["reason"]
     assert "error_rate" in record["reason"]
     assert serving == {"a"}
+
+
+def test_a_query_that_no_prometheus_answers_keeps_no_other_rule_from_being_judged():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_greet, args=(listener,), daemon=True).start()
+        query = f'{{ query = "x", url = "http://127.0.0.1:{listener.getsockname()[1]}", is = "< 1" }}'
+        record, serving, _ = deliver(rules=f'[{query}, "error_rate < 1%"]', ERROR_EVERY="5")
+        listener.shutdown(socket.SHUT_RDWR)
+    assert (record["phase"], record["error"]["code"]) == ("Failed", "ANALYSIS_FAILED"), record["reason"]
+    assert "error_rate" in record["reason"]
+    assert serving == {"a"}
+
+
+def _greet(listener):
+    """As one that speaks another protocol."""
+    while True:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            return
+        with client:
+            client.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
