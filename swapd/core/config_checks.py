@@ -114,8 +114,10 @@ def _strategy(config: Config, service: ServiceConfig, path: str) -> Iterator[Fau
     elif service.strategy not in (*BUILT_IN[:-2], *config.strategies):
         cure = suggest(service.strategy, (*BUILT_IN[:-2], *config.strategies))
         yield f"{path}.strategy", f'there is no strategy "{service.strategy}": {cure}'
-    if service.protocol == "tcp" and (service.rules or service.session_key):
-        key = "rules" if service.rules else "session_key"
+    strategy = config.strategies.get(service.strategy)
+    staged = (strategy.kind if strategy is not None else service.strategy) in ("canary", "shadow", "guarded")
+    if service.protocol == "tcp" and (service.rules or service.session_key or staged):
+        key = "rules" if service.rules else "session_key" if service.session_key else "strategy"
         yield f"{path}.{key}", 'needs requests to look at, and protocol = "tcp" has only bytes: leave it out'
 
 

@@ -125,9 +125,9 @@ class Api:
     ) -> dict[str, Any]:
         if not goes_back:
             await self.contracts.learn_incumbent(service)
-        request = await self._request(service, model, params, actor, again=again, rehearsal=rehearsal)
-        if goes_back:  # it has proved itself before
-            request = replace(request, goes_back=True, delivery=None)
+        request = await self._request(
+            service, model, params, actor, again=again, goes_back=goes_back, rehearsal=rehearsal
+        )
         return self._begin(request, model, params)
 
     async def restart(self, params: Params, actor: str) -> Any:
@@ -196,12 +196,14 @@ class Api:
         return _answer(self._loop.take(PromoteRequested(now(), service.name, actor, full, params.get("reason") or "")))
 
     def _strategy(
-        self, service: Service, params: Params, *, rehearsal: bool
+        self, service: Service, params: Params, *, goes_back: bool, rehearsal: bool
     ) -> tuple[Strategy | None, Delivery | None]:
         """Where the candidate shall stand, and how it shall prove itself. Raises BAD_REQUEST, SHUTTING_DOWN."""
         config = self._knowledge.config
         settings, asked = self._knowledge.service_config(service.name), params.get("strategy")
         chosen = strategies.block(config, asked or settings.strategy)
+        if goes_back:  # it has proved itself before, and need not stand beside what serves for that
+            return (None if chosen.kind in strategies.PLAIN else Strategy.AUTO), None
         if (steps := params.get("steps")) is not None:
             chosen = strategies.with_steps(chosen, steps)
         delivery = strategies.delivery(settings, chosen, rehearsal=rehearsal)
@@ -220,10 +222,11 @@ class Api:
         actor: str,
         *,
         again: bool = False,
+        goes_back: bool = False,
         rehearsal: bool = False,
     ) -> SwapRequested:
         """Everything measured that the decision needs, right before it."""
-        wish, delivery = self._strategy(service, params, rehearsal=rehearsal)
+        wish, delivery = self._strategy(service, params, goes_back=goes_back, rehearsal=rehearsal)
         stats = await self._reading.open_requests(service)
         candidate = await self._knowledge.revision(service.name, model)
         old, parks = self._knowledge.serving(service), can_park(self._loop.state, service)
@@ -249,6 +252,7 @@ class Api:
             incumbent=await self._knowledge.declared_of_stable(service),
             allow_name_mismatch=bool(params.get("allow_name_mismatch")),
             allow_breaking=bool(params.get("allow_breaking")),
+            goes_back=goes_back,
             delivery=delivery,
         )
 

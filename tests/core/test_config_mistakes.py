@@ -312,3 +312,14 @@ def test_a_model_that_spans_more_devices_than_its_service_may_use_is_a_mistake()
     [problem] = problems_of(changed(*spans, ((*CHAT, "devices"), ["gpu1"])))
     assert problem.key == "services.chat.devices"
     assert 'too few for "a", which spans 2: name as many, or write devices = "auto"' in problem.message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rules", ["p95 < 1s"]), ("session_key", "header:x-user"), ("strategy", "canary"), ("strategy", "careful")],
+)
+def test_what_needs_requests_is_a_mistake_where_there_are_only_bytes(key, value):
+    careful = (("strategies",), {"careful": {"kind": "shadow"}})
+    [problem] = problems_of(changed(careful, ((*CHAT, "protocol"), "tcp"), ((*CHAT, key), value)))
+    assert problem.key == f"services.chat.{key}"
+    assert "has only bytes" in problem.message

@@ -184,3 +184,12 @@ def test_controls_without_sense_and_strategies_that_are_not_there_are_refused(da
     with pytest.raises(Refused) as refused:
         swapping(daemon, steps="50,5")
     assert refused.value.message == "steps: must grow from one step to the next: write them like 5, 25, 50"
+
+
+def test_a_rollback_needs_no_stage_and_no_place_beside_what_serves():
+    big = [model("a", memory="960MiB"), model("b", memory="960MiB"), CANARY]
+    with Daemon(big, service='strategy = "quick"\nsoak = "0s"') as daemon:
+        record = daemon.wait(swapping(daemon, strategy="in-place")["id"], ("Succeeded", "Failed"))
+        assert record["phase"] == "Succeeded", record["reason"]
+        record = daemon.wait(daemon.call("rollback", service="chat")["id"], ("Succeeded", "Failed"))
+        assert (record["phase"], record["strategy"], daemon.model()) == ("Succeeded", "in-place", "a")
