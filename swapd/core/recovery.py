@@ -37,6 +37,7 @@ from swapd.core.errors import Problem
 from swapd.core.events import Kept, Observed, OpDone, OpFailed, WorkerExited
 from swapd.core.model import Kind, Op, OpKind, Revision, Service, Swap, Worker
 from swapd.core.routing import next_epoch
+from swapd.core.stages import stage_of
 from swapd.core.states import FORWARD, Phase, WorkerState
 from swapd.core.transfers import served
 
@@ -96,7 +97,11 @@ def note_settled(d: Draft) -> None:
 
 
 def _is_under_way(service: Service) -> bool:
-    return service.swap is not None and service.swap.phase is not Phase.SOAKING
+    """In a stage that has begun it rests, as in a soak: the gate goes on by itself, perhaps for hours."""
+    swap = service.swap
+    if swap is None or swap.phase is Phase.SOAKING:
+        return False
+    return swap.stage_at is None or stage_of(swap) is None
 
 
 # --- one service -----------------------------------------------------------------------------------------------

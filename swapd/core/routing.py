@@ -14,7 +14,7 @@ from swapd.core.crash_loop import crash_loops
 from swapd.core.delivery import Split
 from swapd.core.draft import Draft
 from swapd.core.model import RESTORE, Kind, OpKind, Revision, Service, Worker
-from swapd.core.stages import split_for
+from swapd.core.stages import begin_stage, split_for
 from swapd.core.states import FORWARD, Phase, WorkerState
 
 
@@ -77,6 +77,8 @@ def _serve_by(d: Draft, service: Service, worker: Worker, step: str | None) -> N
             if split is not None:
                 _progress(d, service, "the candidate proves itself on requests of clients")
             _point(d, service, owner, worker.id, None, split=split)
+        elif service.swap is not None and service.swap.phase is not Phase.PAUSED:
+            begin_stage(d, service.name, split)  # by a table that an older journal has nothing of
         return
     front: Worker | None = worker
     if service.gated(worker.kind):

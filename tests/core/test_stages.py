@@ -1,5 +1,7 @@
 """A swap whose candidate proves itself in stages: who answers meanwhile, what follows a verdict, what operators may."""
 
+from dataclasses import replace
+
 import pytest
 from support.rollout_host import GIB, Host
 
@@ -458,3 +460,30 @@ def test_a_rehearsal_that_has_not_begun_does_not_end_well():
     host.send(events.Resumed(host.now, "chat", "ana"))
     host.settle(until_idle=False)
     assert possible(swap(host)) == ("pause", "promote", "promote --full", "cancel")
+
+
+def test_daemons_that_are_killed_in_a_long_stage_do_not_end_it():
+    host = swapping(Delivery("canary", (SLICE,), rules=RULES))
+    service = host.state.service("chat")
+    for _ in range(6):
+        seen = [
+            events.Observed(
+                w.id, w.state, service.owner == w.id, service.epoch, service.epoch, w.points_to, w.split,
+                service="chat", kind=w.kind, revision=service.revision(w.revision),
+            )
+            for w in host.state.workers
+        ]  # fmt: skip
+        host.send(events.Recovered(host.now, (), (), tuple(seen)))
+        host.settle(until_idle=False)
+    service = host.state.service("chat")
+    assert (service.paused, service.swap.phase) == (None, Phase.PROGRESSING)
+    assert gate(host).split == Split(worker_of(host, 2).id, 5)
+
+
+def test_a_table_that_the_journal_has_missed_begins_its_stage():
+    host = swapping(Delivery("canary", (SLICE,), rules=RULES))
+    service = host.state.service("chat")
+    host.state = replace(host.state, services=(replace(service, swap=replace(service.swap, stage_at=None)),))
+    host.pass_time(1)
+    host.send(events.TimerFired(host.now, "chat"))
+    assert swap(host).stage_at == host.now
