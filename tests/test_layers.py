@@ -12,6 +12,7 @@ SOLE = {
     "sqlite3": ("host/journal.py", "host/journal_reader.py"),
     "sdnotify": ("host/service_manager.py",),
     "h11": ("host/probes.py",),
+    "prometheus_client": ("host/metrics.py",),
     "psutil": ("host/host_memory.py", "host/listeners.py", "host/processes", "host/nvml"),
     "rich": ("cli",),
     "uvicorn": ("front", "worker"),
