@@ -25,7 +25,9 @@ def table(
         return params
     params["routes"] = [dict(main)]
     if service.session_key is not None:  # also where nobody shares: who has come here is known when somebody does
-        params |= {"session_key": service.session_key, "keep_sessions_s": max(MIN_KEEP_S, service.soak_s)}
+        params["session_key"] = service.session_key
+        if op.split is not None and op.split.sessions:  # in stages a growing share takes those that were here before
+            params["keep_sessions_s"] = max(MIN_KEEP_S, service.soak_s)
     if op.split is None or delivery is None:
         return params
     params["label"] = op.split.label

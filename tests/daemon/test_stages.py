@@ -1,5 +1,6 @@
 """Swaps whose candidate proves itself on clients' requests, with real servers, real gates and clients that count."""
 
+import json
 import os
 import signal
 from collections import Counter
@@ -193,3 +194,20 @@ def test_a_rollback_needs_no_stage_and_no_place_beside_what_serves():
         assert record["phase"] == "Succeeded", record["reason"]
         record = daemon.wait(daemon.call("rollback", service="chat")["id"], ("Succeeded", "Failed"))
         assert (record["phase"], record["strategy"], daemon.model()) == ("Succeeded", "in-place", "a")
+
+
+def test_a_canary_gets_its_share_of_the_sessions_that_were_there_before_it_and_the_soak_keeps_the_rest():
+    def whose():
+        asked = {n: daemon.get("/", method="POST", body=json.dumps({"user": n})) for n in range(60)}
+        return {user: document["model"] for user, (_, _, document, _) in asked.items()}
+
+    with Daemon([server("a"), server("b"), CANARY], service='session_key = "json:/user"\nsoak = "60s"') as daemon:
+        assert set(whose().values()) == {"a"}
+        record = daemon.wait(swapping(daemon, strategy="by-hand")["id"], ("Paused",))
+        shared = whose()
+        assert 4 <= Counter(shared.values())["b"] <= 28  # a quarter of 60, by their places
+        assert whose() == shared
+        daemon.call("promote", service="chat")
+        daemon.wait(record["id"], ("Soaking",))
+        assert whose() == shared
+        assert daemon.model() == "b"
