@@ -47,7 +47,8 @@ def test_a_candidate_that_ends_while_it_is_made_ready_touches_nobody(strategy, s
         swap = daemon.call("swap", service="chat", to="b")
         os.kill(candidate_at(daemon, swap["id"], step), SIGNALS[how])
         record = daemon.wait(swap["id"])
-        assert record["error"]["step"] in ((step, "confirm", "load") if step == "spawn" else (step,)), "that one is short"
+        steps = ("spawn", "confirm", "load") if step == "spawn" else (step,)  # that one is short
+        assert record["error"]["step"] in steps
         assert_back(daemon, record, crowd, strategy, kept=pid if strategy == "dual" or step == "spawn" else None)
 
 
