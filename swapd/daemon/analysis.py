@@ -62,6 +62,9 @@ class Analysis:
         except (SwapdError, ValueError) as error:
             log.warning("analysis.not_measured service=%s gate=%s why=%s", service.name, live.id, error)
             return
+        except Exception:  # a bug of ours: other swaps are judged, and this one stays inconclusive
+            log.exception("analysis.bug service=%s", service.name)
+            return
         if evidence is not None:
             self._tell(swap, judge(swap.delivery.rules, evidence))
 

@@ -196,13 +196,14 @@ class Api:
         return _answer(self._loop.take(PromoteRequested(now(), service.name, actor, full, params.get("reason") or "")))
 
     def _strategy(
-        self, service: Service, params: Params, *, goes_back: bool, rehearsal: bool
+        self, service: Service, params: Params, *, again: bool, goes_back: bool, rehearsal: bool
     ) -> tuple[Strategy | None, Delivery | None]:
         """Where the candidate shall stand, and how it shall prove itself. Raises BAD_REQUEST, SHUTTING_DOWN."""
         config = self._knowledge.config
         settings, asked = self._knowledge.service_config(service.name), params.get("strategy")
         chosen = strategies.block(config, asked or settings.strategy)
-        if goes_back:  # it has proved itself before, and need not stand beside what serves for that
+        proved = goes_back or (again and not asked and not rehearsal)
+        if proved:  # before, and it need not stand beside what serves for that
             return (None if chosen.kind in strategies.PLAIN else Strategy.AUTO), None
         if (steps := params.get("steps")) is not None:
             chosen = strategies.with_steps(chosen, steps)
@@ -226,7 +227,7 @@ class Api:
         rehearsal: bool = False,
     ) -> SwapRequested:
         """Everything measured that the decision needs, right before it."""
-        wish, delivery = self._strategy(service, params, goes_back=goes_back, rehearsal=rehearsal)
+        wish, delivery = self._strategy(service, params, again=again, goes_back=goes_back, rehearsal=rehearsal)
         stats = await self._reading.open_requests(service)
         candidate = await self._knowledge.revision(service.name, model)
         old, parks = self._knowledge.serving(service), can_park(self._loop.state, service)

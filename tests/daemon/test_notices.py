@@ -120,14 +120,12 @@ def test_a_program_is_told_and_what_it_leaves_is_ended_in_whatever_session_it_is
     got, pids = tmp_path / "got", tmp_path / "pids"
     program = tmp_path / "tell"
     program.write_text(
-        f"#!{sys.executable}\n"
         "import subprocess, sys\n"
         f"open({str(got)!r}, 'a').write(sys.stdin.read() + chr(10))\n"
         f"left = subprocess.Popen(['sleep', '600'], start_new_session={elsewhere})\n"
         f"open({str(pids)!r}, 'a').write(f'{{left.pid}} ')\n"
     )
-    program.chmod(0o755)
-    with daemon_with(block("script", ["service.healthy"], command=[str(program), "x"])):
+    with daemon_with(block("script", ["service.healthy"], command=[sys.executable, str(program), "x"])):
         until(got.exists, what="the event")
         told = json.loads(until(lambda: got.read_text(), what="its text").splitlines()[0])
         assert (told["event"], told["health"]) == ("service.health", "Healthy")

@@ -51,9 +51,9 @@ def test_where_the_other_has_just_died_the_first_answers_all_and_the_label_says_
 
 def test_sessions_are_known_before_anybody_shares_and_stay_with_the_old_one_after_the_cutover():
     before = made(service=KEYED)
-    assert (before.session_key.name, before.keep_sessions_s) == (b"x-user", 60.0)
+    assert (before.session_key.name, before.keep_sessions_s) == (b"x-user", 0.0), "they go by their place"
     found = made(Split("chat-1", sessions=True), main=NEW, other=OLD, service=KEYED)
-    assert shares(found) == [("chat-1", 0.0), ("chat-2", 100.0)]
+    assert (shares(found), found.keep_sessions_s) == ([("chat-1", 0.0), ("chat-2", 100.0)], 60.0)
     assert not any(route.match for route in found.routes), "nobody is sent to the old one by what it says"
 
 

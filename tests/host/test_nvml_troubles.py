@@ -229,6 +229,6 @@ def test_a_container_without_process_data_leaves_memory_known_and_says_who_is_no
 
 
 def test_of_many_foreign_processes_those_that_hold_most_are_named():
-    gpu = Gpu("GPU-0", compute=[(1000 + n, n * GIB) for n in range(40)])
+    gpu = Gpu("GPU-0", compute=[(1000 + n, n * GIB // 8) for n in range(40)])
     reading = read(Library(gpu))
     assert [pid for pid, _, _ in reading.foreign] == [1039 - n for n in range(MAX_FOREIGN)]
